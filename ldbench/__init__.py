@@ -1,0 +1,75 @@
+"""Trains CNNs with and without layer dropping and proves what it saves.
+
+Public names are loaded on first use, so that ``import ldbench`` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldbench.costs import CostTable as CostTable
+    from ldbench.dropping import Drop as Drop
+    from ldbench.dropping import LayerDropper as LayerDropper
+    from ldbench.errors import UserError as UserError
+    from ldbench.methods import Method as Method
+    from ldbench.methods import register_method as register_method
+    from ldbench.models import ModelSpec as ModelSpec
+    from ldbench.models import build_model as build_model
+    from ldbench.policies import FixedSchedule as FixedSchedule
+    from ldbench.policies import FreezeOut as FreezeOut
+    from ldbench.policies import LearnAndDrop as LearnAndDrop
+    from ldbench.policies import Observation as Observation
+    from ldbench.report import load_results as load_results
+    from ldbench.report import write_report as write_report
+    from ldbench.stages import split_stages as split_stages
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CostTable": "costs",
+    "Drop": "dropping",
+    "FixedSchedule": "policies",
+    "FreezeOut": "policies",
+    "LayerDropper": "dropping",
+    "LearnAndDrop": "policies",
+    "Method": "methods",
+    "ModelSpec": "models",
+    "Observation": "policies",
+    "UserError": "errors",
+    "build_model": "models",
+    "load_results": "report",
+    "register_method": "methods",
+    "split_stages": "stages",
+    "write_report": "report",
+}
+
+__all__ = [
+    "CostTable",
+    "Drop",
+    "FixedSchedule",
+    "FreezeOut",
+    "LayerDropper",
+    "LearnAndDrop",
+    "Method",
+    "ModelSpec",
+    "Observation",
+    "UserError",
+    "__version__",
+    "build_model",
+    "load_results",
+    "register_method",
+    "split_stages",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ldbench' has no attribute {name!r}")
+    return getattr(import_module(f"ldbench.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,175 @@
+"""The activation store: the output of the dropped stages for every training sample, read by sample index.
+
+A store lives on the device while it fits the budget, then in pinned host memory, then in a memory-mapped file. A sample is
+one flat row in its memory format; rows are padded so that wide loads stay aligned.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldbench.errors import UserError
+from ldbench.kernels import gather_rows, quantize_rows, row_stride
+
+Tier = Literal["device", "pinned", "disk"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+AUTO_SHARE = 0.5  # of what is free: the other half is for the live stages, the next store and other people
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@dataclass(frozen=True)
+class StoreBudget:
+    """Bytes a store may take in each tier. On a CPU "device" is the host's memory and there is no pinned tier."""
+
+    device: int
+    pinned: int
+    disk: int
+
+    def tier_for(self, size: int) -> Tier | None:
+        """The fastest tier that holds ``size`` bytes, or None."""
+        for tier in ("device", "pinned", "disk"):
+            if size <= getattr(self, tier):
+                return tier
+        return None
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "512MiB", "4GB", "1.5g" or a plain number. Raises ``UserError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] == "i":
+        raise UserError(f"cache budget {text!r} is no size: write bytes or a size such as 512MiB or 4GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def free_host_bytes() -> int:
+    """Memory the system could hand out now without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def resolve_budget(text: str | None, device: torch.device, folder: Path) -> StoreBudget:
+    """The budget ``--cache-budget`` asks for.
+
+    Args:
+        text: None for half of what is free in each tier; "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK" sizes.
+        device: where training runs.
+        folder: an existing folder on the disk that would hold a memory-mapped store.
+    """
+    host = int(free_host_bytes() * AUTO_SHARE)
+    on_gpu = device.type == "cuda"
+    auto = [
+        int(torch.cuda.mem_get_info(device)[0] * AUTO_SHARE) if on_gpu else host,
+        host if on_gpu else 0,
+        int(shutil.disk_usage(folder).free * AUTO_SHARE),
+    ]
+    parts = [parse_bytes(part) for part in text.split(",")] if text is not None else []
+    if len(parts) > 3:
+        raise UserError(f"cache budget {text!r} has more than three sizes (device, host, disk)")
+    sizes = parts + auto[len(parts) :]
+    return StoreBudget(sizes[0], sizes[1] if on_gpu else 0, sizes[2])
+
+
+def store_bytes(samples: int, shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a store of ``samples`` activations of ``shape`` (one sample), padding and int8 scales included."""
+    scales = 4 * shape[0] if dtype == "int8" else 0
+    torch_dtype = DTYPES[dtype]
+    return samples * (row_stride(math.prod(shape), torch_dtype) * torch_dtype.itemsize + scales)
+
+
+class ActivationStore:
+    """Activations of ``samples`` training samples.
+
+    Args:
+        samples: number of rows.
+        shape: one activation, (C, H, W) or (D,) or (T, D).
+        dtype: "fp32", "bf16", "fp16" or "int8" (with one scale per sample and channel).
+        tier: where the rows lie.
+        device: where minibatches are wanted.
+        channels_last: the memory format minibatches are wanted in.
+        folder: where a memory-mapped file is made; needed for the disk tier.
+    """
+
+    def __init__(
+        self, samples: int, shape: Sequence[int], dtype: str, tier: Tier, device: torch.device, *,
+        channels_last: bool = False, folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.samples, self.shape, self.dtype, self.tier = samples, tuple(shape), dtype, tier
+        self.device, self.channels_last = device, channels_last and len(self.shape) == 3
+        self.out_dtype = torch.float32
+        self._file: Path | None = None
+        stride = row_stride(math.prod(self.shape), DTYPES[dtype], pinned=tier == "pinned")
+        self.rows = self._allocate(stride, folder)
+        self.scales: Tensor | None = None
+        if dtype == "int8":
+            where = device if tier == "device" else torch.device("cpu")
+            self.scales = torch.zeros(samples, self.shape[0], dtype=torch.float32, device=where)
+
+    def _allocate(self, stride: int, folder: Path | None) -> Tensor:
+        size = (self.samples, stride)
+        torch_dtype = DTYPES[self.dtype]
+        if self.tier == "device":
+            return torch.zeros(size, dtype=torch_dtype, device=self.device)
+        if self.tier == "pinned":
+            return torch.zeros(size, dtype=torch_dtype, pin_memory=True)
+        handle, name = tempfile.mkstemp(prefix="store-", suffix=".bin", dir=folder)
+        self._file = Path(name)
+        try:  # claim the blocks now: a full disk is an error here, a bus error inside a memory map
+            os.posix_fallocate(handle, 0, max(1, math.prod(size) * torch_dtype.itemsize))
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(handle)
+        return torch.from_file(name, shared=True, size=math.prod(size), dtype=torch_dtype).view(size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, scales included."""
+        return self.rows.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def write(self, indices: Tensor, activations: Tensor) -> None:
+        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU)."""
+        self.out_dtype = activations.dtype
+        where = indices.to(self.rows.device)
+        if self.scales is not None:
+            rows, scales = quantize_rows(activations)
+            self.rows[where, : rows.shape[1]] = rows.to(self.rows.device)
+            self.scales[where] = scales.to(self.scales.device)
+            return
+        if self.channels_last:
+            activations = activations.permute(0, 2, 3, 1)
+        flat = activations.reshape(len(indices), -1)
+        self.rows[where, : flat.shape[1]] = flat.to(self.rows.device, self.rows.dtype)
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in."""
+        if self.tier == "device" and self.device.type == "cuda":
+            indices = indices.to(self.device, non_blocking=True)
+        batch = gather_rows(
+            self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
+        )
+        return batch.to(self.device, non_blocking=True)
+
+    def close(self) -> None:
+        """Free the rows; delete the file of the disk tier."""
+        self.rows = torch.empty(0)
+        self.scales = None
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None

@@ -1,0 +1,167 @@
+"""The command line: ``ldbench run | report``. Torch is imported only by what trains."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ldbench.errors import UserError
+
+if TYPE_CHECKING:
+    from ldbench.config import Experiment
+
+app = typer.Typer(
+    name="ldbench", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train CNNs with and without layer dropping and measure what it saves: time, energy, FLOPs and accuracy.",
+)  # fmt: skip
+
+# Typer carries Click inside or beside it, depending on its version; its own exceptions lead to the common base.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+Out = Annotated[Path | None, typer.Option(help="Results folder; finished cells in it are not run again.")]
+
+
+@app.command()
+def run(
+    experiment: Annotated[str | None, typer.Argument(help="TOML or JSON file, or a shipped suite by name.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="full, short, learn-and-drop, freeze, freezeout or schedule.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of full training.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per minibatch.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, constant or step.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, flip, crop or flip+crop.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    channels_last: Annotated[bool | None, typer.Option("--channels-last/--no-channels-last", help="Memory format of activations.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compile the live stages with torch.compile.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Training images, a subset balanced over the classes.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test images.")] = None,
+    val_size: Annotated[int | None, typer.Option(help="Validation images cut from the training images.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    width: Annotated[float | None, typer.Option(help="Channel multiplier of VGG and ResNet.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout probability of the head.")] = None,
+    eval_every: Annotated[str | None, typer.Option(help="Epochs between evaluations, or last.")] = None,
+    short_budgets: Annotated[str | None, typer.Option(help="Shares of full training for method short: 0.25,0.5,0.75.")] = None,
+    save_model: Annotated[str | None, typer.Option(help="none or final.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data sets.")] = None,
+    download: Annotated[bool | None, typer.Option("--download/--no-download", help="Fetch a data set that is missing.")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Activation store: fp32, bf16, fp16 or int8.")] = None,
+    cache_budget: Annotated[str | None, typer.Option(help="Store size allowed on device[,host[,disk]], such as 4GiB,16GiB.")] = None,
+    check_every: Annotated[int | None, typer.Option(help="Steps between two checks of the scores.")] = None,
+    cost_table: Annotated[str | None, typer.Option(help="Cost table (file or folder) of an earlier run to decide by.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Option of a method: learn-and-drop.patience=3.")] = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their cost, train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the table alone.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Train every cell of a grid (model x data set x method x seed), print the table and write the report.
+
+    Without an experiment file, a --model or a --dataset this is the quick start on the embedded digits.
+    """
+    options = {key: value for key, value in locals().items() if value is not None}
+    for own in ("experiment", "out", "dry_run", "quiet", "json_", "set_"):
+        options.pop(own, None)
+    chosen, name = _experiment(experiment, options, set_ or [])
+    from ldbench.commands import run_command
+
+    raise typer.Exit(run_command(chosen, out or Path("ldbench-results") / name, dry_run=dry_run, quiet=quiet, as_json=json_))
+
+
+def _experiment(source: str | None, options: dict[str, Any], settings: list[str]) -> tuple[Experiment, str]:
+    from ldbench.config import experiment_from_dict, read_experiment
+
+    if source is None and "model" not in options and "dataset" not in options:
+        source = "quickstart"
+    table = dict(read_experiment(source)) if source is not None else {}
+    table |= {key: _option(key, value) for key, value in options.items()}
+    policy = {name: dict(entry) for name, entry in table.get("policy", {}).items()} if settings else None
+    for setting in settings:
+        method, dot, rest = setting.partition(".")
+        key, equals, text = rest.partition("=")
+        if not dot or not equals:
+            raise UserError(f"--set {setting}: write METHOD.OPTION=VALUE, such as learn-and-drop.patience=3")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise UserError(f"--set {setting}: {text!r} is no TOML value (text needs quotes)") from None
+        assert policy is not None
+        policy.setdefault(method, {})[key] = value
+    if policy is not None:
+        table["policy"] = policy
+    name = Path(source).name.removesuffix(".toml").removesuffix(".json") if source else "run"
+    return experiment_from_dict(table, "experiment"), name
+
+
+def _option(key: str, value: Any) -> Any:
+    """Options that hold lists or either of two types arrive as text."""
+    if key not in ("seeds", "short_budgets", "eval_every"):
+        return value
+    kind = float if key == "short_budgets" else int
+    if key == "eval_every" and value == "last":
+        return value
+    try:
+        numbers = [kind(part) for part in value.split(",")]
+    except ValueError:
+        wanted = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}[key]
+        raise UserError(f"--{key.replace('_', '-')} {value!r} is not understood: write {wanted}") from None
+    if key == "short_budgets":
+        return numbers
+    if key == "seeds" and len(numbers) > 1:
+        return numbers
+    if key == "seeds" and not 0 < numbers[0] < 10_000:
+        raise UserError(f"--seeds {value}: at least one seed and fewer than 10,000 are needed")
+    if len(numbers) > 1:
+        raise UserError(f"--eval-every {value!r} is not understood: write a number or last")
+    return numbers[0]
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Print the table of a results folder and write its HTML page and CSV files."""
+    from ldbench.commands import report_command
+
+    raise typer.Exit(report_command(directory, as_json=json_))
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options of every command."""
+    del debug  # read in main, where errors end up
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for what the user can put right."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error), debug)
+    except UsageError as error:
+        code = _fail(error.format_message(), debug)
+    except (KeyboardInterrupt, typer.Abort):
+        print("ldbench: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"ldbench: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,111 @@
+"""What may be compared with what: methods by name, settings by what differs, and what spoils a comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+BETWEEN = " | "  # separates the warnings of a comparison
+COMPARISON = ["model", "dataset", "setting"]
+CONTROLS = ("full", "short")
+HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
+SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
+Record = dict[str, Any]
+Variant = tuple[str, float, str]
+
+
+def records_of(frame: pd.DataFrame) -> list[Record]:
+    """The rows of a table as dicts of plain Python values; faster than ``DataFrame.to_dict``."""
+    names = [str(name) for name in frame.columns]
+    columns = (frame.iloc[:, place].tolist() for place in range(len(names)))
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def method_labels(records: Iterable[Record]) -> dict[Variant, str]:
+    """Readable name per (method, budget or -1, policy): the budget of ``short``, the options where they differ."""
+    keys = {variant(record) for record in records}
+    policies: dict[str, set[str]] = defaultdict(set)
+    for method, _, policy in keys:
+        policies[method].add(policy)
+    labels = {}
+    for method, budget, policy in keys:
+        options = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(policy).items())) or "default options"
+        text = method if budget < 0 else f"{method} {budget:g}"
+        labels[method, budget, policy] = f"{text} ({options})" if len(policies[method]) > 1 else text
+    return labels
+
+
+def variant(record: Mapping[str, Any]) -> Variant:
+    """What makes cells of one comparison the same method: name, budget (-1 for none), policy options."""
+    budget = float(record["budget"])
+    return str(record["method"]), -1.0 if math.isnan(budget) else budget, str(record["policy"])
+
+
+def total_flops(record: Mapping[str, Any]) -> float:
+    """Forward and backward FLOPs executed in training, the method's own costs included."""
+    return float(record["forward_flops"]) + float(record["backward_flops"])
+
+
+def variant_order(name: Variant) -> tuple[int, str, float, str]:
+    """Sort key: the frontier by rising budget, full training at its end, then the methods."""
+    rank = {"short": 0, "full": 1, "learn-and-drop": 2}.get(name[0], 3)
+    return rank, *name
+
+
+def mixed_seeds(records: Sequence[Record]) -> set[int]:
+    """Seeds whose runs were not all timed on the same hardware."""
+    seen: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    for record in records:
+        if record["status"] == "finished":
+            seen[record["seed"]].add(tuple(str(record.get(f"environment_{key}")) for key in HARDWARE))
+    return {seed for seed, machines in seen.items() if len(machines) > 1}
+
+
+def comparison_warnings(records: list[Record], mixed: set[int], full: dict[int, Record], twice: list[str]) -> list[str]:
+    """What a reader must know before believing a comparison: mixed machines or data, broken or missing controls."""
+    notes = []
+    finished = [record for record in records if record["status"] == "finished"]
+    for kind, keys in (("hardware", HARDWARE), ("software", SOFTWARE)):
+        differing = []
+        for key in keys:
+            values = Counter(_said(record.get(f"environment_{key}")) for record in finished)
+            if len(values) > 1:
+                said = ", ".join(f"{value} ({count} runs)" for value, count in values.most_common(5))
+                differing.append(f"{key}: {said}")
+        if differing:
+            notes.append(f"mixed {kind} in one comparison: " + "; ".join(differing))
+    if mixed:
+        notes.append(f"times of {len(mixed)} seeds compare different machines and decide nothing")
+    if len({_said(record["data_fingerprint"]) for record in finished}) > 1:
+        notes.append("the runs of this comparison saw different data")
+    if any(record["at_chance"] for record in full.values()):
+        notes.append("full training ended at chance level in some runs: the recipe does not work here")
+    if finished and not full:
+        notes.append("no finished full run with this setting: nothing to compare with")
+    if twice:
+        notes.append(f"{len(twice)} cells repeat a seed of the same method and were not used, for instance {twice[0]}")
+    return [note.replace("|", "/") for note in notes]
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def setting_labels(keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+    """For each (model, dataset, setting) the options in which it differs from its siblings; "" where it has none."""
+    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for model, dataset, setting in keys:
+        siblings[model, dataset].append(setting)
+    names = {}
+    for (model, dataset), settings in siblings.items():
+        tables = {setting: json.loads(setting) for setting in settings}
+        options = sorted({option for table in tables.values() for option in table})
+        differing = [o for o in options if len({str(table.get(o)) for table in tables.values()}) > 1]
+        for setting, table in tables.items():
+            names[model, dataset, setting] = ", ".join(f"{option}={table.get(option)}" for option in differing)
+    return names

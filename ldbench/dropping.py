@@ -1,0 +1,378 @@
+"""Layer dropping for any training loop: ``LayerDropper`` feeds the loop, watches the parameters and drops stages."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget
+from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, measure_costs, synchronize
+from ldbench.data import derive_seed, sample_order
+from ldbench.feeds import as_feed
+from ldbench.flops import FlopLedger, count_stage_flops
+from ldbench.methods import Execution
+from ldbench.policies import LearnAndDrop, Observation, Policy
+from ldbench.scores import Scores, ScoreTracker
+from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One drop as the record tells it. ``cut`` counts the leading stages gone from now on."""
+
+    step: int
+    cut: int
+    reason: str
+    store_tier: str | None
+    store_bytes: int
+    store_dtype: str | None
+    build_seconds: float
+    predicted_saving_seconds: float
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Stands in for ``train`` on dropped modules: a later ``model.train()`` must not wake their BatchNorm or dropout."""
+    del mode
+    return module
+
+
+class LayerDropper:
+    """Trains on while leading stages leave the network.
+
+    Use it in a loop of your own::
+
+        dropper = LayerDropper(model, optimizer, (images, targets), batch_size=128, epochs=20)
+        for epoch in range(20):
+            for x, y, index in dropper:  # images, or cached activations once stages were dropped
+                ...  # loss = criterion(dropper(x), y); backward; optimizer.step()
+                dropper.step()
+
+    Evaluate and save ``model`` itself, which stays whole.
+
+    Args:
+        model: a network ``torch.fx`` can trace; it is on its device already.
+        optimizer: over the model's parameters; those of dropped stages leave it, state included.
+        data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a feed.
+        batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
+        epochs: length of the run; ``total_steps`` says it in steps instead.
+        policy: when to drop; ``LearnAndDrop()`` by default.
+        execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
+        seed: of the sample order and of dropout.
+        check_every: steps between two checks of the scores; 4 checks an epoch by default.
+        cache_dtype: "fp32", "bf16", "fp16" or "int8".
+        cache_budget: see ``resolve_budget``.
+        folder: where a memory-mapped store may lie; a temporary folder by default.
+        costs: a cost table measured before; measured on the spot when a drop is first considered otherwise.
+        autocast: gives the context the forward pass runs in.
+        augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
+        refresh_statistics: re-estimate BatchNorm statistics of the stages being dropped.
+        criterion: used to measure the cost table.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, *, batch_size: int, epochs: int | None = None,
+        total_steps: int | None = None, policy: Policy | None = None, execution: Execution = "store", seed: int = 0,
+        check_every: int | None = None, cache_dtype: str = "fp32", cache_budget: str | StoreBudget | None = None,
+        folder: Path | None = None, costs: CostTable | None = None, channels_last: bool = False, compile: bool = False,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext, augment: Any = None,
+        refresh_statistics: bool = True, criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer, self.execution = model, optimizer, execution
+        self.device = next(model.parameters()).device
+        self.feed = as_feed(data, self.device)
+        self.samples = len(self.feed)
+        self.batch_size = min(batch_size, self.samples)
+        self.steps_per_epoch = self.samples // self.batch_size
+        if total_steps is None and epochs is None:
+            raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
+        self.total_steps = total_steps if total_steps is not None else (epochs or 0) * self.steps_per_epoch
+        self.policy = policy if policy is not None else LearnAndDrop()
+        self.seed, self.check_every = seed, check_every or max(1, self.steps_per_epoch // 4)
+        self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
+        self.autocast, self.augment, self.criterion = autocast, augment, criterion
+        self.refresh_statistics, self.costs = refresh_statistics, costs
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="ldbench-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder = folder
+        self._budget = cache_budget
+
+        self.stages = split_stages(model)
+        self.stage_names = [str(stage.stage_name) for stage in self.stages]
+        self.legal = legal_cuts(self.stages)
+        self.stage_parameters = stage_parameters(self.stages)
+        self._random = [has_randomness(stage) for stage in self.stages]
+        self.tracker = ScoreTracker(self.stage_parameters) if self.policy.uses_scores else None
+        self.ledger: FlopLedger | None = None
+        self.store: ActivationStore | None = None
+        self._targets: Tensor | None = None
+        self.cut = self.step_count = self._epoch = 0
+        self.drops: list[Drop] = []
+        self.declined: list[dict[str, Any]] = []
+        self.checks: list[dict[str, Any]] = []
+        self.cache_build_seconds = self.scoring_seconds = self._summed_lr = 0.0
+        self.peak_store_bytes = 0
+        self._rebuild_live()
+
+    # --- what the loop calls -----------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The next epoch's minibatches, see ``loader``."""
+        self._epoch += 1
+        return self.loader(self._epoch - 1)
+
+    def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch."""
+        order = sample_order(self.samples, self.seed, epoch)
+        for start in range(first * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
+            indices = order[start : start + self.batch_size]
+            if self.store is None or self._targets is None:
+                draw = self.augment.draw(self.step_count, len(indices)) if self.augment is not None else None
+                yield (*self.feed.batch(indices, draw), indices)
+            else:
+                yield self.store.read(indices), self._targets[indices.to(self._targets.device)], indices
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The live stages' output for a minibatch of the loader."""
+        if self.execution == "freeze" and self.cut:
+            with torch.no_grad():
+                for stage in self.stages[: self.cut]:
+                    x = stage(x)
+        return self._live(x)  # type: ignore[no-any-return]
+
+    def step(self, samples: int | None = None) -> Drop | None:
+        """Call after ``optimizer.step()``: counts the step, checks the scores when due, drops what has stopped."""
+        if self.ledger is not None:
+            forward_from = 0 if self.execution == "freeze" else self.cut
+            self.ledger.add_step(samples or self.batch_size, self.cut, forward_from)
+        self.step_count += 1
+        self._summed_lr += float(self.optimizer.param_groups[0]["lr"])
+        if self.step_count % self.check_every or self.step_count >= self.total_steps:
+            return None
+        return self._check()
+
+    def count_flops(self, sample_shape: tuple[int, ...]) -> FlopLedger:
+        """Start counting executed FLOPs, for samples of ``sample_shape`` (C, H, W)."""
+        table = self.costs.flops if self.costs is not None else count_stage_flops(self.stages, sample_shape)
+        self.ledger = FlopLedger.empty(table)
+        return self.ledger
+
+    @property
+    def live_stages(self) -> int:
+        """Stages still in the training network."""
+        return len(self.stages) - self.cut
+
+    def close(self) -> None:
+        """Free the store and give the model back its ordinary behaviour (``train`` and ``requires_grad``)."""
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+        for stage in self.stages[: self.cut]:
+            for module in stage.modules():
+                module.__dict__.pop("train", None)
+            for parameter in stage.parameters():
+                parameter.requires_grad_(True)
+
+    # --- deciding ----------------------------------------------------------------------------------------------------
+
+    def _check(self) -> Drop | None:
+        synchronize(self.device)
+        began = time.perf_counter()
+        scores = self.tracker.check(self._summed_lr) if self.tracker is not None else Scores([], [])
+        self._summed_lr = 0.0
+        seen = Observation(
+            self.step_count, self.total_steps, self.cut, len(self.stages), scores.change, scores.continuation
+        )
+        stopped = self.policy.stopped(seen)
+        if self.tracker is not None:
+            self.checks.append({"step": self.step_count, "dropped": self.cut, **asdict(scores)})
+        self.scoring_seconds += time.perf_counter() - began
+        return self._consider(stopped) if stopped > self.cut else None
+
+    def _consider(self, stopped: int) -> Drop | None:
+        if not 0 <= stopped < len(self.stages):
+            raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
+        if self.execution == "freeze":
+            cut = max((c for c in range(self.cut, stopped + 1) if self.legal[c]), default=self.cut)
+            return self._drop(cut, "frozen", 0.0, None) if cut > self.cut else None
+        table = self._cost_table()
+        tier: Tier = self.store.tier if self.store is not None else "device"
+        plan = StorePlan(self.samples, self.cache_dtype, self._resolved_budget(), tier)
+        remaining = self.total_steps - self.step_count
+        choice = best_cut(table, plan, self.cut, stopped, remaining, self.legal, self.policy.exact)
+        if choice.cut == self.cut:
+            entry = {"step": self.step_count, "cut": stopped, "reason": choice.reason}
+            if not self.declined or self.declined[-1]["cut"] != stopped:
+                self.declined.append(entry)
+            return None
+        return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier)
+
+    def _cost_table(self) -> CostTable:
+        if self.costs is None:
+            indices = torch.arange(self.batch_size)
+            self.costs = measure_costs(
+                self.stages, self.stage_names, lambda: self.feed.batch(indices), self.optimizer, self.criterion,
+                device=self.device, folder=self.folder, cache_dtype=self.cache_dtype, autocast=self.autocast,
+            )  # fmt: skip
+        return self.costs
+
+    def _resolved_budget(self) -> StoreBudget:
+        if not isinstance(self._budget, StoreBudget):
+            self._budget = resolve_budget(self._budget, self.device, self.folder)
+        return self._budget
+
+    # --- dropping ----------------------------------------------------------------------------------------------------
+
+    def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop:
+        synchronize(self.device)
+        began = time.perf_counter()
+        if self.refresh_statistics:
+            self._refresh_statistics(cut)
+        store = self._build_store(cut, tier) if tier is not None else None
+        self._retire(cut)
+        if store is not None:
+            if self.store is not None:
+                self.store.close()
+            self.store = store
+            self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
+        self.cut = cut
+        if self.tracker is not None:
+            self.tracker.drop(cut)
+        self._rebuild_live()
+        synchronize(self.device)
+        seconds = time.perf_counter() - began
+        self.cache_build_seconds += seconds
+        size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
+        drop = Drop(self.step_count, cut, reason, store.tier if store else None, size, dtype, seconds, saving)
+        self.drops.append(drop)
+        return drop
+
+    def _source(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """What the stages from ``self.cut`` on read, unaugmented, with targets."""
+        if self.store is not None and self._targets is not None:
+            return self.store.read(indices), self._targets[indices.to(self._targets.device)]
+        x, y = self.feed.batch(indices)
+        for stage in self.stages[: self.cut]:
+            x = stage(x)
+        return x, y
+
+    @torch.no_grad()
+    def _refresh_statistics(self, cut: int) -> None:
+        """BatchNorm population statistics of the stages being dropped, as plain averages over up to 8,192 samples.
+
+        Training's running averages mix in older weights; the store is made with the statistics of the final ones.
+        """
+        segment = self.stages[self.cut : cut]
+        norms = [m for m in segment.modules() if getattr(m, "running_mean", None) is not None]
+        if not norms:
+            return
+        momenta = [m.momentum for m in norms]
+        segment.eval()
+        for module in norms:
+            module.reset_running_stats()  # type: ignore[operator]
+            module.momentum = None  # type: ignore[assignment]
+            module.train()
+        order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
+        for indices in order.split(self.batch_size):
+            if len(indices) == self.batch_size:
+                with self.autocast():
+                    segment(self._source(indices)[0])
+                self._count_forward(len(indices), cut)
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()
+
+    def _count_forward(self, samples: int, cut: int) -> None:
+        if self.ledger is not None:
+            self.ledger.add_forward(samples, 0 if self.execution == "freeze" else self.cut, cut)
+
+    @torch.no_grad()
+    def _build_store(self, cut: int, tier: Tier) -> ActivationStore:
+        """The output of the first ``cut`` stages for every sample, in evaluation mode, from what training reads now.
+
+        A tier that turns out to be full hands over to the next one.
+        """
+        try:
+            return self._fill_store(cut, tier)
+        except (torch.OutOfMemoryError, MemoryError, OSError):
+            following: dict[Tier, Tier] = {"device": "pinned", "pinned": "disk"}
+            if tier not in following:
+                raise
+            if self.device.type != "cuda":
+                return self._fill_store(cut, "disk")
+            torch.cuda.empty_cache()
+            return self._build_store(cut, following[tier])
+
+    def _fill_store(self, cut: int, tier: Tier) -> ActivationStore:
+        segment = self.stages[self.cut : cut].eval()
+        store: ActivationStore | None = None
+        targets = []
+        try:
+            for indices in torch.arange(self.samples).split(self.batch_size):
+                x, y = self._source(indices)
+                with self.autocast():
+                    x = segment(x)
+                if store is None:
+                    store = ActivationStore(
+                        self.samples, x.shape[1:], self.cache_dtype, tier, self.device,
+                        channels_last=self.channels_last, folder=self.folder,
+                    )  # fmt: skip
+                store.write(indices, x)
+                targets.append(y)
+                self._count_forward(len(indices), cut)
+        except BaseException:
+            if store is not None:
+                store.close()
+            raise
+        assert store is not None  # there is at least one sample
+        if self._targets is None:
+            self._targets = torch.cat(targets)
+        return store
+
+    def _retire(self, cut: int) -> None:
+        """Take the stages before ``cut`` out of training for good: gradients, optimizer entries and state, train mode."""
+        gone = {id(p): p for stage in self.stage_parameters[self.cut : cut] for p in stage}
+        for group in self.optimizer.param_groups:  # an emptied group stays: schedulers count the groups
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in gone.values():
+            self.optimizer.state.pop(parameter, None)
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        for stage in self.stages[self.cut : cut]:
+            stage.eval()
+            for module in stage.modules():
+                module.__dict__["train"] = types.MethodType(_stay_in_eval, module)
+
+    def _rebuild_live(self) -> None:
+        """A fresh callable for the live stages: compiled code that assumed the old network is never reused."""
+        first, live = self.cut, list(self.stages)[self.cut :]
+        random = self._random[first:]
+        base = derive_seed(self.seed, "dropout")
+
+        def run(x: Tensor) -> Tensor:
+            for offset, stage in enumerate(live):
+                if random[offset]:  # a stream per step and stage: the same masks whatever else was dropped
+                    torch.manual_seed((base + self.step_count * 1_000_003 + (first + offset) * 7919) % 2**63)
+                x = stage(x)
+            return x
+
+        def run_compiled(x: Tensor) -> Tensor:
+            if any(random):
+                torch.manual_seed((base + self.step_count * 1_000_003) % 2**63)
+            return compiled(x)  # type: ignore[no-any-return]
+
+        compiled = torch.compile(nn.Sequential(*live)) if self.compile else None
+        self._live: Callable[[Tensor], Tensor] = run if compiled is None else run_compiled

@@ -1,0 +1,19 @@
+"""The one exception a user is meant to see."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: printed as one line, exit code 2, no traceback."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Names the choices nearest to ``word``, or all of them when none is near and they are few."""
+    options = sorted(choices)
+    near = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return "choose from " + ", ".join(options) if len(options) <= 12 else f"{len(options)} names are known"

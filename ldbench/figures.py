@@ -1,0 +1,179 @@
+"""From records to the figures of one comparison: what is averaged, which run stands for its kind, the captions."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldbench.columns import clean
+from ldbench.comparisons import Record, total_flops, variant
+from ldbench.markup import Html, picture
+from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
+from ldbench.results import Damaged, read_lines, read_object
+
+CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
+MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page shows
+FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+
+
+def comparison_figures(directory: Path, rows: Sequence[Record], cells: Sequence[Record]) -> list[Html]:
+    """The figures of one comparison. ``rows``: its summary, ``cells``: its runs, ``directory``: the results folder."""
+    by_label: dict[str, list[Record]] = defaultdict(list)
+    labels = {variant(row): str(row["label"]) for row in rows}
+    for cell in cells:
+        if cell["status"] == "finished":
+            by_label[labels[variant(cell)]].append(cell)
+    shown = [row for row in rows if by_label[str(row["label"])]]
+    name = f"{clean(rows[0]['model'])} on {clean(rows[0]['dataset'])}"
+    candidates = [_cost(shown, by_label, name), _stages(directory, shown, by_label, name)]
+    candidates += [_breakdown(shown, name), _scores(directory, by_label, name)]
+    return [figure for figure in candidates if figure is not None]
+
+
+def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
+    rows = [row for row in rows if row["test_accuracy_percent_n"] and row["total_flops_n"] and row["train_seconds_n"]]
+    if not rows:
+        return None
+    most = max(float(row["total_flops_mean"]) for row in rows)
+    unit, unit_name = next(((size, text) for size, text in FLOPS_UNITS if most >= size), (1.0, "FLOP"))
+    hours = max(float(row["train_seconds_mean"]) for row in rows) >= 7200
+    clock, clock_name = (3600.0, "h") if hours else (1.0, "s")
+    panels = {
+        f"total training FLOPs ({unit_name})": ("total_flops", unit),
+        f"training time ({clock_name})": ("train_seconds", clock),
+    }
+    drawn = {}
+    for title, (column, scale) in panels.items():
+        points = []
+        for row in rows:
+            runs = [(_price(cell, column) / scale, 100 * cell["test_accuracy"]) for cell in by_label[row["label"]]]
+            runs = [run for run in runs if all(map(math.isfinite, run))]
+            x, y = _interval(row, column, scale), _interval(row, "test_accuracy_percent", 1.0)
+            points.append(Point(row["label"], row["verdict"] == "control", x, y, runs))
+        drawn[title] = points
+    caption = (
+        "Accuracy against what training cost, by FLOPs and by time. Squares: the two controls, shortened training at "
+        "each budget and full training, joined to the frontier. A method earns its keep only above the line in both "
+        "panels. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single runs, up to 50 of a method."
+    )
+    return picture(cost_figure(drawn), f"accuracy against cost, {name}", caption, "wide")
+
+
+def _price(cell: Record, column: str) -> float:
+    return total_flops(cell) if column == "total_flops" else float(cell[column])
+
+
+def _interval(row: Record, name: str, scale: float) -> tuple[float, float, float]:
+    mean, low, high = (float(row[f"{name}_{part}"]) / scale for part in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def _stages(
+    directory: Path, rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name: str
+) -> Html | None:
+    curves: dict[str, Curve] = {}
+    methods = [str(row["label"]) for row in rows if row["verdict"] != "control"]
+    for label in methods:
+        cells = by_label[label]
+        if not any(cell["dropped_stages"] > 0 for cell in cells):
+            continue
+        live: dict[int, list[float]] = defaultdict(list)
+        for cell in cells[:CURVE_SEEDS]:
+            for line in read_lines(directory / "cells" / cell["cell"] / "epochs.jsonl"):
+                epoch, stages = line.get("epoch"), line.get("live_stages")
+                if isinstance(epoch, int) and isinstance(stages, int):
+                    live[epoch].append(stages)
+        if live:
+            epochs = sorted(live)
+            values = [live[epoch] for epoch in epochs]
+            curves[label] = (
+                epochs,
+                [sum(v) / len(v) for v in values],
+                [min(v) for v in values],
+                [max(v) for v in values],
+            )
+    if not curves:
+        return None
+    most = int(max(cell["stage_count"] for cells in by_label.values() for cell in cells))
+    some = f" The first {CURVE_SEEDS} seeds are shown." if max(map(len, by_label.values())) > CURVE_SEEDS else ""
+    caption = (
+        f"Stages still in the training network after each epoch: mean over seeds, band from smallest to largest.{some}"
+    )
+    return picture(stages_figure(curves, most, methods), f"live stages over epochs, {name}", caption, "half")
+
+
+def _breakdown(rows: Sequence[Record], name: str) -> Html | None:
+    bars = []
+    for row in rows:
+        build, scoring, total = (
+            _zero(row[f"{key}_mean"]) for key in ("cache_build_seconds", "scoring_seconds", "train_seconds")
+        )
+        parts = {"training steps": max(0.0, total - build - scoring), "store building": build, "scoring": scoring}
+        apart = sum(_zero(row[f"{key}_seconds_mean"]) for key in ("data", "compile", "cost_table"))
+        bars.append(
+            Bar(
+                str(row["label"]),
+                parts,
+                {"evaluation": _zero(row["eval_seconds_mean"]), "data, compile, cost table": apart},
+            )
+        )
+    if not bars:
+        return None
+    caption = (
+        "Mean seconds per run. The thick bars are the training time of the tables. Hatched beneath: timed apart and "
+        "not part of it. Data preparation and cost table are paid once and shared by the runs of an experiment."
+    )
+    return picture(breakdown_figure(bars), f"cost breakdown, {name}", caption, "half")
+
+
+def _zero(value: Any) -> float:
+    number = float(value)
+    return number if math.isfinite(number) else 0.0
+
+
+def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
+    """Heatmaps of one cell: the lowest seed with scores, of learn-and-drop where there is one."""
+    cells = [(label, cell) for label, group in by_label.items() for cell in group]
+    for label, cell in sorted(cells, key=lambda c: (c[1]["method"] != "learn-and-drop", c[1]["seed"], c[0])):
+        folder = directory / "cells" / cell["cell"]
+        if not (folder / "scores.jsonl").is_file():
+            continue
+        try:
+            stages = read_object(folder / "result.json").get("stages")
+        except Damaged:
+            continue
+        names = (
+            [clean(stage.get("name", "?")) for stage in stages if isinstance(stage, dict)]
+            if isinstance(stages, list)
+            else []
+        )
+        checks = [line for line in read_lines(folder / "scores.jsonl") if isinstance(line.get("step"), int)]
+        every = max(1, math.ceil(len(checks) / MOST_CHECKS))
+        checks = checks[::every]
+        if not names or len(checks) < 2:
+            continue
+        change, ahead = (
+            np.array([_levels(line.get(key), len(names)) for line in checks]) for key in ("change", "continuation")
+        )
+        thinned = f" Every {every}th check is shown." if every > 1 else ""
+        caption = (
+            f"Scores of one run ({label}, seed {cell['seed']}), first stage on top. Grey: dropped, or too early for a "
+            f"score. Left: relative movement since the last check per unit of learning rate, on a logarithmic scale. "
+            f"Right: how directly the stage still moves (1: straight on, 0: a random walk).{thinned}"
+        )
+        svg = score_figure(names, [line["step"] for line in checks], change, ahead)
+        return picture(svg, f"scores per stage, {name}", clean(caption), "wide")
+    return None
+
+
+def _levels(values: Any, count: int) -> NDArray[np.float64]:
+    listed = values if isinstance(values, list) and len(values) == count else [None] * count
+    return np.array(
+        [v if isinstance(v, (int, float)) and math.isfinite(v) else math.nan for v in listed], dtype=np.float64
+    )

@@ -1,0 +1,169 @@
+"""Data sets that come as image files, one folder per class: any folder of the user's, and Imagenette.
+
+A file is decoded once, straight into its place in one byte tensor; only the files that were chosen are decoded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision.datasets as tv
+from PIL import Image
+from torch import Tensor
+
+from ldbench.errors import UserError
+from ldbench.pools import Source, corrupt, download_errors, missing, one_line
+from ldbench.seeds import stratified_order
+
+_GREY_MODES = {"1", "L", "LA"}
+_WIDE_MODES = ("I", "F")  # more than eight bits a channel, in PIL's names: I;16, F, ...
+
+# torchvision's names of the three releases, their folders, and the images in a complete one.
+IMAGENETTE_FOLDERS = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
+IMAGENETTE_COUNTS = {"train": 9469, "val": 3925}
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Maps in order over threads (PIL lets go of the interpreter lock while it works); the first error ends it."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _opened(path: str, use: Callable[[Image.Image], R]) -> R:
+    """Applies ``use`` to an open image; a file PIL cannot digest becomes a UserError that names it."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(_WIDE_MODES):
+                raise UserError(f"{path} has more than 8 bits per channel (PIL mode {image.mode}): convert it first")
+            return use(image)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise UserError(f"{path} is not a readable image ({one_line(error)}): delete or replace it") from error
+
+
+def _decode_square(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
+    """Writes the centre square of an image, resized (bilinear, antialiased), into ``out`` uint8 [C, S, S]."""
+    channels, side, _ = out.shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    shorter = min(image.size)
+    left, top = ((length - shorter) / 2 for length in image.size)
+    if image.size != (side, side):
+        # The same as resizing the shorter side and cropping the centre, without the pixels that are cropped away.
+        image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + shorter, top + shorter))
+    out[:] = np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class FilePool:
+    """Image files and their labels."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    channels: int
+
+    def read(self, indices: Tensor, side: int) -> Tensor:
+        """See Pool.read."""
+        out = torch.empty(len(indices), self.channels, side, side, dtype=torch.uint8)
+        chosen = zip(out.numpy(), (self.paths[i] for i in indices.tolist()), strict=True)
+        _in_threads(lambda pair: _opened(pair[1], lambda image: _decode_square(image, pair[0])), chosen)
+        return out
+
+
+def _headers(paths: Sequence[str]) -> tuple[int, bool, bool]:
+    """Returns the median shorter side in pixels, whether all images are such squares, and whether all are grey."""
+    found = _in_threads(lambda path: _opened(path, lambda image: (*image.size, image.mode)), paths)
+    sizes = {(width, height) for width, height, _ in found}
+    side = median_low(min(width, height) for width, height, _ in found)
+    return side, sizes == {(side, side)}, all(mode in _GREY_MODES for *_, mode in found)
+
+
+def _class_folders(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Returns the class names under a folder, and every image file with its label."""
+    try:
+        listed = tv.ImageFolder(str(folder))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder} is not a data set of one folder of images per class: {one_line(error)}") from error
+    if len(listed.classes) < 2:
+        raise UserError(f"{folder} has one class folder ({listed.classes[0]}); classification needs two or more")
+    return listed.classes, listed.samples
+
+
+def _pool(samples: Sequence[tuple[str, int]], channels: int) -> FilePool:
+    return FilePool(tuple(path for path, _ in samples), torch.tensor([label for _, label in samples]), channels)
+
+
+def open_folder(path: Path, seed: int) -> Source:
+    """A folder of images: PATH/train beside PATH/test or PATH/val, or else class folders, a fifth of which is the test.
+
+    Grey when all files are grey, else RGB.
+    """
+    if not path.is_dir():
+        raise UserError(f"data set folder {path} not found (looked for {path.absolute()}): one folder per class")
+    held_out = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
+    if held_out is not None and (path / "train").is_dir():
+        classes, train = _class_folders(path / "train")
+        test_classes, test = _class_folders(held_out)
+        if classes != test_classes:
+            odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
+            raise UserError(f"{path}: train and {held_out.name} must have the same class folders; not so: {odd}")
+    else:
+        classes, samples = _class_folders(path)
+        order = stratified_order(torch.tensor([label for _, label in samples]), seed).tolist()
+        cut = max(1, len(samples) // 5)
+        test, train = ([samples[i] for i in part] for part in (order[:cut], order[cut:]))
+    side, uniform, grey = _headers([file for file, _ in train])
+    channels = 1 if grey and _headers([file for file, _ in test])[2] else 3
+    return Source(
+        tuple(classes),
+        channels,
+        _pool(train, channels),
+        _pool(test, channels),
+        side=side,
+        uniform=uniform,
+        default_side=min(side, 224),
+    )
+
+
+def open_imagenette(root: Path, download: bool, image_size: int | None) -> Source:
+    """Imagenette: the largest release that is there, else (with ``download``) the smallest one that is large enough."""
+    here = [size for size, folder in IMAGENETTE_FOLDERS.items() if (root / folder).is_dir()]
+    if not here and not download:
+        raise missing("imagenette", [root / folder for folder in IMAGENETTE_FOLDERS.values()])
+    side = image_size or 224
+    release = here[0] if here else "160px" if side <= 160 else "320px" if side <= 320 else "full"
+    if not here:
+        with download_errors("imagenette", root):
+            tv.Imagenette(str(root), size=release, download=True)
+    folder = root / IMAGENETTE_FOLDERS[release]
+    pools = []
+    for part, count in IMAGENETTE_COUNTS.items():
+        try:
+            # With str for a loader an item is (path, label), and nothing is decoded here.
+            listed = tv.Imagenette(str(root), split=part, size=release, loader=str)
+            samples = [listed[i] for i in range(len(listed))]
+        except (OSError, RuntimeError, KeyError) as error:
+            raise corrupt(folder / part, "its class folders are not all there") from error
+        if len(samples) != count:
+            raise corrupt(folder, f"{part} has {len(samples)} of {count} images")
+        pools.append(_pool(samples, 3))
+    names = tuple(names[0] for names in listed.classes)
+    side, uniform, _ = _headers(pools[0].paths)
+    return Source(names, 3, pools[0], pools[1], side=side, uniform=uniform, default_side=224)

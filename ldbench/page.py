@@ -1,0 +1,177 @@
+"""The HTML page: one section per comparison, then what is needed to judge it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ldbench.columns import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, Column, clean, quantity, slope, verdict
+from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant
+from ldbench.figures import comparison_figures
+from ldbench.markup import Html, page, table, tag
+from ldbench.results import Damaged, read_object
+
+MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
+MOST_NAMED = 50
+
+
+def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``summary`` its summary."""
+    groups = [records_of(group) for _, group in summary.groupby(COMPARISON, sort=False)] if len(summary) else []
+    runs = dict(iter(cells.groupby(COMPARISON)))
+    left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
+    sections = [_opening(cells, groups, left_out)]
+    for place, rows in enumerate(groups):
+        sections.append(
+            _comparison(directory, place, rows, runs[rows[0]["model"], rows[0]["dataset"], rows[0]["setting"]])
+        )
+    sections += [_left_out(cells, left_out), _environment(cells), _glossary(), _configuration(directory)]
+    return page(f"ldbench report: {directory.resolve().name}", sections)
+
+
+def _title(row: Record) -> str:
+    return f"{row['model']} on {row['dataset']}" + (f" ({row['setting_label']})" if row["setting_label"] else "")
+
+
+def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: Sequence[tuple[str, str]]) -> Html:
+    states = Counter(cells["status"])
+    counted = ", ".join(f"{states[state]} {state}" for state in ("finished", "diverged", "failed") if states[state])
+    lines = []
+    for place, rows in enumerate(groups):
+        methods = [row for row in rows if row["verdict"] != "control"]
+        for row in methods or rows[:1]:
+            link = tag("a", _title(row), href=f"#comparison-{place}")
+            texts = [row["label"], verdict(row)] if methods else ["controls only", ""]
+            lines.append((_tone(row["verdict"]), [link, *texts, slope(row)]))
+    heads = ["comparison", "method", "against shortened training", "frontier slope, points per doubled budget"]
+    return tag(
+        "header", tag("h1", "What layer dropping saved, and what it cost"),
+        tag("p", f"{len(cells)} runs: {counted or 'none'}; {len(left_out)} folders left out. Files beside this page: "
+            "table.csv (every number below), cells.csv (one row per run), drops.csv (every drop).", class_="quiet"),
+        tag("p", "A saving that merely training for fewer steps also gives is not a saving. Every method is therefore "
+            "set against full training and against shortened training at the same cost, seed by seed."),
+        table(heads, lines),
+    )  # fmt: skip
+
+
+def _tone(kind: str) -> str:
+    return kind if kind in ("ahead", "behind", "control") else "open"
+
+
+def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record]) -> Html:
+    first = rows[0]
+    warnings = [tag("p", f"Warning: {note}", class_="warning") for note in first["warnings"].split(BETWEEN) if note]
+    state = "warning" if first["frontier_state"] in ("saturated", "falling") else "plain"
+    notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}
+    augmented = [tag("p", f"Augmentation after a drop: {'; '.join(sorted(notes))}")] if notes else []
+    return tag(
+        "section", tag("h2", _title(first)), warnings,
+        tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
+        tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
+        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented,
+        tag("div", comparison_figures(directory, rows, cells), class_="figures"), _drops(cells),
+        id=f"comparison-{place}",
+    )  # fmt: skip
+
+
+def _columns(columns: Sequence[Column], rows: Sequence[Record]) -> Html:
+    lines = [(_tone(row["verdict"]), [column.show(row) for column in columns]) for row in rows]
+    return table([column.title for column in columns], lines)
+
+
+def drop_rows(cells: Sequence[Record]) -> list[Record]:
+    """Every drop made or declined in these runs of one comparison, as flat rows with units in the names."""
+    labels = method_labels(cells)
+    rows = []
+    for cell in cells:
+        for made, key in (("made", "drops"), ("declined", "declined")):
+            for entry in cell[key]:
+                row = {name: cell[name] for name in ("model", "dataset", "setting", "seed", "cell")}
+                row |= {"method": labels[variant(cell)], "drop": made, "stage_count": cell["stage_count"]}
+                wanted = ("step", "epoch", "cut", "reason", "store_tier", "store_dtype", "store_bytes", "build_seconds")
+                rows.append(row | {name: entry.get(name) for name in (*wanted, "predicted_saving_seconds")})
+    return rows
+
+
+def _drops(cells: Sequence[Record]) -> Html:
+    rows = drop_rows(cells)
+    if not rows:
+        return tag("p", "No stage was dropped, and no drop was declined.", class_="quiet")
+    heads = [
+        "method",
+        "seed",
+        "drop",
+        "epoch",
+        "step",
+        "stages gone",
+        "why",
+        "store",
+        "built in s",
+        "predicted saving s",
+    ]
+    lines = []
+    for row in rows[:MOST_DROPS]:
+        store = " ".join(_said(row[key]) for key in ("store_tier", "store_dtype") if row[key] is not None)
+        size = row["store_bytes"]
+        if isinstance(size, (int, float)) and size:
+            store += f", {quantity(float(size) / 2**20)} MiB"
+        texts = [row["method"], str(row["seed"]), row["drop"], _said(row["epoch"]), _said(row["step"])]
+        texts += [f"{_said(row['cut'])} of {row['stage_count']}", _said(row["reason"]), store or "-"]
+        lines.append(("drop", [*texts, _said(row["build_seconds"]), _said(row["predicted_saving_seconds"])]))
+    more = f"{len(rows) - MOST_DROPS} more are in drops.csv." if len(rows) > MOST_DROPS else ""
+    return tag("div", tag("h3", "Drops, made and declined"), table(heads, lines), tag("p", more, class_="quiet"))
+
+
+def _said(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return quantity(float(value)) if isinstance(value, float) else clean(value)[:80]
+
+
+def _left_out(cells: pd.DataFrame, left_out: Sequence[tuple[str, str]]) -> Html:
+    lost = records_of(cells[cells["status"] != "finished"])
+    rows = [
+        ("open", [f"cells/{cell['cell']}", cell["status"], _said(cell["error"] or "no reason recorded")])
+        for cell in lost
+    ]
+    rows += [("open", [path, "left out", reason]) for path, reason in left_out]
+    if not rows:
+        return tag("section", tag("h2", "Left out"), tag("p", "Nothing: every folder held a finished run."))
+    more = f"and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    return tag(
+        "section",
+        tag("h2", "Left out, diverged, failed"),
+        table(["run", "state", "why"], rows[:MOST_NAMED]),
+        tag("p", more),
+    )
+
+
+def _environment(cells: pd.DataFrame) -> Html:
+    lines = []
+    for column in [name for name in cells.columns if name.startswith("environment_")]:
+        values = Counter("none" if pd.isna(value) else clean(value) for value in cells[column])
+        said = [value if len(values) == 1 else f"{value} ({count} runs)" for value, count in values.most_common(8)]
+        said += [f"and {len(values) - 8} more"] if len(values) > 8 else []
+        lines.append(("open", [column.removeprefix("environment_").replace("_", " "), "; ".join(said)]))
+    return tag("section", tag("h2", "Environment"), table(["what", "value"], lines))
+
+
+def _glossary() -> Html:
+    seen: Mapping[str, Column] = {column.title: column for column in (*ACCURACY_COLUMNS, *COST_COLUMNS)}
+    entries = [part for column in seen.values() for part in (tag("dt", column.title), tag("dd", column.meaning))]
+    entries += [tag("dt", "frontier slope"), tag("dd", SLOPE_MEANING)]
+    return tag("section", tag("h2", "How to read the columns"), tag("dl", entries))
+
+
+def _configuration(directory: Path) -> Html:
+    try:
+        text = json.dumps(read_object(directory / "experiment.json"), indent=1, sort_keys=True)
+    except Damaged as error:
+        return tag("section", tag("h2", "Experiment"), tag("p", f"experiment.json: {error}"))
+    lines = [part for line in text[:20_000].splitlines() for part in (line, tag("br"))]
+    return tag("section", tag("h2", "Experiment"), tag("pre", lines))

@@ -1,0 +1,90 @@
+"""Progress of a run: a live line on a terminal, plain lines when piped, nothing when quiet."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from ldbench.config import Cell
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def cell_title(method: str, budget: float | None) -> str:
+    """A method as a person names it: ``short 0.5``."""
+    return method if budget is None else f"{method} {budget:g}"
+
+
+class ConsoleProgress:
+    """Tells the run to a person on ``console``."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self._status: Status | None = None
+        self._title, self._began, self._cell_began = "", time.monotonic(), 0.0
+        self._first_number = self._number = self._total = 0
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        if not self.quiet:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        """Open the line of a cell."""
+        self._first_number = self._first_number or number
+        self._number, self._total, self._cell_began = number, total, time.monotonic()
+        method = cell_title(cell.method, cell.budget)
+        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {method}, seed {cell.seed}"
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            self._status = self.console.status(escape(self._title))
+            self._status.start()
+        else:
+            self.note(self._title)
+
+    def epoch(self, row: dict[str, Any], total_epochs: int) -> None:
+        """Tell an epoch: loss, accuracy, live stages, time left of the whole run."""
+        if self.quiet:
+            return
+        accuracy = next((row[key] for key in ("test_accuracy", "val_accuracy") if row[key] is not None), None)
+        shown = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+        stages = f"{row['live_stages']} of {row['live_stages'] + row['dropped_stages']} stages live"
+        text = f"epoch {row['epoch'] + 1} of {total_epochs}: loss {row['train_loss']:.4f}{shown}, {stages}"
+        spent = time.monotonic() - self._began
+        share = (self._number - self._first_number + (row["epoch"] + 1) / total_epochs) or 1
+        left = spent / share * (self._total - self._first_number + 1) - spent
+        text += f", about {duration(max(left, 0))} left"
+        if self._status is not None:
+            self._status.update(escape(f"{self._title} | {text}"))
+        else:
+            self.note(f"  {text}")
+
+    def cell_ended(self, result: dict[str, Any]) -> None:
+        """Close the line of a cell with what it came to."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        took = duration(time.monotonic() - self._cell_began)
+        if result["status"] == "failed":
+            self.note(f"{self._title}: FAILED after {took}: {result['error']}")
+        elif result["status"] == "diverged":
+            self.note(f"{self._title}: DIVERGED after {took}: {result['error']}")
+        else:
+            accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.4f}, "
+            chance = " (at chance level: the recipe does not train this network)" if result["at_chance"] else ""
+            drops = "; ".join(f"step {d['step']}: {d['cut']} of {len(result['stages'])} stages gone" for d in result["drops"])
+            text = f"{self._title}: {accuracy}trained in {result['train_seconds']:.1f} s{chance}"
+            self.note(f"{text} [{drops}]" if drops else text)

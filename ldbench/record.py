@@ -1,0 +1,170 @@
+"""What a run leaves behind: one folder per cell, JSON with units in the names, written atomically."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ldbench.errors import UserError
+
+SCHEMA_VERSION = 1
+
+# Two runs of a cell on one machine with one thread count and cost table agree in every other field, to the bit.
+VOLATILE_FIELDS = (
+    "train_seconds", "eval_seconds", "cache_build_seconds", "scoring_seconds", "data_seconds", "cost_table_seconds",
+    "compile_seconds", "predicted_saved_seconds", "peak_memory_bytes", "energy_joules", "energy_bound_joules",
+    "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
+    "declined.reason",
+)  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none of it: temporary file, flush to disk, rename, flush of the folder."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: tuples become lists, numbers that are not finite become None (JSON has no NaN)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``, or None when there is none or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def finished(folder: Path) -> bool:
+    """Whether a cell's folder holds a result that needs no repeating. A failed cell is tried again, a diverged one is not."""
+    result = read_json(folder / "result.json")
+    return (
+        result is not None
+        and result.get("schema_version") == SCHEMA_VERSION
+        and result.get("status") in ("finished", "diverged")
+    )
+
+
+def open_results(path: Path) -> Path:
+    """The results folder, made if need be and proven writable. Raises ``UserError``."""
+    try:
+        (path / "cells").mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path)
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise UserError(f"results cannot be written to {path}: {error.strerror}; choose another --out") from error
+    return path
+
+
+def pack_bits(correct: Iterable[bool]) -> str:
+    """Which test images were right: one bit an image, first image in the highest bit, base64."""
+    import numpy as np
+
+    return base64.b64encode(np.packbits(np.asarray(list(correct), dtype=bool)).tobytes()).decode()
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    """Commit of the checkout ldbench runs from, "+dirty" appended when it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
+            return None
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Hardware and software of this process: what a number is only true for. ``device`` is a torch.device."""
+    import torch
+
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": str(device),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_bytes": gpu.total_memory if gpu else None,
+        "driver": _driver() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy", "ldbench")},
+        "git_commit": _git_commit(),
+    }
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().split("Kernel Module")[1].split()[0]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,126 @@
+"""Records -> table on the terminal, one HTML page and CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ldbench.columns import accuracy, clean, plus_minus, runs, slope, verdict
+from ldbench.comparisons import BETWEEN, COMPARISON, records_of
+from ldbench.errors import UserError
+from ldbench.record import write_text
+from ldbench.results import load_results
+from ldbench.summary import summarize
+
+__all__ = ["load_results", "print_table", "summarize", "write_report"]
+
+WIDE = 110  # columns from which the terminal table shows every comparison
+TONES = {"ahead": "green", "behind": "red", "control": "dim"}
+UNITS = {"test_accuracy": "fraction", "val_accuracy": "fraction", "chance_accuracy": "fraction", "test_loss": "nats"}
+NOT_IN_CSV = ("test_correct", "drops", "declined", "stages")
+
+
+def write_report(directory: str | Path) -> Path:
+    """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
+
+    Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
+    """
+    from ldbench.page import build_page, drop_rows  # draws: matplotlib is imported only here
+
+    root = Path(directory)
+    cells = load_results(root)
+    if cells.empty:
+        left_out = cells.attrs["left_out"]
+        why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise UserError(f"{root}: no finished run to report ({len(left_out)} folders left out{why})")
+    summary = summarize(cells)
+    wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
+    named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
+    every = [row for _, group in cells.groupby(COMPARISON) for row in drop_rows(records_of(group))]
+    files = {
+        "table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every)),
+        "index.html": build_page(root, cells, summary),
+    }  # fmt: skip
+    folder = root / "report"
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            write_text(folder / name, text)
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written: {error.strerror}") from error
+    return folder / "index.html"
+
+
+def print_table(console: Console, results: pd.DataFrame) -> None:
+    """Print one table per comparison; ``results`` is what ``load_results`` or ``summarize`` gave.
+
+    Seven columns fit 80 characters; from 110 characters on, the differences to shortened training stand in two more.
+    """
+    summary = results if "verdict" in results.columns or results.empty else summarize(results)
+    if summary.empty:
+        console.print("no finished run yet", highlight=False)
+        return
+    wide = console.width >= WIDE
+    for _, group in summary.groupby(COMPARISON, sort=False):
+        rows = records_of(group)
+        first = rows[0]
+        label = f" ({first['setting_label']})" if first["setting_label"] else ""
+        title = Text(clean(f"{first['model']} on {first['dataset']}{label}"), style="bold")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+        heads = ["method", "n", "accuracy %", "vs full", "time÷full", "FLOPs -%"]
+        heads += ["equal FLOPs", "equal time"] if wide else []
+        for head in heads:
+            table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
+        table.add_column("vs short", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(text) for text in _cells(row, wide)), style=TONES.get(row["verdict"]))
+        console.print(table)
+        for note, style in _notes(rows):
+            console.print(Text(note, style=style))
+        console.print()
+
+
+def _cells(row: dict[str, Any], wide: bool) -> list[str]:
+    texts = [clean(row["label"]), str(row["runs"]), accuracy(row)]
+    texts += [plus_minus(row, "difference_to_full_points", sign="+"), plus_minus(row, "train_time_ratio")]
+    texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
+    for axis in ("flops", "time") if wide else ():
+        texts.append(plus_minus(row, f"difference_at_equal_{axis}_points", sign="+"))
+    return [*(text.replace(" ± ", "±").replace("n/a", "-") for text in texts), str(row["verdict"])]
+
+
+def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Lines under a table with their style: what the numbers alone would hide."""
+    yield f"frontier slope, points per doubled budget: {slope(rows[0])}", ""
+    if all(row["runs"] <= 1 for row in rows):
+        yield "n = 1: an anecdote; more --seeds give intervals", ""
+    for row in rows:
+        if row["diverged"] or row["failed"]:
+            yield f"{clean(row['label'])}: {runs(row)}", "yellow"
+        if row["verdict"] in ("n/a", "undecided"):
+            yield f"{clean(row['label'])}: {verdict(row)}", ""
+    for note in rows[0]["warnings"].split(BETWEEN) if rows[0]["warnings"] else []:
+        yield f"warning: {clean(note)}", "yellow"
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """CSV text; a text that a spreadsheet would take for a formula gets a quote in front."""
+    guarded = frame.copy()
+    for name in guarded.columns:
+        if not pd.api.types.is_numeric_dtype(guarded[name]):
+            guarded[name] = [_guarded(value) for value in guarded[name]]
+    return guarded.to_csv(index=False, lineterminator="\n")
+
+
+def _guarded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return "'" + text if text.startswith(("=", "+", "-", "@")) else text

@@ -1,0 +1,205 @@
+"""Reads the result folders of an experiment back: one row per cell, whatever cannot be trusted named and left out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ldbench.config import Cell
+from ldbench.errors import UserError
+from ldbench.record import SCHEMA_VERSION
+
+MAX_BYTES = 64 * 2**20  # no honest file of a cell comes near this; a larger one would only eat the memory
+
+TEXT = ("model", "dataset", "method", "status")
+OPTIONAL_TEXT = (
+    "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "augmentation", "augmentation_after_drop",
+    "precision", "stem", "head", "data_fingerprint",
+)  # fmt: skip
+NUMBERS = (
+    "budget", "test_accuracy", "test_loss", "val_accuracy", "test_images", "chance_accuracy", "steps", "epochs",
+    "batch_size", "train_size", "train_seconds", "cache_build_seconds", "scoring_seconds", "eval_seconds",
+    "data_seconds", "cost_table_seconds", "compile_seconds", "forward_flops", "backward_flops", "cache_build_flops",
+    "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
+    "energy_joules", "energy_bound_joules", "dropped_stages", "width", "image_size",
+)  # fmt: skip
+FLAGS = ("at_chance", "synthetic")
+COLUMNS = (
+    "cell", *TEXT, "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
+    "drops", "declined",
+)  # fmt: skip
+STATUSES = ("finished", "diverged", "failed")
+# What a method may differ in from its controls; every other field of a cell's configuration must agree.
+OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset")
+SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
+
+
+class Damaged(Exception):
+    """A file that cannot be used; the message is the reason that the report prints."""
+
+
+def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame:
+    """Every readable cell of ``directory`` as one row, sorted by model, data set, method, budget and seed.
+
+    Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
+    entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
+    name), ``stage_count``, ``test_correct`` (packed bits; see ``unpack_correct``), and the lists ``drops`` and
+    ``declined``.
+    ``stages=True`` adds the per-stage list, which dominates the memory of a large experiment.
+
+    ``attrs["left_out"]`` lists (path, reason) of everything damaged, unfinished or written by a newer schema.
+    Raises ``UserError`` when ``directory`` holds no experiment.
+    """
+    root = Path(directory)
+    folder = root / "cells"
+    if not folder.is_dir():
+        raise UserError(f"{root}: no results here (no folder {folder}); make some with: ldbench run --out {root}")
+    rows: list[dict[str, Any]] = []
+    left_out: list[tuple[str, str]] = []
+    for cell in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            rows.append(_row(cell, stages))
+        except Damaged as error:
+            left_out.append((f"cells/{cell.name}/result.json", str(error)))
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
+    frame = frame.sort_values(["model", "dataset", "method", "budget", "seed", "cell"], ignore_index=True)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | None:
+    """Bool ``[images]``: which test images were classified right, or ``None`` where the record has no such bits."""
+    if not packed or not math.isfinite(images) or len(packed) != math.ceil(images / 8):
+        return None
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=int(images)).astype(bool)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a ``.jsonl`` file; a torn or foreign line is skipped, a missing file is empty."""
+    return [value for line in _text_lines(path) if isinstance(value := _parse(line), dict)]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises ``Damaged`` with the reason when there is none."""
+    if not path.is_file():
+        raise Damaged(f"no {path.name}: still running, or interrupted")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Damaged(f"larger than {MAX_BYTES // 2**20} MiB")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(value, dict):
+        raise Damaged("holds no JSON object")
+    return value
+
+
+def _row(cell: Path, stages: bool) -> dict[str, Any]:
+    record = read_object(cell / "result.json")
+    version = record.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise Damaged(f"schema_version is {version!r}"[:200])
+    if version > SCHEMA_VERSION:
+        raise Damaged(f"written by a newer ldbench (schema {version}; this one reads up to {SCHEMA_VERSION})"[:200])
+    seed = record.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise Damaged(f"seed is {seed!r}"[:200])
+    row: dict[str, Any] = {"cell": cell.name, "seed": seed}
+    row |= {key: _text(record, key) for key in TEXT}
+    if row["status"] not in STATUSES:
+        raise Damaged(f"status is {row['status']!r}"[:200])
+    row |= {key: record[key] if isinstance(record.get(key), str) else None for key in OPTIONAL_TEXT}
+    row |= {key: _number(record, key) for key in NUMBERS}
+    row |= {key: record.get(key) is True for key in FLAGS}
+    if row["status"] == "finished" and not row["synthetic"] and not 0 <= row["test_accuracy"] <= 1:
+        raise Damaged(f"finished with test_accuracy {record.get('test_accuracy')!r}"[:200])
+    row["test_correct"] = _bits(record)
+    row |= {key: [entry for entry in _list(record, key) if isinstance(entry, dict)] for key in ("drops", "declined")}
+    listed = [entry for entry in _list(record, "stages") if isinstance(entry, dict)]
+    row["stage_count"] = len(listed)
+    if stages:
+        row["stages"] = listed
+    environment = record.get("environment")
+    if isinstance(environment, dict):
+        row |= {f"environment_{key}": _plain(value) for key, value in environment.items()}
+    return row | _configuration(cell / "config.json")
+
+
+def _configuration(path: Path) -> dict[str, str]:
+    """``setting``: what all methods of a comparison share; ``policy``: the method's own options. "{}" if unrecorded."""
+    try:
+        config = read_object(path)
+    except Damaged:
+        config = {}
+    setting = {key: config[key] for key in SETTING if config.get(key) is not None}
+    policy = config.get("policy")
+    return {"setting": canonical(setting), "policy": canonical(policy if isinstance(policy, dict) else {})}
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal text for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value:
+        raise Damaged(f"{key} is {value!r}, not text"[:200])
+    return value
+
+
+def _number(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Damaged(f"{key} is {value!r}, not a number"[:200])
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise Damaged(f"{key} is beyond any number that was measured") from error
+    return number if math.isfinite(number) else math.nan
+
+
+def _list(record: Mapping[str, Any], key: str) -> list[Any]:
+    value = record.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _bits(record: Mapping[str, Any]) -> bytes | None:
+    text = record.get("test_correct_base64")
+    if not isinstance(text, str):
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Damaged("test_correct_base64 is not base64") from error
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float, bool)) else canonical(value)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            yield from path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,233 @@
+"""Trace a model once for both modes: a ``torch.fx`` graph in which nothing of train or eval mode is frozen."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ldbench.errors import UserError
+
+
+class StageSplitError(UserError):
+    """The model cannot be cut into stages; the message says why and what to do."""
+
+
+class _Differs(Exception):
+    """Two nodes that should be the same in train and in eval mode are not."""
+
+
+class _Tracer(fx.Tracer):
+    """Leaves are torch.nn's own modules, modules without children, and those in ``opaque``.
+
+    Args:
+        opaque: modules to keep whole because tracing their inside failed or froze something.
+    """
+
+    # Otherwise arithmetic on a buffer is done once, while tracing, and its result frozen.
+    proxy_buffer_attributes = True
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.suspects: list[nn.Module] = []  # modules whose inside cannot be traced faithfully, innermost first
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        # One input; further arguments of forward() keep their defaults instead of turning into inputs.
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if m in self.opaque:
+            return True
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward:
+            return False
+        return super().is_leaf_module(m, module_qualified_name) or next(m.children(), None) is None
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.is_leaf_module(m, ""):
+            return super().call_module(m, forward, args, kwargs)
+        drawn = _random_state()
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.suspects.append(m)
+            raise
+        if _random_state() != drawn and not self.suspects:
+            self.suspects.append(m)
+        return result
+
+
+def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """Trace ``model`` in train and in eval mode and return what holds in both.
+
+    A submodule whose inside cannot be traced, draws random numbers outside the graph or depends on the mode becomes a leaf. A
+    mere ``training=self.training`` of a module that holds most of the model (the model itself, or its backbone) is
+    read when the graph runs instead, since a leaf would swallow everything.
+
+    Returns:
+        root: a shallow copy of the model (submodules, parameters, buffers shared) that also holds the graph's constants.
+        graph: one placeholder, one output, which is a single value. No node is dead code that may be removed.
+
+    Raises:
+        StageSplitError: the outermost ``forward`` itself cannot be traced.
+    """
+    opaque: set[nn.Module] = set()
+    with _preserved(model):
+        while True:
+            found: nn.Module | None = None
+            graphs: list[tuple[nn.Module, fx.Graph]] = []
+            for mode in (True, False):
+                model.train(mode)
+                # The tracer stores constants on its root: on a copy, so that the user's model stays as it was.
+                root, tracer = copy.copy(model), _Tracer(opaque)
+                drawn = _random_state()
+                try:
+                    graph = tracer.trace(root)
+                except Exception as error:
+                    if not tracer.suspects:
+                        raise StageSplitError(_cannot(model, _one_line(error))) from error
+                if not tracer.suspects and _random_state() != drawn:
+                    raise StageSplitError(_cannot(model, "forward() draws random numbers that tracing would freeze"))
+                if tracer.suspects:
+                    found = tracer.suspects[0]
+                    break
+                _check_output(model, graph, mode)
+                graphs.append((root, graph))
+            if found is None:
+                found = _mode_dependent(model, *graphs[0], *graphs[1])
+            if found is None:
+                break
+            opaque |= {module for module in model.modules() if type(module) is type(found)}
+    root, graph = graphs[0]
+    root.training = model.training
+    return root, graph
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Train/eval mode of every module and the random states come back as they were, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for module, training in modes:
+            module.training = training
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy: Any = np.random.get_state()
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), numpy[1].tobytes(), numpy[2]
+
+
+def _cannot(model: nn.Module, reason: str) -> str:
+    return (
+        f"{type(model).__name__} cannot be cut into stages: {reason}; move the part of its forward() that depends on values, "
+        "shapes or the mode into a submodule, which is then kept whole"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _check_output(model: nn.Module, graph: fx.Graph, mode: bool) -> None:
+    result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    if isinstance(result, fx.Node) and isinstance(result.target, type) and issubclass(result.target, (tuple, dict)):
+        result = ()
+    if not isinstance(result, fx.Node):
+        raise StageSplitError(
+            f"{type(model).__name__} cannot be cut into stages: forward() returns {type(result).__name__} instead of one tensor in "
+            f"{'train' if mode else 'eval'} mode; switch auxiliary heads off (torchvision: aux_logits=False) or return the logits"
+        )
+
+
+def _mode_dependent(
+    model: nn.Module, root: nn.Module, graph: fx.Graph, eval_root: nn.Module, eval_graph: fx.Graph
+) -> nn.Module | None:
+    """Compare train and eval graph; the first module to keep whole, or None when ``graph`` now holds in both modes."""
+    number: dict[fx.Node, int] = {}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for i, (node, other) in enumerate(zip(list(graph.nodes), list(eval_graph.nodes), strict=False)):
+        number[node] = number[other] = i
+        owner = _common_owner(node, other)
+        module = model.get_submodule(owner)
+        large = 2 * sum(parameter.numel() for parameter in module.parameters()) > total
+        flags: list[fx.Node] = []
+
+        def flag(node: fx.Node = node, owner: str = owner, flags: list[fx.Node] = flags) -> fx.Node:
+            with graph.inserting_before(node):
+                flags.append(graph.create_node("get_attr", f"{owner}.training".lstrip(".")))
+            return flags[-1]
+
+        try:
+            if node.op != other.op or node.target != other.target:
+                raise _Differs
+            if node.op == "get_attr":
+                _same_constant(attribute(root, str(node.target)), attribute(eval_root, str(other.target)))
+            args = _merged(node.args, other.args, number, flag)
+            kwargs = _merged(node.kwargs, other.kwargs, number, flag)
+        except _Differs:
+            if module is model:
+                raise StageSplitError(_cannot(model, "forward() does something else in train mode than in eval mode")) from None
+            return module
+        if flags and module is not model and not large:
+            return module
+        node.args, node.kwargs = args, kwargs
+    return None
+
+
+def _merged(a: Any, b: Any, number: dict[fx.Node, int], flag: Callable[[], fx.Node]) -> Any:
+    """``a``, with a flag node in each place where ``a`` says True (train) and ``b`` says False (eval)."""
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node) and number[a] == number[b]:
+        return a
+    if a is True and b is False:
+        return flag()
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        items = [_merged(x, y, number, flag) for x, y in zip(a, b, strict=True)]
+        return tuple(items) if isinstance(a, tuple) else items
+    if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
+        return {key: _merged(a[key], b[key], number, flag) for key in a}
+    if isinstance(a, slice) and isinstance(b, slice):
+        return slice(*(_merged(getattr(a, k), getattr(b, k), number, flag) for k in ("start", "stop", "step")))
+    if type(a) is type(b) and not isinstance(a, fx.Node) and (a is b or a == b):
+        return a
+    raise _Differs
+
+
+def _same_constant(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor) and a is not b and not (a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)):
+        raise _Differs
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    """The parameter, buffer, constant or flag that a get_attr node's target names."""
+    value: Any = root
+    for name in target.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def owner_paths(node: fx.Node) -> list[str]:
+    """Paths of the modules whose ``forward`` issued this node, outermost first; the root is left out."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return stack[:-1] if node.op == "call_module" else stack
+
+
+def _common_owner(a: fx.Node, b: fx.Node) -> str:
+    common = ""
+    for x, y in zip(owner_paths(a), owner_paths(b), strict=False):
+        if x != y:
+            break
+        common = x
+    return common

@@ -1,0 +1,94 @@
+"""Experiment descriptions: what is accepted, what is refused and how, what identifies a cell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldbench.config import Experiment, cells, experiment_from_dict, read_experiment, suite_names
+from ldbench.errors import UserError
+from ldbench.models import default_recipe
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"modle": ["vgg11"]}, ["modle", "did you mean model"]),
+        ({"epochs": "ten"}, ["epochs", "a whole number", "ten"]),
+        ({"epochs": True}, ["epochs", "a whole number"]),
+        ({"epochs": 0}, ["epochs", "above 0"]),
+        ({"epochs": 10**9}, ["epochs", "beyond"]),
+        ({"lr": float("inf")}, ["lr", "number"]),
+        ({"lr": -0.1}, ["lr", "above 0"]),
+        ({"width": float("nan")}, ["width"]),
+        ({"model": []}, ["model", "empty"]),
+        ({"model": ["vgg11", "vgg11"]}, ["model", "twice"]),
+        ({"optimizer": "sdg"}, ["optimizer", "did you mean sgd"]),
+        ({"precision": "fp8"}, ["precision", "fp16"]),
+        ({"short_budgets": [0.5, 1.0]}, ["short_budgets", "between 0 and 1"]),
+        ({"seeds": [-1]}, ["seeds"]),
+        ({"eval_every": "first"}, ["eval_every", "last"]),
+        ({"device": "tpu"}, ["device", "cuda:N"]),
+        ({"dropout": 1.0}, ["dropout", "below 1"]),
+        ({"policy": {"learn-and-drop": 3}}, ["policy", "table"]),
+    ],
+)
+def test_a_wrong_table_is_refused_with_key_and_cure(table: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        experiment_from_dict(table)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_resolved_experiment_feeds_back_unchanged_through_json() -> None:
+    first = experiment_from_dict(
+        {"model": ["vgg11", "resnet18"], "seeds": 3, "lr": 1, "eval_every": "last", "policy": {"schedule": {"drops": [[0.5, 2]]}}}
+    )
+    assert first.seeds == (0, 1, 2)
+    assert experiment_from_dict(json.loads(json.dumps(first.to_dict()))) == first
+
+
+def test_cells_cover_the_grid_once_with_safe_distinct_names() -> None:
+    experiment = experiment_from_dict(
+        {"model": ["vgg11", "my.module:factory"], "dataset": ["folder:../x y"], "method": ["freeze", "learn-and-drop", "short"], "seeds": 2}
+    )
+    made = list(cells(experiment, default_recipe))
+    assert len(made) == 2 * 2 * (1 + 1 + 3)
+    names = [cell.cell_id for cell in made]
+    assert len(set(names)) == len(names)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in names)
+    assert not any(name.startswith(".") for name in names)
+    methods = [cell.method for cell in made if cell.model == "vgg11" and cell.seed == 0]
+    assert methods.index("learn-and-drop") < methods.index("freeze")  # what is replayed runs first
+
+
+def test_the_hash_follows_every_field_that_decides_numbers_and_no_other() -> None:
+    def first_hash(**changes: object) -> str:
+        return next(cells(experiment_from_dict({"model": "vgg11", **changes}), default_recipe)).config_hash
+
+    assert first_hash() == first_hash(data_root="elsewhere", download=True)
+    for change in ({"lr": 0.3}, {"epochs": 3}, {"width": 0.5}, {"cache_dtype": "fp16"}, {"policy": {"full": {}, "short": {}}, "val_size": 5}):
+        assert first_hash() != first_hash(**change)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "fashion", "paper"])
+def test_shipped_suites_are_valid_by_every_spelling(name: str) -> None:
+    assert name in suite_names()
+    tables = [read_experiment(spelling) for spelling in (name, f"{name}.toml", f"suites/{name}.toml")]
+    assert tables[0] == tables[1] == tables[2]
+    assert isinstance(experiment_from_dict(tables[0]), Experiment)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("model = [")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    listing = tmp_path / "list.json"
+    listing.write_text("[1]")
+    for path in (broken, binary, listing, tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(UserError, match=path.name):
+            read_experiment(str(path))

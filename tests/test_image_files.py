@@ -1,0 +1,227 @@
+"""Folders of images and Imagenette, on small files in their real formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import Imagenette
+
+from ldbench import image_files
+from ldbench.errors import UserError
+from ldbench.sources import load_dataset
+
+
+def complaint(name: str, root: Path | None = None, **options: object) -> str:
+    """The one line a failing load says."""
+    with pytest.raises(UserError) as caught:
+        load_dataset(name, root=root, **options)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def write_image(path: Path, width: int, height: int, mode: str = "RGB", shade: int | None = None) -> None:
+    """A noisy image, or a plain one of the given shade."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    pixels = noise if shade is None else np.full_like(noise, shade)
+    Image.fromarray(pixels.squeeze()).save(path)
+
+
+def write_classes(folder: Path, counts: dict[str, int], **options: object) -> None:
+    for name, count in counts.items():
+        for i in range(count):
+            write_image(folder / name / f"{i:03}.png", **{"width": 12, "height": 12, **options})  # type: ignore[arg-type]
+
+
+def test_a_folder_with_train_and_test_is_taken_as_it_is(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"cat": 3, "dog": 5})
+    write_classes(tmp_path / "test", {"cat": 2, "dog": 1})
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0] * 3 + [1] * 5
+    assert data.test.labels.tolist() == [0, 0, 1]
+    assert (data.channels, data.image_size, data.resized_from) == (3, 12, None)
+
+
+def test_a_folder_with_val_instead_of_test_uses_it_as_the_test(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"cat": 3, "dog": 5})
+    write_classes(tmp_path / "val", {"cat": 2, "dog": 2})
+    assert len(load_dataset(f"folder:{tmp_path}", root=None).test) == 4
+
+
+def test_a_folder_of_classes_is_split_the_same_way_each_time_and_class_by_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 20, "b": 20, "train": 10})
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert torch.bincount(data.test.labels).tolist() == [4, 4, 2]
+    assert torch.bincount(data.train.labels).tolist() == [16, 16, 8]
+    assert data.fingerprint == load_dataset(f"folder:{tmp_path}", root=None).fingerprint
+
+
+def test_files_that_are_all_grey_give_one_channel_and_28_pixels_are_padded(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5}, width=28, height=28, mode="L")
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert (data.channels, data.image_size, data.padded_from, data.resized_from) == (1, 32, 28, None)
+    write_image(tmp_path / "a" / "colour.png", 28, 28)
+    assert load_dataset(f"folder:{tmp_path}", root=None).channels == 3
+
+
+def test_an_alpha_channel_is_dropped(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5}, mode="RGBA")
+    assert load_dataset(f"folder:{tmp_path}", root=None).channels == 3
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (41, 60), (25, 90), (9, 31)])
+def test_decoding_is_resizing_the_shorter_side_and_cropping_the_centre(tmp_path: Path, width: int, height: int) -> None:
+    # Two ramps, red to the right and green downwards, tell where every pixel of the result was taken from.
+    right, down = np.meshgrid(np.arange(width), np.arange(height))
+    ramps = np.stack([right * 2, down * 2, np.zeros_like(right)], axis=2).astype(np.uint8)
+    Image.fromarray(ramps).save(tmp_path / "x.png")
+    pool = image_files.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
+    got = pool.read(torch.tensor([0]), 24)[0].double()
+    shorter = min(width, height)
+    centres = (torch.arange(24) + 0.5) * shorter / 24 - 0.5
+    inner = slice(2, -2)  # near the edge of the file the filter has pixels on one side only
+    expected_right, expected_down = (2 * (centres + (length - shorter) / 2) for length in (width, height))
+    assert (got[0] - expected_right[None, :])[inner, inner].abs().max() <= 1.01
+    assert (got[1] - expected_down[:, None])[inner, inner].abs().max() <= 1.01
+
+
+def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.png", 24, 24)
+    pool = image_files.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
+    with Image.open(tmp_path / "x.png") as image:
+        assert torch.equal(pool.read(torch.tensor([0]), 24)[0], torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def test_varied_sizes_come_to_the_median_shorter_side_and_each_image_stays_with_its_label(tmp_path: Path) -> None:
+    for label in range(3):
+        for i in range(10):
+            write_image(tmp_path / f"c{label}" / f"{i}.jpg", 30 + 4 * i, 70 - 4 * i, shade=80 * label)
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.resized_from == data.image_size
+    for split in (data.train, data.test):
+        shades = split.images.double().mean((1, 2, 3))
+        assert torch.equal((shades / 80).round().long(), split.labels)
+    small = load_dataset(f"folder:{tmp_path}", root=None, image_size=16, train_size=9, test_size=3)
+    assert small.train.images.shape == (9, 3, 16, 16)
+
+
+def test_only_chosen_files_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "train", {"a": 20, "b": 20})
+    write_classes(tmp_path / "test", {"a": 5, "b": 5})
+    decoded = []
+    original = image_files._decode_square
+
+    def counted(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
+        decoded.append(out)
+        original(image, out)
+
+    monkeypatch.setattr(image_files, "_decode_square", counted)
+    load_dataset(f"folder:{tmp_path}", root=None, train_size=6, test_size=2)
+    assert len(decoded) == 8
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "text"])
+def test_a_damaged_image_is_named(tmp_path: Path, harm: str) -> None:
+    for suffix in ("png", "jpg"):
+        folder = tmp_path / suffix
+        write_classes(folder, {"a": 4, "b": 4})
+        bad = folder / "a" / f"bad.{suffix}"
+        write_image(bad, 50, 50)
+        content = bad.read_bytes()
+        bad.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"no image"}[harm])
+        text = complaint(f"folder:{folder}")
+        assert str(bad) in text
+        assert "not a readable image" in text
+
+
+def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 4, "b": 4})
+    Image.fromarray(np.full((12, 12), 40_000, dtype=np.uint16)).save(tmp_path / "a" / "deep.png")
+    text = complaint(f"folder:{tmp_path}")
+    assert "deep.png has more than 8 bits" in text
+
+
+def test_wrong_folders_say_what_is_wrong(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'nowhere'} not found" in complaint(f"folder:{tmp_path / 'nowhere'}")
+    assert "one folder of images per class" in complaint(f"folder:{tmp_path}")
+    (tmp_path / "empty class").mkdir()
+    assert "one folder of images per class" in complaint(f"folder:{tmp_path}")
+    write_classes(tmp_path / "single", {"only": 3})
+    assert "one class folder (only)" in complaint(f"folder:{tmp_path / 'single'}")
+    write_classes(tmp_path / "odd" / "train", {"a": 2, "b": 2})
+    write_classes(tmp_path / "odd" / "test", {"a": 2, "c": 2})
+    assert "not so: b, c" in complaint(f"folder:{tmp_path / 'odd'}")
+    with pytest.raises(UserError, match="unknown data set 'folder:'"):
+        load_dataset("folder:", root=None)
+
+
+WNIDS = list(Imagenette._WNID_TO_CLASS)
+
+
+@pytest.fixture
+def small_imagenette(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    monkeypatch.setattr(image_files, "IMAGENETTE_COUNTS", {"train": 30, "val": 10})
+    return {"train": 3, "val": 1}
+
+
+def write_imagenette(folder: Path, counts: dict[str, int]) -> None:
+    for part, count in counts.items():
+        for label, wnid in enumerate(WNIDS):
+            for i in range(count):
+                mode = "L" if i == 0 else "RGB"  # as in the real one, some files are grey
+                write_image(folder / part / wnid / f"{part}_{i}.JPEG", 64 + 10 * i, 48, mode, shade=25 * label)
+
+
+def test_imagenette_is_read_from_its_own_layout(tmp_path: Path, small_imagenette: dict[str, int]) -> None:
+    write_imagenette(tmp_path / "imagenette2-320", small_imagenette)
+    data = load_dataset("imagenette", root=tmp_path)
+    assert data.train.images.shape == (30, 3, 224, 224)
+    assert (data.image_size, data.resized_from, data.classes) == (224, 48, 10)
+    assert data.class_names[0] == "tench"
+    shades = data.train.images.double().mean((1, 2, 3))
+    assert torch.equal((shades / 25).round().long(), data.train.labels)
+    assert load_dataset("imagenette", root=tmp_path, image_size=64, test_size=5).test.images.shape == (5, 3, 64, 64)
+
+
+def test_the_largest_imagenette_that_is_there_is_read(tmp_path: Path, small_imagenette: dict[str, int]) -> None:
+    write_imagenette(tmp_path / "imagenette2", small_imagenette)
+    (tmp_path / "imagenette2-160").mkdir()
+    assert len(load_dataset("imagenette", root=tmp_path, image_size=32).train) == 30
+
+
+def test_an_imagenette_unpacked_in_part_is_refused(tmp_path: Path, small_imagenette: dict[str, int]) -> None:
+    folder = tmp_path / "imagenette2-160"
+    write_imagenette(folder, small_imagenette)
+    (folder / "val" / WNIDS[0] / "val_0.JPEG").rename(folder / "val" / WNIDS[1] / "other.JPEG")
+    assert f"{folder / 'val'} is damaged" in complaint("imagenette", tmp_path)
+    (folder / "train" / WNIDS[2] / "train_0.JPEG").unlink()
+    assert "train has 29 of 30 images" in complaint("imagenette", tmp_path)
+
+
+def test_missing_imagenette_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    text = complaint("imagenette", tmp_path)
+    assert str(tmp_path / "imagenette2-320") in text
+    assert "--download" in text
+
+
+@pytest.mark.parametrize(("image_size", "release"), [(64, "160px"), (None, "320px"), (400, "full")])
+def test_the_smallest_release_that_is_large_enough_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_size: int | None, release: str
+) -> None:
+    asked = []
+
+    def refuse(self: Imagenette) -> None:
+        asked.append(self._size)
+        raise RuntimeError("not today\nnor tomorrow")
+
+    monkeypatch.setattr(Imagenette, "_download", refuse)
+    assert "not today nor tomorrow" in complaint("imagenette", tmp_path, download=True, image_size=image_size)
+    assert asked == [release]

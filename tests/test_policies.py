@@ -1,0 +1,118 @@
+"""Policies: pure decisions, and the method registry around them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldbench.errors import UserError
+from ldbench.methods import Method, build_policy, get_method, method_names, register_method
+from ldbench.policies import FixedSchedule, FreezeOut, LearnAndDrop, NeverDrop, Observation, Policy, Replay
+
+
+def seen(step: int, change: list[float | None], ahead: list[float | None], dropped: int = 0, total: int = 100) -> Observation:
+    return Observation(step, total, dropped, len(change), change, ahead)
+
+
+def test_learn_and_drop_stops_a_prefix_and_never_skips_a_moving_stage() -> None:
+    policy = LearnAndDrop(continuation=0.3, change_ratio=0.5, patience=2, earliest=0.0)
+    policy.stopped(seen(10, [1.0, 1.0, 1.0, 1.0], [None] * 4))
+    for step in (20, 30):  # stage 1 keeps moving: stage 2, calm, has to wait for it
+        assert policy.stopped(seen(step, [0.1, 0.9, 0.1, 0.1], [0.0] * 4)) == (0 if step == 20 else 1)
+    assert policy.stopped(seen(40, [None, 0.1, 0.1, 0.1], [None, 0.0, 0.0, 0.0], dropped=1)) == 1
+    assert policy.stopped(seen(50, [None, 0.1, 0.1, 0.1], [None, 0.0, 0.0, 0.0], dropped=1)) == 3  # the last one stays
+
+
+def test_learn_and_drop_needs_both_scores_calm() -> None:
+    for change, ahead in (([0.1], [0.9]), ([0.9], [0.0]), ([0.1], [None])):
+        policy = LearnAndDrop(patience=1, earliest=0.0)
+        policy.stopped(seen(1, [1.0, 1.0], [None, None]))
+        assert policy.stopped(seen(2, change + [1.0], ahead + [1.0])) == 0
+
+
+def test_learn_and_drop_waits_until_earliest() -> None:
+    policy = LearnAndDrop(patience=1, earliest=0.5)
+    policy.stopped(seen(1, [1.0, 1.0], [None, None]))
+    assert policy.stopped(seen(49, [0.1, 1.0], [0.0, 1.0])) == 0
+    assert policy.stopped(seen(50, [0.1, 1.0], [0.0, 1.0])) == 1
+
+
+def test_scores_that_are_not_numbers_never_drop_a_stage() -> None:
+    policy = LearnAndDrop(patience=1, earliest=0.0)
+    for step in range(1, 6):
+        assert policy.stopped(seen(step, [math.nan] * 3, [math.nan] * 3)) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1)), min_size=8, max_size=40), st.integers(1, 7))
+def test_a_policy_resumed_from_json_goes_on_as_if_never_stopped(scores: list[tuple[float, float]], stop: int) -> None:
+    whole, first, second = (LearnAndDrop(earliest=0.0) for _ in range(3))
+    answers = []
+    for policy_of in (lambda i: whole, lambda i: first if i < stop else second):
+        answers.append([])
+        for i, (change, ahead) in enumerate(scores):
+            if i == stop:
+                second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+            answers[-1].append(policy_of(i).stopped(seen(i + 1, [change, change], [ahead, ahead])))
+    assert answers[0] == answers[1]
+
+
+@given(
+    st.sampled_from(["full", "learn-and-drop", "freeze", "freezeout", "schedule"]),
+    st.integers(1, 30), st.integers(1, 99), st.data(),
+)  # fmt: skip
+def test_every_policy_keeps_what_is_gone_and_the_last_stage(name: str, stages: int, step: int, data: st.DataObject) -> None:
+    policy = build_policy(name, {}, [(5, min(2, stages - 1))] if name == "freeze" else None)
+    dropped = data.draw(st.integers(0, stages - 1))
+    values = [None if s < dropped else 0.0 for s in range(stages)]
+    assert dropped <= policy.stopped(seen(step, values, values, dropped)) <= stages - 1
+    assert isinstance(policy, Policy)
+
+
+def test_freezeout_times_and_rates_are_the_papers() -> None:
+    policy = FreezeOut(t_first=0.5, cubic=True, scaled=True)
+    assert policy.freeze_times(3) == [0.5**3, 0.75**3, 1.0]
+    assert policy.lr_scales(0.0, 3) == pytest.approx([8.0, 1 / 0.75**3, 1.0])  # scaled: 1 / t_i at the start
+    rates = policy.lr_scales(0.2, 3)
+    assert rates is not None
+    assert rates[0] == 0.0
+    assert rates[2] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.2)))
+    assert policy.stopped(Observation(13, 100, 0, 3)) == 1
+    assert policy.stopped(Observation(99, 100, 0, 3)) == 2
+    plain = FreezeOut(t_first=0.5, cubic=False, scaled=False)
+    assert plain.freeze_times(3) == [0.5, 0.75, 1.0]
+    assert plain.lr_scales(0.0, 3) == [1.0, 1.0, 1.0]
+
+
+def test_a_schedule_counts_stages_or_shares() -> None:
+    policy = FixedSchedule([(0.5, 2), (0.75, 0.9)])
+    cuts = [policy.stopped(Observation(step, 100, 0, 10)) for step in (49, 50, 74, 75, 99)]
+    assert cuts == [0, 2, 2, 9, 9]
+    assert NeverDrop().stopped(Observation(99, 100, 3, 10)) == 3
+    assert Replay([(10, 2), (30, 5)]).stopped(Observation(30, 100, 2, 10)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("learn-and-drop", {"patience": 0}), ("learn-and-drop", {"patient": 2}), ("learn-and-drop", {"patience": "x"}),
+        ("freezeout", {"t_first": 0.0}), ("schedule", {"drops": 3}), ("schedule", {"drops": [[2.0, 1]]}), ("full", {"a": 1}),
+        ("freeze", {"events": [[1, 2]]}),
+    ],
+)  # fmt: skip
+def test_wrong_policy_options_are_refused(name: str, options: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        build_policy(name, options)
+
+
+def test_unknown_methods_name_the_nearest_and_own_ones_can_be_added() -> None:
+    with pytest.raises(UserError, match="learn-and-drop"):
+        get_method("learn-and-dropp")
+    if "half-way" not in method_names():
+        register_method("half-way", Method(lambda: FixedSchedule([(0.5, 1)])))
+    assert get_method("half-way").execution == "store"
+    with pytest.raises(ValueError, match="exists"):
+        register_method("full", Method(NeverDrop))

@@ -1,0 +1,78 @@
+"""What the README promises is run, not believed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ldbench
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def block(marker: str) -> str:
+    text = README.read_text(encoding="utf-8")
+    match = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert match, f"README has no block marked {marker!r}"
+    return match[1]
+
+
+def test_the_five_lines_train_and_drop() -> None:
+    code = block("five lines")
+    assert len(code.strip().splitlines()) == 5
+    torch.manual_seed(0)
+    targets = torch.arange(256) % 4
+    images = torch.randn(256, 1, 8, 8) + targets.view(-1, 1, 1, 1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16),
+        nn.ReLU(), nn.Flatten(), nn.Linear(64, 4),
+    )  # fmt: skip
+    before = nn.functional.cross_entropy(model(images), targets)
+    scope = {
+        "ldbench": ldbench, "model": model, "images": images, "targets": targets, "epochs": 12,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), "criterion": nn.CrossEntropyLoss(),
+    }  # fmt: skip
+    exec(code, scope)
+    dropper = scope["dropper"]
+    assert isinstance(dropper, ldbench.LayerDropper)
+    assert dropper.step_count == dropper.total_steps == 12 * 4
+    assert dropper.checks
+    model.eval()
+    after = nn.functional.cross_entropy(model(images), targets)
+    assert float(after.detach()) < 0.5 * float(before.detach())
+
+
+def test_the_method_that_the_readme_registers_can_be_registered() -> None:
+    text = README.read_text(encoding="utf-8")
+    line = re.search(r"ldbench\.register_method\(.*\)", text)
+    assert line
+    exec(line[0], {"ldbench": ldbench})
+    from ldbench.methods import get_method
+
+    assert get_method("early-half").execution == "store"
+
+
+def test_every_public_name_exists_and_is_listed() -> None:
+    for name in ldbench.__all__:
+        assert getattr(ldbench, name) is not None
+    assert set(ldbench.__all__) <= set(dir(ldbench))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        ldbench.nothing_of_the_kind  # noqa: B018
+
+
+def test_suites_and_options_that_the_readme_names_exist() -> None:
+    from ldbench.cli import app
+    from ldbench.config import suite_names
+
+    text = README.read_text(encoding="utf-8")
+    assert {"quickstart", "fashion", "paper"} <= set(suite_names())
+    import typer
+
+    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
+    assert named <= known
