@@ -53,7 +53,9 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(self.split.images[index]), int(self.split.labels[index])
 
 
-def by_hand(cell: Cell, data: Resident, device: torch.device, loader: DataLoader[tuple[Tensor, Tensor]] | None = None) -> float:
+def by_hand(
+    cell: Cell, data: Resident, device: torch.device, loader: DataLoader[tuple[Tensor, Tensor]] | None = None
+) -> float:
     """Seconds of a minimal loop: no engine, no counters. Without ``loader`` it normalises resident uint8 minibatches."""
     torch.manual_seed(derive_seed(cell.seed, "weights"))
     model = build_model(model_spec(cell, data.dataset)).to(device).train()
@@ -114,7 +116,11 @@ def main() -> None:
         }
     )  # fmt: skip
     device = resolve_device("auto")
-    result: dict[str, object] = {"environment": environment(device), "images": arguments.images, "width": arguments.width}
+    result: dict[str, object] = {
+        "environment": environment(device),
+        "images": arguments.images,
+        "width": arguments.width,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         preparation = Preparation(experiment, folder, device)
@@ -125,7 +131,9 @@ def main() -> None:
             return float(run_cell(cell, data, costs, folder, device=device).result["train_seconds"])
 
         by_hand(full, data, device)  # warm up
-        result["loop / itself"] = ratios(arguments.pairs, lambda: by_hand(full, data, device), lambda: by_hand(full, data, device))
+        result["loop / itself"] = ratios(
+            arguments.pairs, lambda: by_hand(full, data, device), lambda: by_hand(full, data, device)
+        )
         print("loop / itself:", result["loop / itself"], flush=True)
         result["engine / loop"] = ratios(arguments.pairs, lambda: engine(full), lambda: by_hand(full, data, device))
         print("engine / loop:", result["engine / loop"], flush=True)

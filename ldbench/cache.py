@@ -89,7 +89,8 @@ def store_bytes(samples: int, shape: Sequence[int], dtype: str) -> int:
     """Bytes of a store of ``samples`` activations of ``shape`` (one sample), padding and int8 scales included."""
     scales = 4 * shape[0] if dtype == "int8" else 0
     torch_dtype = DTYPES[dtype]
-    return samples * (row_stride(math.prod(shape), torch_dtype) * torch_dtype.itemsize + scales)
+    stride: int = row_stride(math.prod(shape), torch_dtype)
+    return samples * (stride * torch_dtype.itemsize + scales)
 
 
 class ActivationStore:
@@ -148,7 +149,8 @@ class ActivationStore:
         self.out_dtype = activations.dtype
         where = indices.to(self.rows.device)
         if self.scales is not None:
-            rows, scales = quantize_rows(activations)
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            rows, scales = quantize_rows(activations.contiguous(memory_format=layout))
             self.rows[where, : rows.shape[1]] = rows.to(self.rows.device)
             self.scales[where] = scales.to(self.scales.device)
             return
@@ -161,7 +163,7 @@ class ActivationStore:
         """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in."""
         if self.tier == "device" and self.device.type == "cuda":
             indices = indices.to(self.device, non_blocking=True)
-        batch = gather_rows(
+        batch: Tensor = gather_rows(
             self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
         )
         return batch.to(self.device, non_blocking=True)

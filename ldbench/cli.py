@@ -76,7 +76,9 @@ def run(
     chosen, name = _experiment(experiment, options, set_ or [])
     from ldbench.commands import run_command
 
-    raise typer.Exit(run_command(chosen, out or Path("ldbench-results") / name, dry_run=dry_run, quiet=quiet, as_json=json_))
+    raise typer.Exit(
+        run_command(chosen, out or Path("ldbench-results") / name, dry_run=dry_run, quiet=quiet, as_json=json_)
+    )
 
 
 def _experiment(source: str | None, options: dict[str, Any], settings: list[str]) -> tuple[Experiment, str]:

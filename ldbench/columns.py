@@ -59,7 +59,8 @@ def difference(row: Row, name: str) -> str:
     """A difference with both its intervals: over seeds, and over seeds and test images."""
     text = spanned(row, name)
     low, high = float(row[f"{name}_two_way_low"]), float(row[f"{name}_two_way_high"])
-    return f"{text}; with images [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else text
+    kind = "with images" if row[f"{name}_n"] > 1 else "images alone"
+    return f"{text}; {kind} [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else text
 
 
 def accuracy(row: Row) -> str:
@@ -103,7 +104,7 @@ def slope(row: Row) -> str:
 def several(row: Row, mark: str, names: tuple[str, ...], scale: float = 1.0) -> str:
     """Several plain numbers of a row with ``mark`` between them."""
     values = [float(row[name]) * scale for name in names]
-    return mark.join(f"{value:.0f}" if value == round(value) else quantity(value, 2) for value in values)
+    return mark.join(f"{value:.0f}" if value.is_integer() else quantity(value, 2) for value in values)
 
 
 def verdict(row: Row) -> str:
@@ -113,6 +114,9 @@ def verdict(row: Row) -> str:
 
 METHOD = Column(
     "method", lambda row: clean(row["label"]), "What decided when to drop. full and short are the controls."
+)
+ENERGY = Column(
+    "energy J", energy, "Joules of training with the bound of the meter. Unavailable is never 0, and never a guess."
 )
 ACCURACY_COLUMNS = (
     METHOD,
@@ -125,7 +129,7 @@ ACCURACY_COLUMNS = (
         "points vs full", lambda row: difference(row, "difference_to_full_points"),
         "Accuracy minus that of full training with the same seed, in percentage points: mean [95 % interval]. The "
         "interval 'with images' also covers the choice of the test images: from which images each run got right, as "
-        "crossed random effects of seeds and images.",
+        "crossed random effects of seeds and images; of a single run it covers the images alone.",
     ),
     Column(
         "points vs short, equal FLOPs", lambda row: difference(row, "difference_at_equal_flops_points"),
@@ -182,10 +186,7 @@ COST_COLUMNS = (
         "peak / store MiB", lambda row: several(row, " / ", ("peak_memory_bytes_max", "store_bytes_max"), 2**-20),
         "Largest memory of any seed, and the largest store of activations.",
     ),
-    Column(
-        "energy J", energy,
-        "Joules of training with the bound of the meter. Unavailable is never 0, and never a guess.",
-    ),
+    ENERGY,
 )  # fmt: skip
 SLOPE_MEANING = (
     "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "

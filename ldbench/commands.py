@@ -39,10 +39,15 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     else:
         print_table(screen, load_results(out))
         if outcome.skipped:
-            progress.note(f"{outcome.skipped} cells were finished already in {out}; choose another --out to run them anew.")
+            progress.note(
+                f"{outcome.skipped} cells were finished already in {out}; choose another --out to run them anew."
+            )
         screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     if outcome.failed or outcome.diverged:
-        print(f"ldbench: {outcome.failed} cells failed and {outcome.diverged} diverged; see their result.json", file=sys.stderr)
+        print(
+            f"ldbench: {outcome.failed} cells failed and {outcome.diverged} diverged; see their result.json",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -80,7 +85,9 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
-        table.add_row(str(number), row["model"], row["dataset"], row["title"], str(row["seed"]), str(row["epochs"]), state)
+        table.add_row(
+            str(number), row["model"], row["dataset"], row["title"], str(row["seed"]), str(row["epochs"]), state
+        )
     screen = console()
     screen.print(table)
     screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)

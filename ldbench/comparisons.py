@@ -75,12 +75,13 @@ def comparison_warnings(records: list[Record], mixed: set[int], full: dict[int, 
         for key in keys:
             values = Counter(_said(record.get(f"environment_{key}")) for record in finished)
             if len(values) > 1:
-                said = ", ".join(f"{value} ({count} runs)" for value, count in values.most_common(5))
+                said = ", ".join(f"{value} in {count} of {len(finished)}" for value, count in values.most_common(5))
                 differing.append(f"{key}: {said}")
         if differing:
             notes.append(f"mixed {kind} in one comparison: " + "; ".join(differing))
     if mixed:
-        notes.append(f"times of {len(mixed)} seeds compare different machines and decide nothing")
+        some = ", ".join(str(seed) for seed in sorted(mixed)[:5]) + (", ..." if len(mixed) > 5 else "")
+        notes.append(f"times compare different machines within a seed ({some}): they decide nothing")
     if len({_said(record["data_fingerprint"]) for record in finished}) > 1:
         notes.append("the runs of this comparison saw different data")
     if any(record["at_chance"] for record in full.values()):

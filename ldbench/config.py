@@ -150,7 +150,9 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
 
 def _seeds(value: Value) -> Value:
     """``seeds = 5`` means seeds 0 to 4; a list names them."""
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10_000 else value
+    return (
+        list(range(value)) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10_000 else value
+    )
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
@@ -174,7 +176,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{name} names the same value twice: {', '.join(map(str, result))}")
         return result
     if origin is dict:
-        if not isinstance(value, dict) or (name.endswith("policy") and not all(isinstance(v, dict) for v in value.values())):
+        if not isinstance(value, dict) or (
+            name.endswith("policy") and not all(isinstance(v, dict) for v in value.values())
+        ):
             raise UserError(f"{name} must be a table, one sub-table per method, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -226,7 +230,9 @@ def _check(experiment: Experiment, origin: str) -> None:
 
 def suite_names() -> list[str]:
     """Names of the experiments shipped with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("ldbench.suites").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in resources.files("ldbench.suites").iterdir() if p.name.endswith(".toml")
+    )
 
 
 def read_experiment(path: str) -> dict[str, Any]:
@@ -258,9 +264,11 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     """
     from ldbench.methods import replay_source
 
-    methods = sorted(experiment.method, key=lambda name: (replay_source(name) is not None))
+    methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
-    for seed, dataset, model, method in itertools.product(experiment.seeds, experiment.dataset, experiment.model, methods):
+    for seed, dataset, model, method in itertools.product(
+        experiment.seeds, experiment.dataset, experiment.model, methods
+    ):
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)
         for entry in dataclasses.fields(recipe):

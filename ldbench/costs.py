@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -210,8 +212,7 @@ def measure_costs(
         copied = copy.deepcopy(stages)
         for module in copied.modules():
             module.train()
-        kind: Any = type(optimizer)
-        stepper = kind([p for p in copied.parameters() if p.requires_grad], **optimizer.defaults)
+        stepper = _like(optimizer, [p for p in copied.parameters() if p.requires_grad])
         watch = _Stopwatch(device)
         done = 0
         while done < 3 + 1 or (done < rounds + 1 and time.perf_counter() - began < budget_seconds):
@@ -224,6 +225,14 @@ def measure_costs(
         tiers = _tier_costs(device, folder, cache_dtype, len(x))
     flops = count_stage_flops(stages, tuple(x.shape[1:]))
     return _assemble(watch, stages, names, len(x), flops, tiers, machine or {}, began)
+
+
+def _like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fresh optimizer of the same class and settings; ``defaults`` may hold more than the constructor takes."""
+    kind: Any = type(optimizer)
+    known = inspect.signature(kind).parameters
+    made: torch.optim.Optimizer = kind(parameters, **{k: v for k, v in optimizer.defaults.items() if k in known})
+    return made
 
 
 def _time_round(
@@ -248,12 +257,12 @@ def _time_round(
             stepper.zero_grad(set_to_none=True)
             inputs = x.detach().requires_grad_(wants_gradient)
             with autocast():
-                y = watch.time("forward", s, lambda stage=stage, inputs=inputs: stage(inputs))
+                y = watch.time("forward", s, functools.partial(stage, inputs))
             upstream = torch.ones_like(y)
-            watch.time(key, s, lambda y=y, upstream=upstream: y.backward(upstream))
+            watch.time(key, s, functools.partial(y.backward, upstream))
         stage.eval()
         with torch.no_grad(), autocast():
-            watch.time("inference", s, lambda stage=stage, x=x: stage(x))
+            watch.time("inference", s, functools.partial(stage, x))
         stage.train()
         x = y.detach()
 
@@ -263,7 +272,9 @@ def _assemble(
     tiers: dict[str, TierCost], machine: dict[str, Any], began: float,
 ) -> CostTable:  # fmt: skip
     count = len(flops)
-    columns = {k: [watch.median(k, s) for s in range(count)] for k in ("forward", "backward", "backward_first", "inference")}
+    columns = {
+        k: [watch.median(k, s) for s in range(count)] for k in ("forward", "backward", "backward_first", "inference")
+    }
     sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
     optimizer = [watch.median("optimizer") * size / max(sum(sizes), 1) for size in sizes]
     fixed = watch.median("whole") - watch.median("input")
@@ -295,8 +306,8 @@ def _tier_cost(tier: Tier, device: torch.device, folder: Path, dtype: str, batch
         watch = _Stopwatch(device)
         for _ in range(7):
             index = torch.randint(samples, (size,))
-            watch.time("read", 0, lambda store=store, index=index: store.read(index))
-            watch.time("write", 0, lambda store=store, index=index, a=activations: store.write(index, a))
+            watch.time("read", 0, functools.partial(store.read, index))
+            watch.time("write", 0, functools.partial(store.write, index, activations))
         bytes_moved = size * store.nbytes / samples
         points.append((bytes_moved, watch.median("read"), watch.median("write")))
         store.close()

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import time
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.methods import Execution
 from ldbench.policies import LearnAndDrop, Observation, Policy
+from ldbench.prefix import fill_store, refresh_statistics, release, retire
 from ldbench.scores import Scores, ScoreTracker
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
 
@@ -41,12 +41,6 @@ class Drop:
     store_dtype: str | None
     build_seconds: float
     predicted_saving_seconds: float
-
-
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for ``train`` on dropped modules: a later ``model.train()`` must not wake their BatchNorm or dropout."""
-    del mode
-    return module
 
 
 class LayerDropper:
@@ -151,7 +145,7 @@ class LayerDropper:
             with torch.no_grad():
                 for stage in self.stages[: self.cut]:
                     x = stage(x)
-        return self._live(x)  # type: ignore[no-any-return]
+        return self._live(x)
 
     def step(self, samples: int | None = None) -> Drop | None:
         """Call after ``optimizer.step()``: counts the step, checks the scores when due, drops what has stopped."""
@@ -180,11 +174,7 @@ class LayerDropper:
         if self.store is not None:
             self.store.close()
             self.store = None
-        for stage in self.stages[: self.cut]:
-            for module in stage.modules():
-                module.__dict__.pop("train", None)
-            for parameter in stage.parameters():
-                parameter.requires_grad_(True)
+        release(self.stages[: self.cut])
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
@@ -239,15 +229,26 @@ class LayerDropper:
     def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop:
         synchronize(self.device)
         began = time.perf_counter()
+        segment = self.stages[self.cut : cut]
+        forward_from = 0 if self.execution == "freeze" else self.cut
+        passed = 0
         if self.refresh_statistics:
-            self._refresh_statistics(cut)
-        store = self._build_store(cut, tier) if tier is not None else None
-        self._retire(cut)
-        if store is not None:
+            order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
+            whole = [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
+            passed = refresh_statistics(segment, whole, self._source, self.autocast)
+        store = None
+        if tier is not None:
+            batches = torch.split(torch.arange(self.samples), self.batch_size)
+            store = fill_store(segment, batches, self._source, self.autocast, self._allocate, tier)
+            passed += self.samples
             if self.store is not None:
                 self.store.close()
             self.store = store
             self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
+        if self.ledger is not None:
+            self.ledger.add_forward(passed, forward_from, cut)
+        gone = [p for stage in self.stage_parameters[self.cut : cut] for p in stage]
+        retire(segment, gone, self.optimizer)
         self.cut = cut
         if self.tracker is not None:
             self.tracker.drop(cut)
@@ -260,101 +261,29 @@ class LayerDropper:
         self.drops.append(drop)
         return drop
 
-    def _source(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """What the stages from ``self.cut`` on read, unaugmented, with targets."""
-        if self.store is not None and self._targets is not None:
-            return self.store.read(indices), self._targets[indices.to(self._targets.device)]
-        x, y = self.feed.batch(indices)
-        for stage in self.stages[: self.cut]:
-            x = stage(x)
-        return x, y
+    def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
+        return ActivationStore(
+            self.samples,
+            shape,
+            self.cache_dtype,
+            tier,
+            self.device,
+            channels_last=self.channels_last,
+            folder=self.folder,
+        )
 
-    @torch.no_grad()
-    def _refresh_statistics(self, cut: int) -> None:
-        """BatchNorm population statistics of the stages being dropped, as plain averages over up to 8,192 samples.
-
-        Training's running averages mix in older weights; the store is made with the statistics of the final ones.
-        """
-        segment = self.stages[self.cut : cut]
-        norms = [m for m in segment.modules() if getattr(m, "running_mean", None) is not None]
-        if not norms:
-            return
-        momenta = [m.momentum for m in norms]
-        segment.eval()
-        for module in norms:
-            module.reset_running_stats()  # type: ignore[operator]
-            module.momentum = None  # type: ignore[assignment]
-            module.train()
-        order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
-        for indices in order.split(self.batch_size):
-            if len(indices) == self.batch_size:
-                with self.autocast():
-                    segment(self._source(indices)[0])
-                self._count_forward(len(indices), cut)
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-            module.eval()
-
-    def _count_forward(self, samples: int, cut: int) -> None:
-        if self.ledger is not None:
-            self.ledger.add_forward(samples, 0 if self.execution == "freeze" else self.cut, cut)
-
-    @torch.no_grad()
-    def _build_store(self, cut: int, tier: Tier) -> ActivationStore:
-        """The output of the first ``cut`` stages for every sample, in evaluation mode, from what training reads now.
-
-        A tier that turns out to be full hands over to the next one.
-        """
-        try:
-            return self._fill_store(cut, tier)
-        except (torch.OutOfMemoryError, MemoryError, OSError):
-            following: dict[Tier, Tier] = {"device": "pinned", "pinned": "disk"}
-            if tier not in following:
-                raise
-            if self.device.type != "cuda":
-                return self._fill_store(cut, "disk")
-            torch.cuda.empty_cache()
-            return self._build_store(cut, following[tier])
-
-    def _fill_store(self, cut: int, tier: Tier) -> ActivationStore:
-        segment = self.stages[self.cut : cut].eval()
-        store: ActivationStore | None = None
-        targets = []
-        try:
-            for indices in torch.arange(self.samples).split(self.batch_size):
-                x, y = self._source(indices)
-                with self.autocast():
-                    x = segment(x)
-                if store is None:
-                    store = ActivationStore(
-                        self.samples, x.shape[1:], self.cache_dtype, tier, self.device,
-                        channels_last=self.channels_last, folder=self.folder,
-                    )  # fmt: skip
-                store.write(indices, x)
-                targets.append(y)
-                self._count_forward(len(indices), cut)
-        except BaseException:
-            if store is not None:
-                store.close()
-            raise
-        assert store is not None  # there is at least one sample
+    def _source(self, indices: Tensor) -> Tensor:
+        """What the stages from ``self.cut`` on read, unaugmented. Targets that pass are kept for reading from the store."""
+        if self.store is not None:
+            return self.store.read(indices)
+        x, targets = self.feed.batch(indices)
         if self._targets is None:
-            self._targets = torch.cat(targets)
-        return store
-
-    def _retire(self, cut: int) -> None:
-        """Take the stages before ``cut`` out of training for good: gradients, optimizer entries and state, train mode."""
-        gone = {id(p): p for stage in self.stage_parameters[self.cut : cut] for p in stage}
-        for group in self.optimizer.param_groups:  # an emptied group stays: schedulers count the groups
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in gone.values():
-            self.optimizer.state.pop(parameter, None)
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        for stage in self.stages[self.cut : cut]:
-            stage.eval()
-            for module in stage.modules():
-                module.__dict__["train"] = types.MethodType(_stay_in_eval, module)
+            self._targets = targets.new_empty(self.samples, *targets.shape[1:])
+        self._targets[indices.to(targets.device)] = targets
+        with self.autocast():
+            for stage in self.stages[: self.cut]:
+                x = stage(x)
+        return x
 
     def _rebuild_live(self) -> None:
         """A fresh callable for the live stages: compiled code that assumed the old network is never reused."""
@@ -374,5 +303,5 @@ class LayerDropper:
                 torch.manual_seed((base + self.step_count * 1_000_003) % 2**63)
             return compiled(x)  # type: ignore[no-any-return]
 
-        compiled = torch.compile(nn.Sequential(*live)) if self.compile else None
-        self._live: Callable[[Tensor], Tensor] = run if compiled is None else run_compiled
+        compiled: Any = torch.compile(nn.Sequential(*live)) if self.compile else None
+        self._live: Callable[[Tensor], Tensor] = run_compiled if self.compile else run

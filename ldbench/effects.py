@@ -11,33 +11,34 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import Permute
 
+from ldbench.tracing import augmented_assignment
+
 # Modules of torch and torchvision whose output may be their input or a view of it. Unknown modules count as such too.
 _PASSING = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd, nn.Sequential, nn.PixelShuffle,
-    nn.ChannelShuffle, nn.Upsample, nn.Fold, nn.Unfold, StochasticDepth, Permute,
+    nn.ChannelShuffle, nn.Upsample, StochasticDepth, Permute,
 )  # fmt: skip
 
 # Functions and methods, by name, whose result is new memory. Unlisted ones may return a view: a clone too many is
 # a little slow, a clone too few is wrong.
-_FRESH = frozenset(
-    "add sub mul truediv floordiv matmul mod pow neg pos radd rsub rmul rtruediv abs exp log sqrt rsqrt sin cos tanh sigmoid relu "
-    "relu6 gelu silu elu selu celu leaky_relu hardtanh hardswish hardsigmoid mish softplus softmax log_softmax logsumexp div cat "
-    "concat stack hstack vstack bmm mm einsum addmm baddbmm linear conv1d conv2d conv3d batch_norm layer_norm group_norm "
-    "instance_norm normalize max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d mean sum prod var std amax amin clone "
-    "where clamp interpolate roll flip scaled_dot_product_attention zeros_like ones_like empty_like rand_like randn_like".split()
-)
+_FRESH = frozenset({
+    "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "addmm", "amax", "amin", "avg_pool2d", "baddbmm",
+    "batch_norm", "bmm", "cat", "celu", "clamp", "clone", "concat", "conv1d", "conv2d", "conv3d", "cos", "div",
+    "einsum", "elu", "empty_like", "exp", "flip", "floordiv", "gelu", "group_norm", "hardsigmoid", "hardswish",
+    "hardtanh", "hstack", "instance_norm", "interpolate", "layer_norm", "leaky_relu", "linear", "log",
+    "log_softmax", "logsumexp", "matmul", "max_pool2d", "mean", "mish", "mm", "mod", "mul", "neg", "normalize",
+    "ones_like", "pow", "prod", "radd", "rand_like", "randn_like", "relu", "relu6", "rmul", "roll", "rsqrt", "rsub",
+    "rtruediv", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "sin", "softmax", "softplus", "sqrt",
+    "stack", "std", "sub", "sum", "tanh", "truediv", "var", "vstack", "where", "zeros_like",
+})  # fmt: skip
 
-_WRITING_OPERATORS = frozenset(
-    getattr(operator, name)
-    for name in "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift setitem".split()
-)
-
-_DRAWING = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ bernoulli bernoulli_ rand randn rand_like "
-    "randn_like randint randint_like randperm normal normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ poisson "
-    "multinomial gumbel_softmax stochastic_depth drop_block2d drop_block3d rrelu rrelu_ fractional_max_pool2d "
-    "fractional_max_pool3d binomial".split()
-)
+_DRAWING = frozenset({
+    "alpha_dropout", "bernoulli", "bernoulli_", "binomial", "cauchy_", "drop_block2d", "drop_block3d", "dropout",
+    "dropout1d", "dropout2d", "dropout3d", "dropout_", "exponential_", "feature_alpha_dropout",
+    "fractional_max_pool2d", "fractional_max_pool3d", "geometric_", "gumbel_softmax", "log_normal_", "multinomial",
+    "normal", "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
+    "random_", "randperm", "rrelu", "rrelu_", "stochastic_depth", "uniform_",
+})  # fmt: skip
 
 
 def may_write_input(nodes: Iterable[fx.Node], source: fx.Node, root: nn.Module) -> bool:
@@ -68,21 +69,20 @@ def writes_in_place(node: fx.Node) -> bool:
     if node.op not in ("call_method", "call_function"):
         return False
     name = node_name(node)
-    return node.target in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    return node.target in (operator.setitem, augmented_assignment) or (name.endswith("_") and not name.endswith("__"))
 
 
 def _writes(node: fx.Node, aliases: set[fx.Node], root: nn.Module) -> bool:
     if node.op == "call_module":
         inside = list(root.get_submodule(str(node.target)).modules())
         return not all(_known(module) for module in inside) or any(getattr(m, "inplace", False) for m in inside)
-    first = node.args[0] if node.args else None
     if writes_in_place(node):
-        return first in aliases
+        return bool(node.args) and node.args[0] in aliases
     if node.op == "call_method":
         return False
     if node.kwargs.get("out") is not None or _inplace_argument(node):
         return True
-    origin = str(getattr(node.target, "__module__", None) or "torch")
+    origin = str(getattr(node.target, "__module__", None) or "torch")  # built-in functions of torch name no module
     return not origin.startswith(("torch", "math", "_operator", "builtins"))
 
 
@@ -108,10 +108,12 @@ def draws_random_numbers(stage: fx.GraphModule) -> bool:
 
 
 def _node_draws(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method") or node_name(node) not in _DRAWING:
-        return bool({k: v for k, v in node.kwargs.items() if "drop" in k and isinstance(v, float) and v > 0})
-    probability: Any = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
-    return probability != 0
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node_name(node) in _DRAWING:
+        probability: Any = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
+        return bool(probability != 0)
+    return any("drop" in key and _is_rate(value) for key, value in node.kwargs.items())  # fused attention, for one
 
 
 def _module_draws(module: nn.Module) -> bool:
@@ -122,7 +124,11 @@ def _module_draws(module: nn.Module) -> bool:
     if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
         return float(module.p) > 0
     # Attention and recurrent modules keep their rate as a number (dropout, attention_dropout, drop_rate, drop_prob).
-    if any("drop" in key and isinstance(value, float) and value > 0 for key, value in vars(module).items()):
+    if any("drop" in key and _is_rate(value) for key, value in vars(module).items()):
         return True
     code = getattr(type(module).forward, "__code__", None)
     return not _known(module) and code is not None and not _DRAWING.isdisjoint(code.co_names)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, float) and value > 0

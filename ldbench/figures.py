@@ -22,8 +22,13 @@ MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page sho
 FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
-def comparison_figures(directory: Path, rows: Sequence[Record], cells: Sequence[Record]) -> list[Html]:
-    """The figures of one comparison. ``rows``: its summary, ``cells``: its runs, ``directory``: the results folder."""
+def comparison_figures(
+    directory: Path, rows: Sequence[Record], cells: Sequence[Record], detailed: bool = True
+) -> list[Html]:
+    """The figures of one comparison: accuracy against cost, and where ``detailed`` what happened on the way.
+
+    ``rows``: the comparison's summary, ``cells``: its runs, ``directory``: the results folder.
+    """
     by_label: dict[str, list[Record]] = defaultdict(list)
     labels = {variant(row): str(row["label"]) for row in rows}
     for cell in cells:
@@ -31,8 +36,10 @@ def comparison_figures(directory: Path, rows: Sequence[Record], cells: Sequence[
             by_label[labels[variant(cell)]].append(cell)
     shown = [row for row in rows if by_label[str(row["label"])]]
     name = f"{clean(rows[0]['model'])} on {clean(rows[0]['dataset'])}"
-    candidates = [_cost(shown, by_label, name), _stages(directory, shown, by_label, name)]
-    candidates += [_breakdown(shown, name), _scores(directory, by_label, name)]
+    candidates = [_cost(shown, by_label, name)]
+    if detailed:
+        candidates += [_stages(directory, shown, by_label, name), _breakdown(shown, name)]
+        candidates += [_scores(directory, by_label, name)]
     return [figure for figure in candidates if figure is not None]
 
 
@@ -60,9 +67,11 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
     caption = (
         "Accuracy against what training cost, by FLOPs and by time. Squares: the two controls, shortened training at "
         "each budget and full training, joined to the frontier. A method earns its keep only above the line in both "
-        "panels. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single runs, up to 50 of a method."
+        "panels. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
+        "runs, where they are few."
     )
-    return picture(cost_figure(drawn), f"accuracy against cost, {name}", caption, "wide")
+    figures = [cost_figure(title, points) for title, points in drawn.items()]
+    return picture(figures, f"accuracy against cost, {name}", caption, "wide")
 
 
 def _price(cell: Record, column: str) -> float:
@@ -105,7 +114,7 @@ def _stages(
     caption = (
         f"Stages still in the training network after each epoch: mean over seeds, band from smallest to largest.{some}"
     )
-    return picture(stages_figure(curves, most, methods), f"live stages over epochs, {name}", caption, "half")
+    return picture([stages_figure(curves, most, methods)], f"live stages over epochs, {name}", caption, "half")
 
 
 def _breakdown(rows: Sequence[Record], name: str) -> Html | None:
@@ -129,7 +138,7 @@ def _breakdown(rows: Sequence[Record], name: str) -> Html | None:
         "Mean seconds per run. The thick bars are the training time of the tables. Hatched beneath: timed apart and "
         "not part of it. Data preparation and cost table are paid once and shared by the runs of an experiment."
     )
-    return picture(breakdown_figure(bars), f"cost breakdown, {name}", caption, "half")
+    return picture([breakdown_figure(bars)], f"cost breakdown, {name}", caption, "half")
 
 
 def _zero(value: Any) -> float:
@@ -164,11 +173,13 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
         thinned = f" Every {every}th check is shown." if every > 1 else ""
         caption = (
             f"Scores of one run ({label}, seed {cell['seed']}), first stage on top. Grey: dropped, or too early for a "
-            f"score. Left: relative movement since the last check per unit of learning rate, on a logarithmic scale. "
-            f"Right: how directly the stage still moves (1: straight on, 0: a random walk).{thinned}"
+            f"score. Layer change: relative movement since the last check per unit of learning rate. Continuation: "
+            f"how directly the stage still moves (1: straight on, 0: a random walk).{thinned}"
         )
-        svg = score_figure(names, [line["step"] for line in checks], change, ahead)
-        return picture(svg, f"scores per stage, {name}", clean(caption), "wide")
+        steps = [line["step"] for line in checks]
+        figures = [score_figure("layer change (logarithmic)", names, steps, change, logarithmic=True)]
+        figures.append(score_figure("continuation", names, steps, ahead, logarithmic=False))
+        return picture(figures, f"scores per stage, {name}", caption, "wide")
     return None
 
 

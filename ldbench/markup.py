@@ -22,12 +22,13 @@ p { margin: 0.4rem 0; } .quiet { color: var(--quiet); font-size: 0.9rem; } a { c
 table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.55rem; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; }
-th { background: var(--soft); font-weight: 600; } td:first-child { font-weight: 600; }
+th { background: var(--soft); font-weight: 600; } td:first-child { font-weight: 600; min-width: 8.4rem; }
 tr.control td { color: var(--quiet); }
-tr.ahead td:first-child { box-shadow: inset 4px 0 #009e73; } tr.behind td:first-child { box-shadow: inset 4px 0 #d55e00; }
-
+tr.ahead td:first-child { box-shadow: inset 4px 0 #009e73; }
+tr.behind td:first-child { box-shadow: inset 4px 0 #d55e00; }
 .figures { display: flex; flex-wrap: wrap; gap: 0.8rem 1.2rem; align-items: flex-start; } figure { margin: 0.6rem 0; }
 figure.wide { flex: 1 1 100%; } figure.half { flex: 1 1 22rem; max-width: 34rem; }
+figure.wide img { margin-right: 1rem; vertical-align: top; }
 figure img { max-width: 100%; height: auto; } figcaption { color: var(--quiet); font-size: 0.86rem; max-width: 60rem; }
 pre { white-space: pre-wrap; background: var(--soft); padding: 0.6rem; font-size: 0.8rem; }
 dt { font-weight: 600; margin-top: 0.5rem; } dd { margin: 0 0 0 1rem; }
@@ -41,6 +42,8 @@ dt { font-weight: 600; margin-top: 0.5rem; } dd { margin: 0 0 0 1rem; }
 @media print {
   @page { size: A4 landscape; margin: 12mm; }
   body { max-width: none; padding: 0; font-size: 10pt; } table { font-size: 8pt; }
+  .figures { display: block; } figure.wide img { max-width: 49%; margin: 0; }
+  figure.half { display: inline-block; width: 48%; vertical-align: top; }
   h2, h3 { break-after: avoid; } tr, figure, .warning { break-inside: avoid; }
 }
 """
@@ -51,7 +54,7 @@ class Html(str):
 
 
 def tag(name: str, *children: str | Iterable[str], **attributes: str) -> Html:
-    """``<name ...>children</name>``: plain text is cleaned and escaped; ``class_`` gives ``class``, ``_`` gives ``-``."""
+    """``<name ...>children</name>``: text is cleaned and escaped; ``class_`` gives ``class``, ``_`` a hyphen."""
     inside = "".join(_escaped(child) for group in children for child in ([group] if isinstance(group, str) else group))
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(clean(value))}"' for key, value in attributes.items()
@@ -71,7 +74,7 @@ def _glued(text: str) -> Html:
 
 
 def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Html:
-    """A table of (row class, texts); on a narrow screen every row turns into a card with the heads beside the values."""
+    """A table of (row class, texts); on a narrow screen every row is a card with the heads beside the values."""
     body = [
         tag(
             "tr",
@@ -85,12 +88,19 @@ def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Ht
     )
 
 
-def picture(svg: str, alt: str, caption: str, kind: str) -> Html:
-    """A figure inside the page; as an image it cannot run or load anything, whatever its text says."""
+def picture(figures: Sequence[str], alt: str, caption: str, kind: str) -> Html:
+    """SVG figures under one caption; as images they cannot run or load anything, whatever their text says."""
+    return tag("figure", [_image(svg, alt) for svg in figures], tag("figcaption", caption), class_=kind)
+
+
+def _image(svg: str, alt: str) -> Html:
     source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8", "replace")).decode()
     width, height = svg.split('viewBox="0 0 ', 1)[1].split('"', 1)[0].split()
-    size = {"width": str(round(float(width) * 4 / 3)), "height": str(round(float(height) * 4 / 3))}
-    return tag("figure", tag("img", src=source, alt=alt, **size), tag("figcaption", caption), class_=kind)
+    return tag("img", src=source, alt=alt, width=_pixels(width), height=_pixels(height))
+
+
+def _pixels(points: str) -> str:
+    return str(round(float(points) * 4 / 3))
 
 
 def page(title: str, sections: Iterable[Html]) -> str:

@@ -10,26 +10,39 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.columns import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, Column, clean, quantity, slope, verdict
-from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant
+from ldbench.columns import (
+    ACCURACY_COLUMNS,
+    COST_COLUMNS,
+    ENERGY,
+    SLOPE_MEANING,
+    Column,
+    clean,
+    quantity,
+    slope,
+    verdict,
+)
+from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant, variant_order
 from ldbench.figures import comparison_figures
 from ldbench.markup import Html, page, table, tag
 from ldbench.results import Damaged, read_object
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
+MOST_FIGURES, MOST_DETAILED = 40, 10  # comparisons drawn at all, and in full: drawing is what takes the time
 
 
-def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``summary`` its summary."""
+def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, all_figures: bool = False) -> str:
+    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``summary`` its summary.
+
+    A large experiment gets figures for its first comparisons only, and says so, unless ``all_figures``.
+    """
     groups = [records_of(group) for _, group in summary.groupby(COMPARISON, sort=False)] if len(summary) else []
     runs = dict(iter(cells.groupby(COMPARISON)))
     left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
     sections = [_opening(cells, groups, left_out)]
     for place, rows in enumerate(groups):
-        sections.append(
-            _comparison(directory, place, rows, runs[rows[0]["model"], rows[0]["dataset"], rows[0]["setting"]])
-        )
+        of_these = runs[rows[0]["model"], rows[0]["dataset"], rows[0]["setting"]]
+        sections.append(_comparison(directory, place, rows, records_of(of_these), all_figures))
     sections += [_left_out(cells, left_out), _environment(cells), _glossary(), _configuration(directory)]
     return page(f"ldbench report: {directory.resolve().name}", sections)
 
@@ -63,18 +76,28 @@ def _tone(kind: str) -> str:
     return kind if kind in ("ahead", "behind", "control") else "open"
 
 
-def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record]) -> Html:
-    first = rows[0]
+def _comparison(
+    directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record], all_figures: bool
+) -> Html:
+    first, detailed = rows[0], all_figures or place < MOST_DETAILED
+    figures: list[Html] = []
+    if all_figures or place < MOST_FIGURES:
+        figures = comparison_figures(directory, rows, cells, detailed)
+    if not detailed:
+        figures.append(tag("p", "Further figures of this comparison: ldbench report --all-figures.", class_="quiet"))
     warnings = [tag("p", f"Warning: {note}", class_="warning") for note in first["warnings"].split(BETWEEN) if note]
     state = "warning" if first["frontier_state"] in ("saturated", "falling") else "plain"
     notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}
     augmented = [tag("p", f"Augmentation after a drop: {'; '.join(sorted(notes))}")] if notes else []
+    measured = any(row["energy_joules_n"] for row in rows)  # otherwise one sentence says what a column would repeat
+    metered = [column for column in COST_COLUMNS if measured or column is not ENERGY]
+    unmetered = [] if measured else [tag("p", f"Energy: {'; '.join(sorted({ENERGY.show(row) for row in rows}))}")]
     return tag(
         "section", tag("h2", _title(first)), warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
-        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented,
-        tag("div", comparison_figures(directory, rows, cells), class_="figures"), _drops(cells),
+        tag("h3", "Cost"), _columns(metered, rows), unmetered, augmented,
+        tag("div", figures, class_="figures"), _drops(cells),
         id=f"comparison-{place}",
     )  # fmt: skip
 
@@ -88,7 +111,7 @@ def drop_rows(cells: Sequence[Record]) -> list[Record]:
     """Every drop made or declined in these runs of one comparison, as flat rows with units in the names."""
     labels = method_labels(cells)
     rows = []
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: (variant_order(variant(cell)), cell["seed"])):
         for made, key in (("made", "drops"), ("declined", "declined")):
             for entry in cell[key]:
                 row = {name: cell[name] for name in ("model", "dataset", "setting", "seed", "cell")}

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,11 +27,12 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = "oDv^PX*<>hp"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (2, 2)), (0, (7, 2, 2, 2)))
 STYLE: dict[Any, Any] = {
-    "font.size": 9.0, "axes.titlesize": 10.0, "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 9.0, "axes.titlesize": 10.0, "axes.titley": 1.02, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 8.5, "svg.hashsalt": "ldbench", "svg.fonttype": "path",
 }  # fmt: skip
 CONTROL = "#555555"
+MOST_DOTS = 150  # single runs drawn in a panel; beyond, the intervals say it all
 Scores = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
 
@@ -54,7 +55,7 @@ class Bar(NamedTuple):
     beside: Mapping[str, float]
 
 
-def plain(text: str, width: int = 44) -> str:
+def plain(text: str, width: int = 60) -> str:
     """A name for a figure: harmless, short, and with no mathematics in its dollar signs."""
     return textwrap.shorten(clean(text), width, placeholder="…").replace("$", r"\$") or "…"
 
@@ -68,19 +69,15 @@ def render(figure: Figure) -> str:
     return stream.getvalue()
 
 
-def cost_figure(panels: Mapping[str, Sequence[Point]]) -> str:
-    """Accuracy (percent) against cost: one panel per axis title, methods with error bars, the frontier as a line."""
+def cost_figure(title: str, points: Sequence[Point]) -> str:
+    """Accuracy (percent) against the cost in ``title``: methods with error bars, the frontier as a line."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.9))
-        everything = next(iter(panels.values()))
-        styles = _styles(point.label for point in everything if not point.control)
-        for place, (title, points) in enumerate(panels.items()):
-            axes = figure.add_axes((0.075 + 0.49 * place, 0.30, 0.41, 0.62))
-            _cost_panel(axes, points, styles)
-            axes.set_xlabel(title)
-            axes.set_title(f"accuracy % over {title.split(' (')[0]}", loc="left")
-        _legend(figure, figure.axes[0], 0.135)
-        return render(figure)
+        methods = [point.label for point in points if not point.control]
+        axes = _canvas(2.55, ["frontier of training less", *methods])
+        _cost_panel(axes, points, _styles(methods))
+        axes.set_xlabel(title)
+        axes.set_title("accuracy %", loc="left")
+        return _finished(axes)
 
 
 def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[str, str]]) -> None:
@@ -89,25 +86,31 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
         x, y = [p.x[0] for p in controls], [p.y[0] for p in controls]
         axes.plot(x, y, color=CONTROL, lw=1.4, label="frontier of training less")
     colours = [CONTROL if point.control else styles[point.label][0] for point in points]
-    dots = [(*run, colour) for point, colour in zip(points, colours, strict=True) for run in point.runs[:50]]
-    axes.scatter([dot[0] for dot in dots], [dot[1] for dot in dots], 9, [dot[2] for dot in dots], alpha=0.4, lw=0)
-    for point, colour in zip(points, colours, strict=True):
-        axes.errorbar(
-            point.x[0], point.y[0], xerr=_bars(point.x), yerr=_bars(point.y), color=colour, ms=6.5, mec="white", mew=0.7,
-            marker="s" if point.control else styles[point.label][1], elinewidth=1.3, ls="", zorder=3,
-            label="_" if point.control else plain(point.label),
-        )  # fmt: skip
+    dots = [(*run, colour) for point, colour in zip(points, colours, strict=True) for run in point.runs]
+    if len(dots) <= MOST_DOTS:
+        axes.scatter([dot[0] for dot in dots], [dot[1] for dot in dots], 9, [dot[2] for dot in dots], alpha=0.4, lw=0)
+    for group in ([point] for point in points if not point.control):
+        _errorbars(axes, group, *styles[group[0].label], plain(group[0].label))
+    _errorbars(axes, controls, CONTROL, "s", "_")
     for point in controls:
         name = "full" if point.label == "full" else point.label.removeprefix("short ")
         spot = (point.x[0], point.y[0])
-        axes.annotate(plain(name, 12), spot, (6, -11), textcoords="offset points", fontsize=8, color=CONTROL)
+        axes.annotate(plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL)
     values = np.array([y for p in points for _, y in p.runs] + [p.y[0] for p in points])
     low, high = float(values.min()), float(values.max())
     # Intervals of few seeds are huge: they may run off the axes, so that the runs stay readable.
-    room = max(0.35 * (high - low), 0.5)
-    axes.set_ylim(low - 1.2 * room, high + room)
-    axes.margins(x=0.08)
+    room = max(0.25 * (high - low), 0.5)
+    axes.set_ylim(low - room, high + room)
+    axes.margins(x=0.12)
     axes.locator_params(nbins=6)
+
+
+def _errorbars(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
+    x, y = (np.array([point[axis] for point in points]).reshape(-1, 3).T for axis in (2, 3))
+    axes.errorbar(
+        x[0], y[0], xerr=[x[0] - x[1], x[2] - x[0]], yerr=[y[0] - y[1], y[2] - y[0]], color=colour, marker=marker,
+        ms=6.5, mec="white", mew=0.7, elinewidth=1.3, ls="", zorder=3, label=label,
+    )  # fmt: skip
 
 
 def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[str]) -> str:
@@ -116,8 +119,7 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
     ``methods`` is every method of the comparison in order, so that each keeps the colour it has in the other figure.
     """
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.3))
-        axes = figure.add_axes((0.11, 0.30, 0.85, 0.60))
+        axes = _canvas(2.0, list(curves))
         styles = _styles(methods)
         for place, (label, (epochs, mean, low, high)) in enumerate(curves.items()):
             colour, marker = styles[label]
@@ -130,40 +132,35 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
         axes.set(xlabel="epoch", ylim=(0, stages * 1.06))
         axes.set_title(f"live stages of {stages}", loc="left")
         axes.locator_params(integer=True, nbins=7)
-        _legend(figure, axes, 0.14)
-        return render(figure)
+        return _finished(axes)
 
 
-def score_figure(names: Sequence[str], steps: Sequence[int], change: Scores, continuation: Scores) -> str:
-    """Scores ``[checks, stages]`` (NaN: dropped, or no score yet) as two heatmaps, first stage on top."""
-    height = min(7.0, max(2.6, 1.1 + 0.19 * len(names)))
-    positive = change[change > 0]
-    low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
-    logarithmic: Normalize = LogNorm(low, max(high, 1.001 * low))
+def score_figure(title: str, names: Sequence[str], steps: Sequence[int], scores: Scores, *, logarithmic: bool) -> str:
+    """Scores ``[checks, stages]`` (NaN: dropped, or no score yet) as a heatmap, first stage on top."""
+    scale: Normalize = Normalize(0, 1)
+    if logarithmic:
+        positive = scores[scores > 0]
+        low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
+        scale = LogNorm(low, max(high, 1.001 * low))
+        scores = np.where(scores > 0, scores, np.nan)
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(8.6, height))
-        left = figure.add_axes((0.135, 0.5 / height, 0.335, 1 - 0.85 / height))
-        right = figure.add_axes((0.56, 0.5 / height, 0.335, 1 - 0.85 / height))
-        _heatmap(
-            left, np.where(change > 0, change, np.nan), logarithmic, steps, "layer change per unit of learning rate"
-        )
-        _heatmap(right, continuation, Normalize(0, 1), steps, "continuation")
+        axes = _canvas(min(6.0, max(1.7, 0.25 + 0.19 * len(names))), [], left=1.25, right=0.8)
+        colours = colormaps["cividis"].with_extremes(bad="#dddddd")
+        axes.imshow(scores.T, aspect="auto", cmap=colours, norm=scale, interpolation="nearest")
+        axes.set_title(title, loc="left")
+        ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
+        axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
+        axes.set_yticks([])
+        axes.set_xlabel("step of the check")
+        beside = axes.get_yaxis_transform()
         for place in range(0, len(names), math.ceil(len(names) / 30)):
-            left.text(
-                -0.02, place, plain(names[place], 18), transform=left.get_yaxis_transform(), ha="right", va="center"
-            )
-        return render(figure)
+            axes.text(-0.02, place, plain(names[place], 18), transform=beside, ha="right", va="center")
+        _colour_bar(axes, colours, scale)
+        return _finished(axes)
 
 
-def _heatmap(axes: Axes, values: Scores, scale: Normalize, steps: Sequence[int], title: str) -> None:
-    colours = colormaps["cividis"].with_extremes(bad="#dddddd")
-    axes.imshow(values.T, aspect="auto", cmap=colours, norm=scale, interpolation="nearest")
-    axes.set_title(title, loc="left")
-    ticks = np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))
-    axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
-    axes.set_yticks([])
-    axes.set_xlabel("step of the check")
-    # A colour bar drawn by hand: matplotlib's own takes as long as the rest of the figure.
+def _colour_bar(axes: Axes, colours: Colormap, scale: Normalize) -> None:
+    """Drawn by hand: matplotlib's own takes as long as the rest of the figure."""
     levels = np.linspace(0, 1, 33)
     boxes = [((1.03, y), (1.06, y), (1.06, y + 0.033), (1.03, y + 0.033)) for y in levels[:-1]]
     bar = PolyCollection(boxes, facecolors=colours(levels[:-1]), transform=axes.transAxes, clip_on=False)
@@ -173,40 +170,31 @@ def _heatmap(axes: Axes, values: Scores, scale: Normalize, steps: Sequence[int],
 
 
 def breakdown_figure(bars: Sequence[Bar]) -> str:
-    """Mean seconds per method as stacked bars: training by what it was spent on, and hatched beneath what is timed apart."""
+    """Mean seconds per method as stacked bars: training by purpose, and hatched beneath it what is timed apart."""
     with rc_context(STYLE | {"hatch.linewidth": 0.5, "axes.grid.axis": "x"}):
-        height = 1.25 + 0.36 * len(bars)
-        figure = Figure(figsize=(5.2, height))
-        axes = figure.add_axes((0.27, 0.88 / height, 0.69, (height - 1.2) / height))
-        for place, bar in enumerate(bars):
-            for lift, thick, parts, colours in (
-                (0.14, 0.46, bar.parts, PALETTE),
-                (-0.22, 0.2, bar.beside, ("#bbbbbb", "#eeeeee")),
-            ):
-                left = 0.0
-                for (name, seconds), colour in zip(parts.items(), colours, strict=False):
-                    hatch = "////" if lift < 0 else ""
-                    label = name if place == 0 else "_"
-                    axes.barh(
-                        -place + lift,
-                        seconds,
-                        thick,
-                        left,
-                        color=colour,
-                        hatch=hatch,
-                        edgecolor="#888888" if hatch else "white",
-                        lw=0.3,
-                        label=label,
-                    )
-                    left += seconds
-        axes.set_yticks([-place for place in range(len(bars))], [plain(bar.label, 26) for bar in bars])
+        axes = _canvas(0.36 * len(bars), [*bars[0].parts, *bars[0].beside], left=1.5)
+        places = -np.arange(len(bars))
+        left = np.zeros(len(bars))
+        for name, colour in zip(bars[0].parts, PALETTE, strict=False):
+            seconds = np.array([bar.parts[name] for bar in bars])
+            axes.barh(places + 0.14, seconds, 0.46, left, color=colour, label=name)
+            left += seconds
+        left = np.zeros(len(bars))
+        for name, colour in zip(bars[0].beside, ("#bbbbbb", "#eeeeee"), strict=False):
+            seconds = np.array([bar.beside[name] for bar in bars])
+            axes.barh(
+                places - 0.22, seconds, 0.2, left, color=colour, label=name, hatch="////", edgecolor="#888888", lw=0.3
+            )
+            left += seconds
+        axes.set_yticks(
+            [-place for place in range(len(bars))], ["\n".join(textwrap.wrap(plain(bar.label), 22)[:2]) for bar in bars]
+        )
         axes.set_ylim(-len(bars) + 0.45, 0.55)
         axes.set_xlabel("seconds")
         axes.set_title("where the seconds went", loc="left")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        _legend(figure, axes, 0.42 / height, columns=3)
-        return render(figure)
+        return _finished(axes)
 
 
 def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -215,20 +203,28 @@ def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _bars(interval: tuple[float, float, float]) -> list[list[float]] | None:
-    mean, low, high = interval
-    return [[mean - low], [high - mean]] if math.isfinite(low) else None
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns of a legend as fit beside each other; a line of the figure takes about 76 letters."""
+    return max(1, min(4, len(labels), 76 // (7 + max(len(plain(label)) for label in labels)))) if labels else 1
 
 
-def _legend(figure: Figure, axes: Axes, top: float, columns: int = 4) -> None:
+def _canvas(height: float, labels: Sequence[str], left: float = 0.55, right: float = 0.15) -> Axes:
+    """Axes of ``height`` inches in a figure with room for the titles and for a legend of ``labels`` beneath."""
+    rows = math.ceil(len(labels) / _legend_columns(labels))
+    below, width = 0.5 + (0.12 + 0.19 * rows if rows else 0.0), 5.2
+    whole = below + height + 0.32
+    figure = Figure(figsize=(width, whole))
+    return figure.add_axes((left / width, below / whole, 1 - (left + right) / width, height / whole))
+
+
+def _finished(axes: Axes) -> str:
+    """The figure with its legend, as SVG."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(
-            handles,
-            labels,
-            loc="upper center",
-            bbox_to_anchor=(0.5, top),
-            ncols=columns,
-            handlelength=1.6,
-            columnspacing=1.4,
-        )
+            handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=_legend_columns(labels),
+            handlelength=1.6, columnspacing=1.4, borderaxespad=0.2,
+        )  # fmt: skip
+    return render(figure)

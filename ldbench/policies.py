@@ -99,7 +99,7 @@ class LearnAndDrop(NeverDrop):
     uses_scores = True
 
     def __init__(
-        self, continuation: float = 0.35, change_ratio: float = 0.5, patience: int = 2, earliest: float = 0.2
+        self, continuation: float = 0.2, change_ratio: float = 0.9, patience: int = 2, earliest: float = 0.25
     ) -> None:
         values = (continuation, change_ratio, patience, earliest)
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values) or not isinstance(patience, int):
@@ -108,7 +108,12 @@ class LearnAndDrop(NeverDrop):
             raise UserError(
                 "learn-and-drop: continuation and earliest lie in [0, 1], change_ratio in (0, 1], patience from 1 up"
             )
-        self.continuation, self.change_ratio, self.patience, self.earliest = continuation, change_ratio, patience, earliest
+        self.continuation, self.change_ratio, self.patience, self.earliest = (
+            continuation,
+            change_ratio,
+            patience,
+            earliest,
+        )
         self.peak: list[float] = []
         self.calm: list[int] = []
 
@@ -148,7 +153,10 @@ class FixedSchedule(NeverDrop):
             self.drops = sorted((float(at), cut) for at, cut in drops)
         except (TypeError, ValueError):
             raise UserError(f"schedule: drops is a list of [progress, stages] pairs, not {drops!r}") from None
-        if any(not 0 <= at < 1 or isinstance(cut, bool) or not isinstance(cut, (int, float)) or cut < 0 for at, cut in self.drops):
+        if any(
+            not 0 <= at < 1 or isinstance(cut, bool) or not isinstance(cut, (int, float)) or cut < 0
+            for at, cut in self.drops
+        ):
             raise UserError(f"schedule: progress lies in [0, 1) and stages from 0 up, not {drops!r}")
 
     def stopped(self, seen: Observation) -> int:

@@ -85,6 +85,8 @@ class ConsoleProgress:
         else:
             accuracy = "" if result["test_accuracy"] is None else f"accuracy {result['test_accuracy']:.4f}, "
             chance = " (at chance level: the recipe does not train this network)" if result["at_chance"] else ""
-            drops = "; ".join(f"step {d['step']}: {d['cut']} of {len(result['stages'])} stages gone" for d in result["drops"])
+            drops = "; ".join(
+                f"step {d['step']}: {d['cut']} of {len(result['stages'])} stages gone" for d in result["drops"]
+            )
             text = f"{self._title}: {accuracy}trained in {result['train_seconds']:.1f} s{chance}"
             self.note(f"{text} [{drops}]" if drops else text)

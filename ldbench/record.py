@@ -136,7 +136,7 @@ def _cpu_name() -> str:
 
 def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
+        return metadata.distribution(package).version
     except metadata.PackageNotFoundError:
         return None
 

@@ -27,10 +27,11 @@ UNITS = {"test_accuracy": "fraction", "val_accuracy": "fraction", "chance_accura
 NOT_IN_CSV = ("test_correct", "drops", "declined", "stages")
 
 
-def write_report(directory: str | Path) -> Path:
+def write_report(directory: str | Path, *, all_figures: bool = False) -> Path:
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
-    Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
+    Beyond 10 comparisons only accuracy against cost is drawn, beyond 40 nothing, unless ``all_figures`` is set. Each
+    file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
     from ldbench.page import build_page, drop_rows  # draws: matplotlib is imported only here
 
@@ -46,7 +47,7 @@ def write_report(directory: str | Path) -> Path:
     every = [row for _, group in cells.groupby(COMPARISON) for row in drop_rows(records_of(group))]
     files = {
         "table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every)),
-        "index.html": build_page(root, cells, summary),
+        "index.html": build_page(root, cells, summary, all_figures=all_figures),
     }  # fmt: skip
     folder = root / "report"
     try:
@@ -73,7 +74,14 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
         first = rows[0]
         label = f" ({first['setting_label']})" if first["setting_label"] else ""
         title = Text(clean(f"{first['model']} on {first['dataset']}{label}"), style="bold")
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
+            show_edge=False,
+        )
         heads = ["method", "n", "accuracy %", "vs full", "time÷full", "FLOPs -%"]
         heads += ["equal FLOPs", "equal time"] if wide else []
         for head in heads:
@@ -88,7 +96,7 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
 
 
 def _cells(row: dict[str, Any], wide: bool) -> list[str]:
-    texts = [clean(row["label"]), str(row["runs"]), accuracy(row)]
+    texts = [clean(row["label"]), str(row["runs"]), "-" if row["synthetic"] else accuracy(row)]
     texts += [plus_minus(row, "difference_to_full_points", sign="+"), plus_minus(row, "train_time_ratio")]
     texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
     for axis in ("flops", "time") if wide else ():
@@ -99,8 +107,10 @@ def _cells(row: dict[str, Any], wide: bool) -> list[str]:
 def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Lines under a table with their style: what the numbers alone would hide."""
     yield f"frontier slope, points per doubled budget: {slope(rows[0])}", ""
-    if all(row["runs"] <= 1 for row in rows):
+    if max(row["runs"] for row in rows) == 1:
         yield "n = 1: an anecdote; more --seeds give intervals", ""
+    if any(row["synthetic"] for row in rows):
+        yield "synthetic data: no accuracy to show", ""
     for row in rows:
         if row["diverged"] or row["failed"]:
             yield f"{clean(row['label'])}: {runs(row)}", "yellow"

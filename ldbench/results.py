@@ -123,7 +123,7 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
     row |= {key: record.get(key) is True for key in FLAGS}
     if row["status"] == "finished" and not row["synthetic"] and not 0 <= row["test_accuracy"] <= 1:
         raise Damaged(f"finished with test_accuracy {record.get('test_accuracy')!r}"[:200])
-    row["test_correct"] = _bits(record)
+    row["test_correct"] = _bits(record, row["test_images"], row["test_accuracy"])
     row |= {key: [entry for entry in _list(record, key) if isinstance(entry, dict)] for key in ("drops", "declined")}
     listed = [entry for entry in _list(record, "stages") if isinstance(entry, dict)]
     row["stage_count"] = len(listed)
@@ -176,14 +176,19 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _bits(record: Mapping[str, Any]) -> bytes | None:
+def _bits(record: Mapping[str, Any], images: float, accuracy: float) -> bytes | None:
     text = record.get("test_correct_base64")
     if not isinstance(text, str):
         return None
     try:
-        return base64.b64decode(text, validate=True)
+        packed = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Damaged("test_correct_base64 is not base64") from error
+    if not images >= 1 or len(packed) != math.ceil(images / 8):
+        raise Damaged(f"test_correct_base64 does not hold {images:g} images")
+    if math.isfinite(accuracy) and abs(int.from_bytes(packed).bit_count() / images - accuracy) > 1e-6:
+        raise Damaged("test_correct_base64 disagrees with test_accuracy")
+    return packed
 
 
 def _plain(value: Any) -> Any:

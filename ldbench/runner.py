@@ -19,12 +19,21 @@ from ldbench.cache import resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable, measure_costs
 from ldbench.data import ResidentSplit, derive_seed
-from ldbench.errors import UserError
+from ldbench.errors import UserError, nearest
 from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.methods import build_policy, get_method, replay_source
-from ldbench.models import build_model, default_recipe
-from ldbench.record import SCHEMA_VERSION, environment, finished, open_results, plain, read_json, write_json, write_lines
-from ldbench.sources import load_dataset
+from ldbench.models import build_model, default_recipe, model_names
+from ldbench.record import (
+    SCHEMA_VERSION,
+    environment,
+    finished,
+    open_results,
+    plain,
+    read_json,
+    write_json,
+    write_lines,
+)
+from ldbench.sources import check_dataset_name, load_dataset
 from ldbench.stages import split_stages
 from ldbench.train import PRECISIONS, Resident, autocast_for, build_optimizer, model_spec, run_cell
 
@@ -74,6 +83,11 @@ def resolve_device(name: str) -> torch.device:
 
 def plan(experiment: Experiment) -> list[Cell]:
     """All cells of the grid, names and options checked. Raises ``UserError``."""
+    for model in experiment.model:
+        if ":" not in model and model not in model_names():
+            raise UserError(f"unknown model {model!r}: {nearest(model, model_names())}")
+    for dataset in experiment.dataset:
+        check_dataset_name(dataset)
     for method in experiment.method:
         get_method(method)
     for method, options in experiment.policy.items():
@@ -116,18 +130,15 @@ class Preparation:
         """The cost table of a cell's model and data: from the results folder if it was measured there, else measured."""
         data = self.data(cell.dataset)
         machine = {
-            key: value for key, value in environment(self.device).items() if key not in ("git_commit", "ldbench", "platform")
+            key: value
+            for key, value in environment(self.device).items()
+            if key not in ("git_commit", "ldbench", "platform")
         }
         names = ("model", "dataset", "batch_size", "optimizer", "precision", "channels_last", "width", "dropout")
         what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
-            path = Path(self.experiment.cost_table)
-            path = path / f"{_table_name(what, {})}.json" if path.is_dir() else path
-            saved = read_json(path)
-            if saved is None:
-                raise UserError(f"cost table {path} was not found or is damaged")
-            return CostTable.from_dict(saved["table"])
+            return _given_table(Path(self.experiment.cost_table), plain(what))
         path = self.folder / "costs" / f"{_table_name(what, machine)}.json"
         saved = read_json(path)
         if saved is not None:
@@ -141,7 +152,7 @@ class Preparation:
         torch.manual_seed(derive_seed(0, "weights"))
         model = build_model(model_spec(cell, data.dataset)).to(self.device).train()
         if cell.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         stages = split_stages(model)
         indices = torch.randperm(len(data.train))[: cell.batch_size]
         return measure_costs(
@@ -158,6 +169,8 @@ class Preparation:
         stages = split_stages(model)
         size = data.dataset.image_size
         flops = count_stage_flops(stages, (data.dataset.channels, size, size))
+        if self.experiment.cost_table is not None:
+            self.costs(cell)
         if get_method(cell.method).execution == "store" and cell.method not in ("full", "short"):
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
             smallest = min(store_bytes(len(data.train), f.output_shape, cell.cache_dtype) for f in flops[:-1])
@@ -168,6 +181,15 @@ class Preparation:
                     "raise --cache-budget or choose --cache-dtype fp16"
                 )
         return flops
+
+
+def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
+    """The table for ``what`` in a file or folder of an earlier run."""
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        saved = read_json(file)
+        if saved is not None and saved.get("what") == what:
+            return CostTable.from_dict(saved["table"])
+    raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
 
 
 def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
@@ -197,15 +219,16 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Out
     device = resolve_device(experiment.device)
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
-    fresh = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     open_results(out)
     preparation = Preparation(experiment, out, device)
     try:
         check_plan(planned, preparation)
     except UserError:
-        if fresh:  # leave nothing behind where nothing was run
+        if made:  # leave nothing behind where nothing was run
             (out / "cells").rmdir()
-            out.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
     write_json(out / "experiment.json", experiment.to_dict())
     counts = {"finished": 0, "skipped": 0, "diverged": 0, "failed": 0}

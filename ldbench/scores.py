@@ -112,5 +112,7 @@ class ScoreTracker:
         """Continue from ``state_dict``'s answer, given the same stages."""
         self.dropped, self.steps = int(state["dropped"]), [list(step) for step in state["steps"]]
         tensors, layers = self._live()
-        self._ring = [[saved.to(now.device).clone() for saved, now in zip(s, tensors, strict=True)] for s in state["ring"]]
+        self._ring = [
+            [saved.to(now.device).clone() for saved, now in zip(s, tensors, strict=True)] for s in state["ring"]
+        ]
         self._plans = {id(s): DeltaNormPlan(tensors, s, layers, self.stages) for s in self._ring}

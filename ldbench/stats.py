@@ -108,7 +108,7 @@ def two_way_interval(differences: NDArray[np.float64]) -> Estimate:
         return Estimate(mean, mean - half, mean + half, 1, "one seed: images only")
     by_seed = images * float(((differences.mean(axis=1) - mean) ** 2).sum())
     by_image = seeds * float(((differences.mean(axis=0) - mean) ** 2).sum())
-    total = float(np.vdot(differences, differences)) - seeds * images * mean**2
+    total = float(np.einsum("si,si->", differences, differences)) - seeds * images * mean**2
     freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     seed_square, image_square, rest = np.array([by_seed, by_image, max(0.0, total - by_seed - by_image)]) / freedom
     variance = max(seed_square, rest) + max(image_square, rest) - rest
@@ -163,10 +163,11 @@ def frontier_difference(method: Mapping[int, Run], frontier: Mapping[int, Sequen
         except OffFrontier as error:
             missed[str(error)] += 1
             continue
-        differences.append(run.accuracy - float(weights @ [point.accuracy for point in points]))
-        bits = [point.correct for point in points if point.correct is not None]
-        if run.correct is not None and len(bits) == len(points) and all(b.shape == run.correct.shape for b in bits):
-            rows.append(run.correct - weights @ np.array(bits, dtype=np.float64))
+        differences.append(run.accuracy - float(weights @ np.array([point.accuracy for point in points])))
+        used = [(weight, point.correct) for weight, point in zip(weights, points, strict=True) if weight > 0]
+        bits = [(weight, correct) for weight, correct in used if correct is not None]
+        if run.correct is not None and len(bits) == len(used) and all(b.shape == run.correct.shape for _, b in bits):
+            rows.append(run.correct - np.sum([weight * correct for weight, correct in bits], axis=0))
     every = len(method)
     why = ", ".join(why if count == every else f"{count} of {every} seeds: {why}" for why, count in missed.items())
     over_seeds = t_interval(differences)

@@ -72,7 +72,7 @@ def verdict(flops: Pair, time: Pair, *, runs: int, unfinished: int, mixed_hardwa
     partial = [f"equal {name}: {pair[0].reason}" for name, pair in axes.items() if 0 < pair[0].n < runs]
     signs = {name: _sign(pair) for name, pair in axes.items() if not (name == "time" and mixed_hardware)}
     if len(missing) == len(axes):
-        return "n/a", "; ".join(dict.fromkeys(missing))
+        return "n/a", flops[0].reason if flops[0].reason == time[0].reason else "; ".join(missing)
     if runs < 2:
         return "undecided", "one seed is an anecdote"
     worse = [name for name, sign in signs.items() if sign < 0]
@@ -84,7 +84,7 @@ def verdict(flops: Pair, time: Pair, *, runs: int, unfinished: int, mixed_hardwa
     doubts += [f"{unfinished} runs did not finish"] * (unfinished > 0)
     if all(sign > 0 for sign in signs.values()) and not doubts:
         return "ahead", "at equal FLOPs and at equal time"
-    return "undecided", "; ".join(doubts) or "an interval holds 0"
+    return "undecided", "; ".join(doubts) or "an interval over seeds, or over seeds and images, holds 0"
 
 
 def _sign(pair: Pair) -> int:

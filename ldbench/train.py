@@ -95,7 +95,7 @@ def evaluate(
     """Accuracy, mean cross-entropy, and per image whether it was right (bool [N], CPU), of the whole network."""
     model.eval()
     losses, hits = [], []
-    for indices in torch.arange(len(split)).split(batch_size):
+    for indices in torch.split(torch.arange(len(split)), batch_size):
         x, y = split.batch(indices)
         with autocast():
             logits = model(x)
@@ -136,7 +136,7 @@ def run_cell(
     torch.manual_seed(derive_seed(cell.seed, "weights"))
     model = build_model(model_spec(cell, dataset)).to(device).train()
     if cell.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
     policy = build_policy(cell.method, cell.policy, replay)
     full_steps = cell.epochs * (len(data.train) // min(cell.batch_size, len(data.train)))
     total_steps = max(1, round(full_steps * (cell.budget or 1.0)))
@@ -217,7 +217,12 @@ def run_cell(
 
 
 def _set_learning_rate(
-    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, progress: float, total_steps: int, dropper: LayerDropper
+    optimizer: torch.optim.Optimizer,
+    cell: Cell,
+    policy: Policy,
+    progress: float,
+    total_steps: int,
+    dropper: LayerDropper,
 ) -> None:
     scales = policy.lr_scales(progress, len(dropper.stages))
     if scales is None:
@@ -291,7 +296,7 @@ def _result(
         "augmentation": cell.augment, "augmentation_after_drop": _after_drop(cell, dropper),
         "precision": cell.precision, "width": cell.width, "padded_from": dataset.padded_from,
         "synthetic": dataset.synthetic, "data_fingerprint": dataset.fingerprint,
-        **describe_model(model_spec(cell, dataset)), "environment": environment(device),
+        **describe_model(model_spec(cell, dataset)), "image_size": dataset.image_size, "environment": environment(device),
     }  # fmt: skip
 
 

@@ -69,7 +69,15 @@ def test_a_store_gives_back_the_dtype_it_was_made_from() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("1024", 1024), ("1k", 1000), ("1 KiB", 1024), ("1.5GB", 1_500_000_000), ("2GiB", 2**31), ("3tib", 3 * 2**40)],
+    [
+        ("0", 0),
+        ("1024", 1024),
+        ("1k", 1000),
+        ("1 KiB", 1024),
+        ("1.5GB", 1_500_000_000),
+        ("2GiB", 2**31),
+        ("3tib", 3 * 2**40),
+    ],
 )
 def test_sizes_are_read_as_written(text: str, size: int) -> None:
     assert parse_bytes(text) == size

@@ -45,7 +45,13 @@ def test_a_wrong_table_is_refused_with_key_and_cure(table: dict[str, object], wo
 
 def test_a_resolved_experiment_feeds_back_unchanged_through_json() -> None:
     first = experiment_from_dict(
-        {"model": ["vgg11", "resnet18"], "seeds": 3, "lr": 1, "eval_every": "last", "policy": {"schedule": {"drops": [[0.5, 2]]}}}
+        {
+            "model": ["vgg11", "resnet18"],
+            "seeds": 3,
+            "lr": 1,
+            "eval_every": "last",
+            "policy": {"schedule": {"drops": [[0.5, 2]]}},
+        }
     )
     assert first.seeds == (0, 1, 2)
     assert experiment_from_dict(json.loads(json.dumps(first.to_dict()))) == first
@@ -53,7 +59,12 @@ def test_a_resolved_experiment_feeds_back_unchanged_through_json() -> None:
 
 def test_cells_cover_the_grid_once_with_safe_distinct_names() -> None:
     experiment = experiment_from_dict(
-        {"model": ["vgg11", "my.module:factory"], "dataset": ["folder:../x y"], "method": ["freeze", "learn-and-drop", "short"], "seeds": 2}
+        {
+            "model": ["vgg11", "my.module:factory"],
+            "dataset": ["folder:../x y"],
+            "method": ["freeze", "learn-and-drop", "short"],
+            "seeds": 2,
+        }
     )
     made = list(cells(experiment, default_recipe))
     assert len(made) == 2 * 2 * (1 + 1 + 3)
@@ -70,7 +81,13 @@ def test_the_hash_follows_every_field_that_decides_numbers_and_no_other() -> Non
         return next(cells(experiment_from_dict({"model": "vgg11", **changes}), default_recipe)).config_hash
 
     assert first_hash() == first_hash(data_root="elsewhere", download=True)
-    for change in ({"lr": 0.3}, {"epochs": 3}, {"width": 0.5}, {"cache_dtype": "fp16"}, {"policy": {"full": {}, "short": {}}, "val_size": 5}):
+    for change in (
+        {"lr": 0.3},
+        {"epochs": 3},
+        {"width": 0.5},
+        {"cache_dtype": "fp16"},
+        {"policy": {"full": {}, "short": {}}, "val_size": 5},
+    ):
         assert first_hash() != first_hash(**change)
 
 

@@ -66,7 +66,9 @@ def test_a_drop_that_cannot_pay_is_declined_with_its_figures() -> None:
 def test_a_slow_tier_can_make_a_shallower_cut_the_better_one() -> None:
     wide = table(flops=[StageFlops(10, 20, 10, (1,)), StageFlops(10, 20, 10, (1000,)), StageFlops(10, 20, 10, (1,))])
     slow_disk = {"device": TierCost(0.0, 0.0, 0.0), "disk": TierCost(50.0, 0.0, 0.0)}
-    wide = CostTable.from_dict(json.loads(json.dumps(wide.to_dict() | {"tiers": {k: vars(v) for k, v in slow_disk.items()}})))
+    wide = CostTable.from_dict(
+        json.loads(json.dumps(wide.to_dict() | {"tiers": {k: vars(v) for k, v in slow_disk.items()}}))
+    )
     small_device = plan(device=100 * 16, disk=BIG)  # holds the 1-wide rows (padded to 16 bytes), not the 1000-wide ones
     assert best_cut(wide, small_device, 0, 2, 1000, LEGAL).cut == 1
     assert best_cut(wide, small_device, 0, 2, 1000, LEGAL, exact=True).cut == 0

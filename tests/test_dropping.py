@@ -47,7 +47,20 @@ def cheap_store(model: nn.Module, samples: int = SAMPLES) -> CostTable:
     flops = count_stage_flops(split_stages(copy.deepcopy(model)), (1, 8, 8))
     ones, n = [1.0] * len(flops), len(flops)
     tiers = {"device": TierCost(0, 0, 0), "disk": TierCost(0, 0, 0)}
-    return CostTable([str(i) for i in range(n)], BATCH, ones, ones, ones, ones, ones, 0.0, 0.0, tiers, flops, [True, True, False, False])
+    return CostTable(
+        [str(i) for i in range(n)],
+        BATCH,
+        ones,
+        ones,
+        ones,
+        ones,
+        ones,
+        0.0,
+        0.0,
+        tiers,
+        flops,
+        [True, True, False, False],
+    )
 
 
 class Training:
@@ -251,7 +264,9 @@ def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
 
 
 def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
-    training = Training(LearnAndDrop(continuation=1.0, change_ratio=1.0, patience=1, earliest=0.0), costs=None, epochs=6).run()
+    training = Training(
+        LearnAndDrop(continuation=1.0, change_ratio=1.0, patience=1, earliest=0.0), costs=None, epochs=6
+    ).run()
     assert training.dropper.costs is not None
     assert training.dropper.checks[0]["change"]
     assert training.dropper.drops or training.dropper.declined

@@ -14,7 +14,9 @@ from ldbench.methods import Method, build_policy, get_method, method_names, regi
 from ldbench.policies import FixedSchedule, FreezeOut, LearnAndDrop, NeverDrop, Observation, Policy, Replay
 
 
-def seen(step: int, change: list[float | None], ahead: list[float | None], dropped: int = 0, total: int = 100) -> Observation:
+def seen(
+    step: int, change: list[float | None], ahead: list[float | None], dropped: int = 0, total: int = 100
+) -> Observation:
     return Observation(step, total, dropped, len(change), change, ahead)
 
 
@@ -64,7 +66,9 @@ def test_a_policy_resumed_from_json_goes_on_as_if_never_stopped(scores: list[tup
     st.sampled_from(["full", "learn-and-drop", "freeze", "freezeout", "schedule"]),
     st.integers(1, 30), st.integers(1, 99), st.data(),
 )  # fmt: skip
-def test_every_policy_keeps_what_is_gone_and_the_last_stage(name: str, stages: int, step: int, data: st.DataObject) -> None:
+def test_every_policy_keeps_what_is_gone_and_the_last_stage(
+    name: str, stages: int, step: int, data: st.DataObject
+) -> None:
     policy = build_policy(name, {}, [(5, min(2, stages - 1))] if name == "freeze" else None)
     dropped = data.draw(st.integers(0, stages - 1))
     values = [None if s < dropped else 0.0 for s in range(stages)]

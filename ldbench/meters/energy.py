@@ -1,0 +1,180 @@
+"""What an energy figure says, how windows are added up, and when there is no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+# Shorter windows are noisy and read low: at a tick of 0.1 s the two edges alone are 2 % of 5 s.
+MINIMUM_SECONDS = 5.0
+
+
+class Unavailable(Exception):
+    """There is no energy figure; the message is the reason, one line."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one window, or of several added up.
+
+    Attributes:
+        joules: gross energy, or None. None exactly when ``unavailable_reason`` is set; never 0 for "unknown".
+        bound_joules: the true energy is within ``joules`` +- this, as far as resolution and sampling go (see
+            `ldbench.meters.counter` and `ldbench.meters.sampled`); the accuracy of the sensor itself, which its maker
+            gives as a few per cent, is not part of it.
+        unavailable_reason: why there is no figure.
+        net_joules, net_bound_joules: the same after idle power x seconds is taken off; None where idle power is not
+            known. The idle power is the mean of what was measured before and after, half their difference goes into
+            the bound.
+        method: "nvml counter", "nvml power samples", "nvml power polled" or "powercap".
+        tick_seconds: the longest time between two updates of the reading, as measured.
+        seconds: length of the windows.
+        windows: how many there were.
+        flags: what may spoil the figure: "co_tenant", "throttled", "too_short", "counter_reset", "counter_stalled",
+            "averaged_power", "summed_windows", "clock_stepped".
+        conditions: per window and device what was seen at both edges.
+    """
+
+    joules: float | None
+    bound_joules: float | None
+    unavailable_reason: str | None
+    net_joules: float | None = None
+    net_bound_joules: float | None = None
+    method: str | None = None
+    tick_seconds: float | None = None
+    seconds: float = 0.0
+    windows: int = 0
+    flags: tuple[str, ...] = ()
+    conditions: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """A figure has a bound, no figure has a reason: never both, never neither."""
+        if (self.joules is None) != (self.unavailable_reason is not None) or (self.joules is None) != (self.bound_joules is None):
+            raise ValueError("an energy has joules and a bound, or a reason why not")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one window measured: the energy lies in ``[low_joules, high_joules]``; ``estimate_joules`` is the best guess in it.
+
+    ``invalid`` says why the readings are worth nothing, else None.
+    """
+
+    seconds: float
+    low_joules: float = 0.0
+    high_joules: float = 0.0
+    estimate_joules: float = 0.0
+    flags: frozenset[str] = frozenset()
+    invalid: str | None = None
+    conditions: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def bound_joules(self) -> float:
+        """Largest distance of the true energy from the estimate."""
+        return max(self.high_joules - self.estimate_joules, self.estimate_joules - self.low_joules)
+
+
+class EnergyMeter(Protocol):
+    """Adds up the energy of the windows between ``start`` and ``stop``. Neither raises; what fails is told by ``total``."""
+
+    def start(self) -> None:
+        """Open a window; the device is synchronised."""
+        ...
+
+    def stop(self) -> None:
+        """Close the window; the device is synchronised."""
+        ...
+
+    def total(self) -> Energy:
+        """The sum over all closed windows."""
+        ...
+
+
+class NullEnergyMeter:
+    """Where energy cannot be read: gives the reason instead of a number."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def start(self) -> None:
+        """Nothing to read."""
+
+    def stop(self) -> None:
+        """Nothing to read."""
+
+    def total(self) -> Energy:
+        """No joules, and why."""
+        return Energy(None, None, self.reason)
+
+
+def add_windows(
+    windows: Sequence[Window], *, method: str, tick_seconds: float, minimum_seconds: float = MINIMUM_SECONDS,
+    idle_watts: tuple[float, float] | None = None,
+) -> Energy:  # fmt: skip
+    """The energy of all windows together.
+
+    A sum is judged by the mean length of its windows: what goes wrong at an edge does so once an edge, so n windows of
+    mean length T have the relative error of one window of length T. A run whose training is cut by evaluations every
+    second therefore has no figure, however long it is, and one that evaluates at the end, or every minute, has one.
+    The bound of a sum is the sum of the bounds: errors of many windows may all have one sign.
+
+    Args:
+        idle_watts: measured before and after, or None where it is not known.
+    """
+    seconds = sum(window.seconds for window in windows)
+    flags = set().union(*(window.flags for window in windows))
+    if len(windows) > 1:
+        flags.add("summed_windows")
+    reason = next((window.invalid for window in windows if window.invalid is not None), None)
+    if not windows:
+        reason = "nothing was measured"
+    elif reason is None and seconds / len(windows) < minimum_seconds:
+        flags.add("too_short")
+        what = "the window lasted" if len(windows) == 1 else f"the {len(windows)} windows lasted on average"
+        reason = f"{what} {seconds / len(windows):.2f} s, shorter than the {minimum_seconds:g} s a metered window needs"
+    known = Energy(
+        None, None, reason or "", method=method, tick_seconds=tick_seconds, seconds=seconds, windows=len(windows),
+        flags=tuple(sorted(flags)), conditions=tuple(c for window in windows for c in window.conditions),
+    )  # fmt: skip
+    if reason is not None:
+        return known
+    joules, bound = sum(w.estimate_joules for w in windows), sum(w.bound_joules for w in windows)
+    net = net_bound = None
+    if idle_watts is not None:
+        net = joules - seconds * sum(idle_watts) / 2
+        net_bound = bound + seconds * abs(idle_watts[1] - idle_watts[0]) / 2
+    return replace(
+        known, joules=joules, bound_joules=bound, unavailable_reason=None, net_joules=net, net_bound_joules=net_bound
+    )
+
+
+def add_devices(energies: Sequence[Energy]) -> Energy:
+    """Several devices, or processes, at work side by side: joules add up, the longest time counts.
+
+    One device without a figure leaves the sum without one.
+    """
+    if not energies:
+        return Energy(None, None, "nothing was measured")
+    reasons = [f"device {i}: {e.unavailable_reason}" for i, e in enumerate(energies) if e.unavailable_reason is not None]
+    methods = sorted({e.method for e in energies if e.method is not None})
+    ticks = [e.tick_seconds for e in energies if e.tick_seconds is not None]
+    return Energy(
+        joules=None if reasons else _sum(e.joules for e in energies),
+        bound_joules=None if reasons else _sum(e.bound_joules for e in energies),
+        unavailable_reason=reasons[0] if reasons else None,
+        net_joules=None if reasons else _sum(e.net_joules for e in energies),
+        net_bound_joules=None if reasons else _sum(e.net_bound_joules for e in energies),
+        method=" + ".join(methods) or None,
+        tick_seconds=max(ticks, default=None),
+        seconds=max(e.seconds for e in energies),
+        windows=max(e.windows for e in energies),
+        flags=tuple(sorted({flag for e in energies for flag in e.flags})),
+        conditions=tuple(c for e in energies for c in e.conditions),
+    )
+
+
+def _sum(values: Any) -> float | None:
+    """The sum, or None when a part of it is not known."""
+    parts = list(values)
+    return None if any(part is None for part in parts) else float(sum(parts))

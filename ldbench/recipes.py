@@ -1,0 +1,69 @@
+"""Default training recipes, one per kind of architecture, for training from scratch on small images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ldbench.fitting import family
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained when the experiment does not say otherwise.
+
+    Attributes:
+        optimizer: ``sgd`` (with Nesterov momentum), ``adam`` or ``adamw``.
+        lr: peak learning rate, for ``batch_size`` samples per step.
+        weight_decay: L2 for sgd and adam, decoupled for adamw.
+        schedule: ``cosine`` to zero, ``constant`` or ``step``, after the warm-up.
+        warmup_fraction: share of all steps in which the learning rate rises linearly.
+        clip_norm: bound on the gradient's norm over all parameters; None for no bound.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: str = "cosine"  # no milestones to tune, and a compressed budget compresses it
+    warmup_fraction: float = 0.1  # keeps the first steps at a high rate from blowing up
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+
+
+def default_recipe(name: str) -> Recipe:
+    """The recipe for a torchvision architecture, or for ``package.module:factory``."""
+    kind = family(name)
+    if kind == "vgg" and not name.endswith("_bn"):
+        return _PLAIN
+    return _BY_FAMILY.get(kind, _CAREFUL)
+
+
+# BatchNorm makes the scale of the weights irrelevant, so a high rate is safe, and it trains in few epochs.
+_BATCHNORM = Recipe(lr=0.1)
+
+# Without BatchNorm a deep stack of convolutions diverges at a high rate; the bound catches the steps that would do it.
+_PLAIN = Recipe(lr=0.02, clip_norm=1.0)
+
+# Depthwise convolutions and squeeze-and-excitation: adaptive steps get going within a few epochs where SGD needs tens.
+# Stronger decay suits the decoupled kind.
+_MOBILE = Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.02, clip_norm=1.0)
+
+# Attention and LayerNorm want adaptive steps, a low rate and a bounded gradient; smoothing is in the published recipes.
+_CAREFUL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, label_smoothing=0.1, clip_norm=1.0)
+
+_BY_FAMILY = {
+    "resnet": _BATCHNORM,
+    "vgg": replace(_BATCHNORM, lr=0.05),  # no shortcuts: half the rate
+    "densenet": _BATCHNORM,
+    "regnet": _BATCHNORM,
+    "googlenet": replace(_BATCHNORM, lr=0.05),
+    "inception": replace(_BATCHNORM, lr=0.05),
+    "shufflenetv2": _BATCHNORM,
+    "alexnet": _PLAIN,
+    "squeezenet": _PLAIN,
+    "mnasnet": _MOBILE,
+    "mobilenetv2": _MOBILE,
+    "mobilenetv3": _MOBILE,
+    "efficientnet": _MOBILE,
+}
