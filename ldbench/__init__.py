@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ldbench.dropping import Drop as Drop
     from ldbench.dropping import LayerDropper as LayerDropper
     from ldbench.errors import UserError as UserError
+    from ldbench.meters import measure as measure
     from ldbench.methods import Method as Method
     from ldbench.methods import register_method as register_method
     from ldbench.models import ModelSpec as ModelSpec
@@ -40,6 +41,7 @@ _HOME = {
     "UserError": "errors",
     "build_model": "models",
     "load_results": "report",
+    "measure": "meters",
     "register_method": "methods",
     "split_stages": "stages",
     "write_report": "report",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "build_model",
     "load_results",
+    "measure",
     "register_method",
     "split_stages",
     "write_report",

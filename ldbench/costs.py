@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -187,8 +186,9 @@ class _Stopwatch:
         self.laps.setdefault((key, index), []).append(time.perf_counter() - start)
         return result
 
-    def median(self, key: str, index: int = 0) -> float:
-        return statistics.median(self.laps[key, index])
+    def best(self, key: str, index: int = 0) -> float:
+        """The shortest lap: what the part takes when nothing else gets in its way."""
+        return min(self.laps[key, index])
 
 
 def measure_costs(
@@ -199,8 +199,8 @@ def measure_costs(
 ) -> CostTable:  # fmt: skip
     """Measure a cost table on copies of the stages; nothing of the caller's is changed, random states included.
 
-    Every round times each part once, so that a slow spell of the machine hits all of them; medians over the rounds are
-    kept. At least 3 rounds are made after one to warm up, then as many as fit ``budget_seconds``, at most ``rounds``.
+    Every round times each part once; the shortest of the rounds is kept, so that a slow spell of a shared machine does not
+    decide what is dropped. At least 3 rounds are made after one to warm up, then as many as fit ``budget_seconds``, at most ``rounds``.
 
     Args:
         fetch: gives a minibatch of images and targets as training would read it.
@@ -273,15 +273,15 @@ def _assemble(
 ) -> CostTable:  # fmt: skip
     count = len(flops)
     columns = {
-        k: [watch.median(k, s) for s in range(count)] for k in ("forward", "backward", "backward_first", "inference")
+        k: [watch.best(k, s) for s in range(count)] for k in ("forward", "backward", "backward_first", "inference")
     }
     sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
-    optimizer = [watch.median("optimizer") * size / max(sum(sizes), 1) for size in sizes]
-    fixed = watch.median("whole") - watch.median("input")
+    optimizer = [watch.best("optimizer") * size / max(sum(sizes), 1) for size in sizes]
+    fixed = watch.best("whole") - watch.best("input")
     fixed -= sum(columns["forward"]) + columns["backward_first"][0] + sum(columns["backward"][1:]) + sum(optimizer)
     return CostTable(
         stages=list(names), batch_size=batch_size, **columns, optimizer=optimizer,
-        input_seconds=watch.median("input"), fixed_seconds=fixed, tiers=tiers, flops=flops,
+        input_seconds=watch.best("input"), fixed_seconds=fixed, tiers=tiers, flops=flops,
         normalised=[any(getattr(m, "running_mean", None) is not None for m in stage.modules()) for stage in stages],
         machine=machine, seconds_to_measure=time.perf_counter() - began,
     )  # fmt: skip
@@ -309,7 +309,7 @@ def _tier_cost(tier: Tier, device: torch.device, folder: Path, dtype: str, batch
             watch.time("read", 0, functools.partial(store.read, index))
             watch.time("write", 0, functools.partial(store.write, index, activations))
         bytes_moved = size * store.nbytes / samples
-        points.append((bytes_moved, watch.median("read"), watch.median("write")))
+        points.append((bytes_moved, watch.best("read"), watch.best("write")))
         store.close()
     (small, read_small, _), (large, read_large, write_large) = points
     rate = max(0.0, (read_large - read_small) / (large - small))

@@ -49,7 +49,7 @@ def may_write_input(nodes: Iterable[fx.Node], source: fx.Node, root: nn.Module) 
             continue
         if _writes(node, aliases, root):
             return True
-        if not _gives_new_memory(node, root):
+        if not writes_in_place(node) and not _gives_new_memory(node, root):
             aliases.add(node)
     return False
 

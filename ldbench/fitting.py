@@ -158,8 +158,8 @@ def _fit_head(model: Any, spec: ModelSpec, small: bool) -> None:
     images = torch.empty(2, spec.channels, spec.image_size, spec.image_size, device="meta")
     with torch.no_grad():
         features: Tensor = model.features(images)
-    size = 1 if small else min(features.shape[-1], model.avgpool.output_size[0])
-    if size == model.avgpool.output_size[0]:
+    size = 1 if small else min(features.shape[-1], _pooled_to(model))
+    if size == _pooled_to(model):
         return
     model.avgpool = nn.AdaptiveAvgPool2d((size, size))
     linear = [path for path, module in model.classifier.named_modules() if isinstance(module, nn.Linear)]
@@ -169,6 +169,10 @@ def _fit_head(model: Any, spec: ModelSpec, small: bool) -> None:
         channels_out = features.shape[1] if small and path != linear[-1] else old.out_features
         _replace(model.classifier, path, nn.Linear(channels_in, channels_out, device="meta"))
         channels_in = channels_out
+
+
+def _pooled_to(model: Any) -> int:
+    return int(model.avgpool.output_size[0])
 
 
 def _widen(model: nn.Module, spec: ModelSpec) -> None:
@@ -219,7 +223,7 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
     kind = family(spec.name)
     # torchvision draws VGG's linear layers with 0.01, right for 25,088 and 4,096 inputs; behind 512 or fewer, three
     # such layers pass on a thousandth of the signal and nothing is learnt. A fitted head is drawn for its own size.
-    published_head = spec.width == 1 and getattr(model, "avgpool").output_size == (7, 7)
+    published_head = spec.width == 1 and _pooled_to(model) == 7
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
             module.reset_parameters()
@@ -228,7 +232,7 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Linear) and kind == "vgg":
-            if published_head:
+            if published_head or module.out_features == spec.classes:
                 nn.init.normal_(module.weight, 0, 0.01)
             else:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -129,7 +129,7 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
                 epochs, mean, where="post", color=colour, lw=1.8, ls=DASHES[place % len(DASHES)], marker=marker, ms=5,
                 mec="white", mew=0.5, markevery=(place % every, every) if every > 1 else None, label=plain(label),
             )  # fmt: skip
-        axes.set(xlabel="epoch", ylim=(0, stages * 1.06))
+        axes.set(xlabel="epoch", ylim=(0, max(1, stages) * 1.06))
         axes.set_title(f"live stages of {stages}", loc="left")
         axes.locator_params(integer=True, nbins=7)
         return _finished(axes)

@@ -84,36 +84,32 @@ class NeverDrop:
 
 
 class LearnAndDrop(NeverDrop):
-    """Stops a stage when its movement is slow against its own past and no longer leads anywhere.
+    """Stops a stage when little of its movement still leads anywhere.
 
-    Stage s counts as calm at a check when
+    The useful change of stage s is u_s = c_s x k_s, its layer-change score times its continuation score: movement per unit
+    of learning rate, counted as far as it is directed. Both factors are needed. Under BatchNorm and weight decay c alone
+    settles at a level that follows the learning rate, not learning; k alone rises again at the end of an annealed run,
+    when hardly anything moves any more.
 
-    * its layer-change score has fallen to ``change_ratio`` of the highest it had, and
-    * its continuation score (directness) is at most ``continuation``;
-
-    it has stopped after ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before
-    ``earliest`` of the run is over. Both scores are needed: relative movement alone follows the learning rate under
-    BatchNorm and weight decay, directness alone also falls in the noisy first steps.
+    A stage is calm at a check when u_s is at most ``remaining`` times the highest u_s it has had; it has stopped after
+    ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run.
     """
 
     uses_scores = True
 
-    def __init__(
-        self, continuation: float = 0.2, change_ratio: float = 0.9, patience: int = 2, earliest: float = 0.25
-    ) -> None:
-        values = (continuation, change_ratio, patience, earliest)
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values) or not isinstance(patience, int):
-            raise UserError("learn-and-drop: its options are numbers, patience a whole one")
-        if not 0 <= continuation <= 1 or not 0 < change_ratio <= 1 or patience < 1 or not 0 <= earliest <= 1:
+    def __init__(self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2) -> None:
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (remaining, patience, earliest))
+        if (
+            not numbers
+            or not isinstance(patience, int)
+            or patience < 1
+            or not 0 <= remaining <= 1
+            or not 0 <= earliest <= 1
+        ):
             raise UserError(
-                "learn-and-drop: continuation and earliest lie in [0, 1], change_ratio in (0, 1], patience from 1 up"
+                "learn-and-drop: remaining and earliest lie in [0, 1], patience is a whole number from 1 up"
             )
-        self.continuation, self.change_ratio, self.patience, self.earliest = (
-            continuation,
-            change_ratio,
-            patience,
-            earliest,
-        )
+        self.remaining, self.patience, self.earliest = remaining, patience, earliest
         self.peak: list[float] = []
         self.calm: list[int] = []
 
@@ -122,11 +118,11 @@ class LearnAndDrop(NeverDrop):
         self.calm += [0] * (seen.stages - len(self.calm))
         for stage in range(seen.dropped, seen.stages):
             change, ahead = seen.change[stage], seen.continuation[stage]
-            if change is None:
+            if change is None or ahead is None:
                 continue
-            self.peak[stage] = max(self.peak[stage], change)
-            slow = change <= self.change_ratio * self.peak[stage]
-            self.calm[stage] = self.calm[stage] + 1 if slow and ahead is not None and ahead <= self.continuation else 0
+            useful = change * ahead
+            self.peak[stage] = max(self.peak[stage], useful)
+            self.calm[stage] = self.calm[stage] + 1 if useful <= self.remaining * self.peak[stage] else 0
         cut = seen.dropped
         if seen.progress >= self.earliest:
             while cut < seen.stages - 1 and self.calm[cut] >= self.patience:

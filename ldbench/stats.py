@@ -123,7 +123,7 @@ def two_way_difference(method: Mapping[int, Run], control: Mapping[int, Run]) ->
     rows = []
     for seed in sorted(method.keys() & control.keys()):
         ours, theirs = method[seed].correct, control[seed].correct
-        if ours is not None and theirs is not None:
+        if ours is not None and theirs is not None and ours.shape == theirs.shape:
             rows.append(ours.astype(np.float64) - theirs)
     return _two_way(rows)
 

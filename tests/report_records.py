@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,11 @@ def make_drop(step: int, cut: int) -> dict[str, Any]:
 def write_cell(root: Path, record: dict[str, Any], *, lines: bool = True, **config: Any) -> Path:
     """Put a record into its folder, with epochs and scores that fit its drops."""
     name = "-".join(str(record[key]) for key in ("model", "dataset", "method", "budget", "seed"))
-    folder = root / "cells" / "".join(c if c.isalnum() or c in "-._" else "_" for c in f"{name}-{len(str(config))}")
+    folder = (
+        root
+        / "cells"
+        / "".join(c if c.isalnum() or c in "-._" else "_" for c in f"{name}-{zlib.crc32(str(config).encode())}")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(record))
     policy = config.pop("policy", {})
@@ -83,8 +88,10 @@ def write_lines(folder: Path, record: dict[str, Any]) -> None:
     """``epochs.jsonl`` and ``scores.jsonl`` of a record."""
     epochs: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
+    listed = [drop for drop in record["drops"] if isinstance(drop, dict)]
+    drops = [(drop["step"], drop["cut"]) for drop in listed if isinstance(drop.get("cut"), int)]
     for epoch in range(max(1, record["steps"] // 100)):
-        cut = max([0, *(drop["cut"] for drop in record["drops"] if drop["step"] <= 100 * (epoch + 1))])
+        cut = max([0, *(cut for step, cut in drops if step <= 100 * (epoch + 1))])
         epochs.append({"epoch": epoch, "step": 100 * (epoch + 1), "live_stages": STAGES - cut, "dropped_stages": cut})
         for check in range(4):
             step = 100 * epoch + 25 * (check + 1)

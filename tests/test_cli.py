@@ -39,8 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("results")
     methods = ["full", "short", "learn-and-drop", "freeze", "freezeout", "schedule"]
     options = [part for method in methods for part in ("--method", method)]
-    options += ["--set", "schedule.drops=[[0.25,0.3],[0.5,0.6]]", "--set", "learn-and-drop.continuation=1.0"]
-    options += ["--set", "learn-and-drop.change_ratio=1.0", "--set", "learn-and-drop.patience=1"]
+    options += ["--set", "schedule.drops=[[0.25,0.3],[0.5,0.6]]", "--set", "learn-and-drop.remaining=1.0"]
     done = ldbench("run", *SMALL, *options, "--save-model", "final", "--out", "results", folder=folder)
     assert done.returncode == 0, done.stderr
     return folder / "results", done.stdout

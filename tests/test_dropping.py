@@ -265,7 +265,7 @@ def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
 
 def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
     training = Training(
-        LearnAndDrop(continuation=1.0, change_ratio=1.0, patience=1, earliest=0.0), costs=None, epochs=6
+        LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6
     ).run()
     assert training.dropper.costs is not None
     assert training.dropper.checks[0]["change"]

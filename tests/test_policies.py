@@ -21,24 +21,35 @@ def seen(
 
 
 def test_learn_and_drop_stops_a_prefix_and_never_skips_a_moving_stage() -> None:
-    policy = LearnAndDrop(continuation=0.3, change_ratio=0.5, patience=2, earliest=0.0)
-    policy.stopped(seen(10, [1.0, 1.0, 1.0, 1.0], [None] * 4))
+    policy = LearnAndDrop(remaining=0.2, patience=2, earliest=0.0)
+    policy.stopped(seen(10, [1.0] * 4, [1.0] * 4))
     for step in (20, 30):  # stage 1 keeps moving: stage 2, calm, has to wait for it
-        assert policy.stopped(seen(step, [0.1, 0.9, 0.1, 0.1], [0.0] * 4)) == (0 if step == 20 else 1)
-    assert policy.stopped(seen(40, [None, 0.1, 0.1, 0.1], [None, 0.0, 0.0, 0.0], dropped=1)) == 1
-    assert policy.stopped(seen(50, [None, 0.1, 0.1, 0.1], [None, 0.0, 0.0, 0.0], dropped=1)) == 3  # the last one stays
+        assert policy.stopped(seen(step, [0.1, 0.9, 0.1, 0.1], [1.0] * 4)) == (0 if step == 20 else 1)
+    assert policy.stopped(seen(40, [None, 0.1, 0.1, 0.1], [None, 1.0, 1.0, 1.0], dropped=1)) == 1
+    assert policy.stopped(seen(50, [None, 0.1, 0.1, 0.1], [None, 1.0, 1.0, 1.0], dropped=1)) == 3  # the last one stays
 
 
-def test_learn_and_drop_needs_both_scores_calm() -> None:
-    for change, ahead in (([0.1], [0.9]), ([0.9], [0.0]), ([0.1], [None])):
-        policy = LearnAndDrop(patience=1, earliest=0.0)
-        policy.stopped(seen(1, [1.0, 1.0], [None, None]))
-        assert policy.stopped(seen(2, change + [1.0], ahead + [1.0])) == 0
+@pytest.mark.parametrize(
+    ("change", "ahead", "cut"),
+    [(0.1, 1.0, 1), (1.0, 0.1, 1), (0.4, 0.4, 1), (0.5, 0.5, 0), (0.1, None, 0), (None, None, 0)],
+)
+def test_learn_and_drop_weighs_movement_by_its_directedness(
+    change: float | None, ahead: float | None, cut: int
+) -> None:
+    policy = LearnAndDrop(remaining=0.2, patience=1, earliest=0.0)
+    policy.stopped(seen(1, [1.0, 1.0], [1.0, 1.0]))
+    assert policy.stopped(seen(2, [change, 1.0], [ahead, 1.0])) == cut
+
+
+def test_a_calm_check_between_lively_ones_does_not_add_up() -> None:
+    policy = LearnAndDrop(patience=2, earliest=0.0)
+    for step, change in enumerate([1.0, 0.1, 0.9, 0.1, 0.9, 0.1], 1):
+        assert policy.stopped(seen(step, [change, 1.0], [1.0, 1.0])) == 0
 
 
 def test_learn_and_drop_waits_until_earliest() -> None:
     policy = LearnAndDrop(patience=1, earliest=0.5)
-    policy.stopped(seen(1, [1.0, 1.0], [None, None]))
+    policy.stopped(seen(1, [1.0, 1.0], [1.0, 1.0]))
     assert policy.stopped(seen(49, [0.1, 1.0], [0.0, 1.0])) == 0
     assert policy.stopped(seen(50, [0.1, 1.0], [0.0, 1.0])) == 1
 

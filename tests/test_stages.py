@@ -149,7 +149,9 @@ def test_norms_activations_and_pooling_join_the_stage_before_and_leading_ones_th
 
 
 def test_model_of_norms_alone_is_one_stage():
-    stages = assert_is_the_model(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)), torch.randn(2, 3, 4, 4))
+    stages = assert_is_the_model(
+        nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)), torch.randn(2, 3, 4, 4)
+    )
     assert len(stages) == 1
 
 
@@ -214,7 +216,11 @@ def test_dropout_called_with_self_training_follows_the_mode_of_the_stages():
 
 
 def test_backbone_that_reads_self_training_is_still_cut():
-    assert names(assert_is_the_model(Backbone(FunctionalDropout), torch.randn(4, 8))) == ["inner.one", "inner.two", "head"]
+    assert names(assert_is_the_model(Backbone(FunctionalDropout), torch.randn(4, 8))) == [
+        "inner.one",
+        "inner.two",
+        "head",
+    ]
 
 
 def test_submodule_that_branches_on_the_mode_is_kept_whole():
@@ -581,7 +587,9 @@ def test_model_that_cannot_be_cut_gets_one_line_that_says_why_and_what_to_do(mod
 def test_auxiliary_heads_are_named_as_the_cause(name):
     with torch.device("meta"):
         model = torchvision.models.get_model(name, init_weights=False, aux_logits=True)
-    with pytest.raises(StageSplitError, match=r"Outputs instead of one tensor in train mode; switch auxiliary heads off"):
+    with pytest.raises(
+        StageSplitError, match=r"Outputs instead of one tensor in train mode; switch auxiliary heads off"
+    ):
         split_stages(model)
 
 

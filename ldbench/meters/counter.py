@@ -21,6 +21,7 @@ Nothing waits: the readings after an edge are taken by a thread that ends within
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,9 @@ from typing import Any, Protocol
 from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
 
 Clock = Callable[[], float]
-Spawn = Callable[[Callable[[], None]], Callable[[], None]]  # runs a function beside this one; the result waits for its end
+Spawn = Callable[
+    [Callable[[], None]], Callable[[], None]
+]  # runs a function beside this one; the result waits for its end
 
 
 class Counter(Protocol):
@@ -90,7 +93,7 @@ def calibrate(
         sleep(0.0005)
     if any(len(s) < 2 for s in seen):
         raise Unavailable(f"the energy counter did not move in {timeout_seconds:g} s")
-    gaps = [later[0] - earlier[0] for s in seen for earlier, later in zip(s, s[1:], strict=False)]
+    gaps = [later[0] - earlier[0] for s in seen for earlier, later in itertools.pairwise(s)]
     idle = sum((s[-1][1] - s[0][1]) / (s[-1][0] - s[0][0]) for s in seen)
     return Calibration(max(gaps), idle)
 
@@ -176,7 +179,7 @@ class CounterMeter:
         self._open = edge, wait, conditions, ended
         heartbeats = [c.heartbeat_seconds for c in self.counters if c.heartbeat_seconds is not None]
         if heartbeats:
-            self._spawn(lambda: self._keep_reading(min(heartbeats), ended))
+            spawn_thread(lambda: self._keep_reading(min(heartbeats), ended))
 
     def stop(self) -> None:
         """Close the window. The reading of the counters comes first, nearest to the work."""

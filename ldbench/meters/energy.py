@@ -32,7 +32,7 @@ class Energy:
         seconds: length of the windows.
         windows: how many there were.
         flags: what may spoil the figure: "co_tenant", "throttled", "too_short", "counter_reset", "counter_stalled",
-            "averaged_power", "summed_windows", "clock_stepped".
+            "averaged_power", "samples_missed", "summed_windows".
         conditions: per window and device what was seen at both edges.
     """
 
@@ -50,7 +50,9 @@ class Energy:
 
     def __post_init__(self) -> None:
         """A figure has a bound, no figure has a reason: never both, never neither."""
-        if (self.joules is None) != (self.unavailable_reason is not None) or (self.joules is None) != (self.bound_joules is None):
+        if (self.joules is None) != (self.unavailable_reason is not None) or (self.joules is None) != (
+            self.bound_joules is None
+        ):
             raise ValueError("an energy has joules and a bound, or a reason why not")
 
 
@@ -156,7 +158,9 @@ def add_devices(energies: Sequence[Energy]) -> Energy:
     """
     if not energies:
         return Energy(None, None, "nothing was measured")
-    reasons = [f"device {i}: {e.unavailable_reason}" for i, e in enumerate(energies) if e.unavailable_reason is not None]
+    reasons = [
+        f"device {i}: {e.unavailable_reason}" for i, e in enumerate(energies) if e.unavailable_reason is not None
+    ]
     methods = sorted({e.method for e in energies if e.method is not None})
     ticks = [e.tick_seconds for e in energies if e.tick_seconds is not None]
     return Energy(

@@ -60,13 +60,19 @@ class NvmlDevice:
             raise Unavailable("the device is a MIG slice: the GPU's power is metered as a whole, not by slice")
         with reasons(self.nvml):
             self.handle = self.nvml.nvmlDeviceGetHandleByUUID(uuid)
-        with contextlib.suppress(Unavailable), reasons(self.nvml):
-            if self.nvml.nvmlDeviceGetMigMode(self.handle)[0]:
-                raise _Split
-        with contextlib.suppress(Unavailable), reasons(self.nvml):
-            mode = self.nvml.nvmlDeviceGetVirtualizationMode(self.handle)
-            if mode == self.nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
-                raise _Shared
+        if (self.optional(lambda: self.nvml.nvmlDeviceGetMigMode(self.handle)) or [0])[0]:
+            raise Unavailable("the GPU is split by MIG: its power is metered as a whole, not by slice")
+        mode = self.optional(lambda: self.nvml.nvmlDeviceGetVirtualizationMode(self.handle))
+        if mode == self.nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
+            raise Unavailable("the device is a vGPU: its power is that of a card shared with other guests")
+
+    def optional(self, get: Callable[[], Any]) -> Any:
+        """What ``get`` reads, or None where this GPU, driver or user cannot read it."""
+        try:
+            with reasons(self.nvml):
+                return get()
+        except Unavailable:
+            return None
 
     def counter_joules(self) -> float:
         """Energy since the driver was loaded. Raises ``Unavailable``."""
@@ -75,10 +81,9 @@ class NvmlDevice:
 
     def watts(self) -> tuple[float, bool]:
         """Power now, and whether that is the driver's average over a second. Raises ``Unavailable``."""
-        with contextlib.suppress(Unavailable), reasons(self.nvml):
-            value = self.nvml.nvmlDeviceGetFieldValues(self.handle, [POWER_INSTANT_FIELD])[0]
-            if value.nvmlReturn == 0:
-                return value.value.uiVal / 1000, False
+        fields = self.optional(lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [POWER_INSTANT_FIELD]))
+        if fields is not None and fields[0].nvmlReturn == self.nvml.NVML_SUCCESS:
+            return fields[0].value.uiVal / 1000, False
         with reasons(self.nvml):
             return self.nvml.nvmlDeviceGetPowerUsage(self.handle) / 1000, True
 
@@ -96,43 +101,27 @@ class NvmlDevice:
         member = "uiVal" if kind == self.nvml.NVML_VALUE_TYPE_UNSIGNED_INT else "ullVal"
         return [(int(s.timeStamp), getattr(s.sampleValue, member) / 1000) for s in samples]
 
-    def processes(self) -> list[int] | None:
-        """Process ids that compute on the GPU, or None where they are not shown."""
-        try:
-            with reasons(self.nvml):
-                return sorted(p.pid for p in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
-        except Unavailable:
-            return None
-
     def co_tenants(self, *, computing: bool) -> int | None:
         """How many other processes compute on the GPU; None where that is not shown.
 
-        In a container the ids are those of the host, so this process may be listed under another number: where it
+        In a container the ids are those of the host, so this process may be listed under another number: where it is
         ``computing`` there and its own id is missing, one of the others is taken for it.
         """
-        found = self.processes()
+        found = self.optional(lambda: [p.pid for p in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle)])
         if found is None:
             return None
         return max(0, len(found) - (os.getpid() in found or computing))
 
     def throttle_reasons(self) -> int | None:
         """Bit mask of why clocks are held back at this moment."""
-        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-            with contextlib.suppress(Unavailable), reasons(self.nvml):
-                return int(getattr(self.nvml, name)(self.handle))
-        return None
+        mask = self.optional(lambda: self.nvml.nvmlDeviceGetCurrentClocksEventReasons(self.handle))
+        if mask is None:  # drivers before 535 know the function by its former name only
+            mask = self.optional(lambda: self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle))
+        return None if mask is None else int(mask)
 
     def conditions(self) -> dict[str, Any]:
         """What is recorded at the edges of a window; a value that cannot be read is None."""
-        nvml, handle = self.nvml, self.handle
-
-        def read(get: Callable[[], Any]) -> Any:
-            try:
-                with reasons(nvml):
-                    return get()
-            except Unavailable:
-                return None
-
+        nvml, handle, read = self.nvml, self.handle, self.optional
         return {
             "gpu": self.uuid,
             "temperature_celsius": read(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
@@ -156,10 +145,6 @@ class NvmlDevice:
         if any((at["throttle_reasons"] or 0) & sum(THROTTLE_BITS) for at in (before, after)):
             flags.add("throttled")
         return flags
-
-
-_Split = Unavailable("the GPU is split by MIG: its power is metered as a whole, not by slice")
-_Shared = Unavailable("the device is a vGPU: its power is that of a card shared with other guests")
 
 
 def _violation(nvml: Any, handle: Any, policy: int) -> float:
@@ -188,6 +173,7 @@ class BufferedPower:
 
     method = "nvml power samples"
     averaged = False
+    stamped = True
     period_seconds = 0.5  # the driver keeps some seconds of them
 
     def __init__(self, device: NvmlDevice, clock: Clock = time.perf_counter, wall: Clock = time.time) -> None:
@@ -209,6 +195,7 @@ class PolledPower:
     """Power read now and again, stamped here."""
 
     method = "nvml power polled"
+    stamped = False
     period_seconds = 0.02
 
     def __init__(self, device: NvmlDevice, clock: Clock = time.perf_counter) -> None:

@@ -27,7 +27,9 @@ class PowercapCounter:
     method = "powercap"
     resolution_joules = 0.0005  # steps of 61 microjoules are usual; a wrap may lose one more
 
-    def __init__(self, zone: Path, *, clock: Callable[[], float] = time.perf_counter, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self, zone: Path, *, clock: Callable[[], float] = time.perf_counter, proc: Path = Path("/proc")
+    ) -> None:
         self.zone, self._clock, self._proc, self._lock = zone, clock, proc, threading.Lock()
         self._range = self._number("max_energy_range_uj")
         if self._range <= 0:
@@ -83,9 +85,11 @@ class PowercapCounter:
 def package_counters(root: Path = POWERCAP, *, clock: Callable[[], float] = time.perf_counter) -> list[PowercapCounter]:
     """One counter per CPU package. Raises ``Unavailable`` with the reason where there is none to be read."""
     try:
-        zones = sorted(zone for zone in root.iterdir() if zone.name.count(":") == 1)
+        zones = sorted((z for z in root.iterdir() if z.name.count(":") == 1), key=lambda z: (len(z.name), z.name))
     except FileNotFoundError:
-        raise Unavailable(f"this machine shows no CPU energy: there is no {root} (virtual machine, container or old kernel)") from None
+        raise Unavailable(
+            f"this machine shows no CPU energy: there is no {root} (virtual machine, container or old kernel)"
+        ) from None
     except OSError as error:
         raise Unavailable(f"{root} is not readable: {error.strerror}") from None
     packages: dict[str, Path] = {}

@@ -1,0 +1,19 @@
+"""Clock, energy and memory: one shape each, and a null energy meter that says why there is no figure."""
+
+from ldbench.meters.block import measure
+from ldbench.meters.choose import energy_meter
+from ldbench.meters.clock import TrainClock, peak_memory, reset_peak_memory
+from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter, Unavailable, add_devices
+
+__all__ = [
+    "Energy",
+    "EnergyMeter",
+    "NullEnergyMeter",
+    "TrainClock",
+    "Unavailable",
+    "add_devices",
+    "energy_meter",
+    "measure",
+    "peak_memory",
+    "reset_peak_memory",
+]

@@ -1,0 +1,613 @@
+"""The energy meter against devices whose true energy is known."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+from fake_nvml import Clock, FakeNvml, Gpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ldbench
+from ldbench.meters import Energy, NullEnergyMeter, TrainClock, Unavailable, add_devices, choose, energy_meter
+from ldbench.meters.choose import gpu_meter
+from ldbench.meters.counter import Calibration, CounterMeter, calibrate
+from ldbench.meters.devices import device_uuid, visible_uuids
+from ldbench.meters.energy import Window, add_windows
+from ldbench.meters.nvml import BufferedPower, NvmlCounter, NvmlDevice, PolledPower
+from ldbench.meters.powercap import PowercapCounter, package_counters
+from ldbench.meters.sampled import SampledMeter, integrate, sample_tick
+
+NO_IDLE = Calibration(0.1, 0.0)
+LOAD = [(1.0, 400.0, 400.0)]
+
+
+class Watcher:
+    """Takes the readings after an edge at once, or late as a starved thread would; notes when the edges were."""
+
+    def __init__(self, clock: Clock, delay: float = 0.0) -> None:
+        self.clock, self.delay, self.edges = clock, delay, list[float]()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.edges.append(self.clock.now)
+        self.clock.sleep(self.delay)
+        work()
+        return lambda: None
+
+
+def counter_meter(gpu: Gpu, clock: Clock, *, nvml: FakeNvml | None = None, least: float = 0.0, delay: float = 0.0):
+    counter = NvmlCounter(NvmlDevice(gpu.uuid, nvml or FakeNvml(gpu)))
+    watcher = Watcher(clock, delay)
+    calibration = Calibration(gpu.longest, 50.0)
+    meter = CounterMeter([counter], calibration, minimum_seconds=least, clock=clock, sleep=clock.sleep, spawn=watcher)
+    return meter, watcher
+
+
+# ---- the bound ---------------------------------------------------------------------------------------------------
+
+pieces = st.lists(
+    st.tuples(st.floats(0.005, 3.0), st.floats(0.0, 1000.0), st.floats(0.0, 1000.0)), min_size=1, max_size=8
+)
+windows = st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 10.0)), min_size=60, max_size=60)
+
+
+def test_the_true_energy_is_always_within_the_bound_of_a_counter() -> None:
+    measured, single = [0], Energy(0.0, 0.0, None)
+
+    @settings(max_examples=90)
+    @given(
+        pieces, windows, st.floats(0.01, 0.15), st.floats(0.0, 0.9), st.integers(0, 10**6), st.floats(0.0, 0.01),
+        st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+    )  # fmt: skip
+    def check(power, spans, tick, jitter, seed, latency, delay) -> None:  # type: ignore[no-untyped-def]
+        nonlocal single
+        clock = Clock()
+        horizon = sum(gap + length for gap, length in spans) + 60 * (4 * tick + 2 * delay + 0.3)
+        power = [*power, (0.5, 10.0, 10.0)]  # a device never draws nothing for ever
+        gpu = Gpu(clock, seed=seed, power=power, tick=tick, jitter=jitter, horizon=horizon, latency=latency)
+        counter = NvmlCounter(NvmlDevice(gpu.uuid, SimpleFake(gpu)))
+        for gap, length in spans:
+            watcher = Watcher(clock, delay)
+            meter = CounterMeter(
+                [counter], Calibration(gpu.longest, 0.0), minimum_seconds=0.0, clock=clock, sleep=clock.sleep,
+                spawn=watcher,
+            )  # fmt: skip
+            clock.sleep(gap)
+            meter.start()
+            clock.sleep(length)
+            meter.stop()
+            energy = meter.total()
+            if "counter_stalled" in energy.flags:  # no power for a second: no figure rather than a wrong one
+                assert energy.joules is None
+                continue
+            start, stop = watcher.edges
+            true = gpu.energy(stop) - gpu.energy(start)
+            assert energy.joules is not None
+            assert energy.bound_joules is not None
+            assert abs(energy.joules - true) <= energy.bound_joules
+            assert energy.seconds == stop - start
+            # And the bound is of use: what the edges' ticks hold, not a multiple of it.
+            slack = gpu.longest + 0.01 + 2 * latency + delay + 2 * (gpu.longest / 10 + 0.0005)
+            assert energy.bound_joules <= 1000.0 * 2 * slack + 0.01
+            measured[0] += 1
+
+    check()
+    assert measured[0] >= 5000
+
+
+class SimpleFake(FakeNvml):
+    """The same without the cost of a mock a call, for thousands of windows."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        super().__init__(*gpus)
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda handle: handle.counter()
+        self.nvmlDeviceGetFieldValues = self._fields
+
+
+@settings(max_examples=60)
+@given(
+    st.booleans(), st.booleans(), pieces, st.lists(st.floats(0.0, 4.0), min_size=10, max_size=10),
+    st.floats(0.02, 0.15), st.floats(0.0, 0.4), st.integers(0, 10**6),
+)  # fmt: skip
+def test_the_true_energy_is_always_within_the_bound_of_power_samples(
+    stamped, mean_power, power, lengths, tick, jitter, seed
+) -> None:
+    clock = Clock()
+    horizon = sum(lengths) + 10 * 4 * tick + 5
+    gpu = Gpu(
+        clock, seed=seed, power=power if mean_power else None, tick=tick, jitter=jitter, horizon=horizon,
+        mean_power=mean_power,
+    )  # fmt: skip
+    device = NvmlDevice(gpu.uuid, SimpleFake(gpu))
+    source = BufferedPower(device, clock, clock) if stamped else PolledPower(device, clock)
+    period = tick * (1 - jitter) * 0.5
+    clock.sleep(2 * gpu.longest)
+    for length in lengths:
+        meter = SampledMeter(source, device, gpu.longest, 0.0, minimum_seconds=0.0, clock=clock, spawn=None)
+        meter.poll()
+        clock.sleep(2 * gpu.longest)
+        meter.start()
+        start, end = clock.now, clock.now + length
+        while clock.now < end:
+            clock.sleep(min(period, end - clock.now))
+            meter.poll()
+        meter.stop()
+        stop = clock.now
+        while clock.now < stop + 3 * gpu.longest:
+            clock.sleep(period)
+            meter.poll()
+        energy = meter.total()
+        assert energy.joules is not None and energy.bound_joules is not None, energy
+        true = gpu.energy(stop) - gpu.energy(start)
+        # Samples are published in whole milliwatts, and stamped in whole microseconds.
+        assert abs(energy.joules - true) <= energy.bound_joules + 0.001 * length + 0.01
+        assert energy.method == ("nvml power samples" if stamped else "nvml power polled")
+
+
+def test_the_sum_of_many_windows_is_within_the_sum_of_their_bounds() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=[(0.37, 300.0, 600.0), (0.21, 90.0, 90.0)], jitter=0.3, horizon=400)
+    meter, watcher = counter_meter(gpu, clock, least=5.0)
+    for length in (6.0, 2.0, 8.0, 5.0):
+        meter.start()
+        clock.sleep(length)
+        meter.stop()
+        clock.sleep(1.5)
+    energy = meter.total()
+    edges = watcher.edges
+    true = sum(gpu.energy(b) - gpu.energy(a) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    assert energy.joules is not None
+    assert energy.bound_joules is not None
+    assert abs(energy.joules - true) <= energy.bound_joules < 0.1 * true
+    assert energy.windows == 4
+    assert energy.flags == ("summed_windows",)
+    assert energy.net_joules == pytest.approx(energy.joules - 50 * energy.seconds)
+
+
+# ---- no figure, and why ------------------------------------------------------------------------------------------
+
+
+def run(meter, clock: Clock, seconds: float = 10.0) -> Energy:
+    meter.start()
+    clock.sleep(seconds)
+    meter.stop()
+    return meter.total()
+
+
+def test_a_short_window_has_no_figure_but_its_length() -> None:
+    clock = Clock()
+    meter, _ = counter_meter(Gpu(clock, power=LOAD), clock, least=5.0)
+    energy = run(meter, clock, 1.0)
+    assert energy.joules is None
+    assert "too_short" in energy.flags
+    assert "shorter than the 5 s" in (energy.unavailable_reason or "")
+    assert energy.seconds == pytest.approx(1.0, abs=0.2)
+
+
+def test_many_short_windows_do_not_make_a_long_one() -> None:
+    short = [Window(1.0, 99.0, 101.0, 100.0)] * 60
+    energy = add_windows(short, method="x", tick_seconds=0.1)
+    assert energy.joules is None
+    assert "too_short" in energy.flags
+    assert energy.seconds == 60.0
+    assert add_windows([], method="x", tick_seconds=0.1).unavailable_reason == "nothing was measured"
+
+
+def test_a_counter_that_runs_backwards_spoils_the_window() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=LOAD)
+    meter, _ = counter_meter(gpu, clock)
+    meter.start()
+    clock.sleep(8.0)
+    gpu.offset = -gpu.millijoules[-1]
+    meter.stop()
+    energy = meter.total()
+    assert energy.joules is None
+    assert "counter_reset" in energy.flags
+    assert "backwards" in (energy.unavailable_reason or "")
+
+
+def test_a_counter_that_stands_still_gives_no_figure() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=[(1e9, 0.0, 0.0)])
+    meter, _ = counter_meter(gpu, clock)
+    energy = run(meter, clock)
+    assert energy.joules is None
+    assert "counter_stalled" in energy.flags
+
+
+def test_a_reading_that_fails_in_a_run_does_not_stop_the_run() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=LOAD)
+    nvml = FakeNvml(gpu)
+    meter, _ = counter_meter(gpu, clock, nvml=nvml)
+    meter.start()
+    nvml.errors["nvmlDeviceGetTotalEnergyConsumption"] = pynvml.NVML_ERROR_GPU_IS_LOST
+    meter.stop()
+    assert meter.total().unavailable_reason == "the GPU has fallen off the bus"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (pynvml.NVML_ERROR_NO_PERMISSION, "no permission"), (pynvml.NVML_ERROR_NOT_SUPPORTED, "does not support"),
+        (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, "driver is too old"), (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "not loaded"),
+        (pynvml.NVML_ERROR_UNKNOWN, "NVML: "),
+    ],
+)  # fmt: skip
+def test_without_counter_and_power_the_reason_is_given(error: int, words: str) -> None:
+    names = ("TotalEnergyConsumption", "PowerUsage", "FieldValues", "Samples")
+    gpu = Gpu(Clock())
+    nvml = FakeNvml(gpu, errors={f"nvmlDeviceGet{name}": error for name in names})
+    with pytest.raises(Unavailable, match=words):
+        gpu_meter(gpu.uuid, nvml=nvml)
+
+
+def test_functions_missing_from_old_bindings_are_a_reason_and_no_crash() -> None:
+    gpu = Gpu(Clock())
+    missing = ("TotalEnergyConsumption", "PowerUsage", "FieldValues", "Samples", "MigMode", "VirtualizationMode")
+    with pytest.raises(Unavailable, match="too old"):
+        gpu_meter(gpu.uuid, nvml=FakeNvml(gpu, missing=tuple(f"nvmlDeviceGet{name}" for name in missing)))
+
+
+def test_a_mig_slice_and_a_vgpu_have_no_figure() -> None:
+    gpu = Gpu(Clock())
+    with pytest.raises(Unavailable, match="MIG slice"):
+        gpu_meter("MIG-1", nvml=FakeNvml(gpu))
+    gpu.mig = 1
+    with pytest.raises(Unavailable, match="split by MIG"):
+        gpu_meter(gpu.uuid, nvml=FakeNvml(gpu))
+    gpu.mig, gpu.virtual = 0, pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
+    with pytest.raises(Unavailable, match="vGPU"):
+        gpu_meter(gpu.uuid, nvml=FakeNvml(gpu))
+
+
+def test_an_energy_has_a_figure_or_a_reason_and_never_both_or_neither() -> None:
+    for arguments in ((None, None, None), (1.0, 1.0, "why"), (1.0, None, None)):
+        with pytest.raises(ValueError):
+            Energy(*arguments)
+
+
+def test_without_a_driver_the_cuda_meter_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise Unavailable("no NVML library (libnvidia-ml.so.1): there is no NVIDIA driver here")
+
+    monkeypatch.setattr(choose.gpu, "load", load)
+    meter = energy_meter(torch.device("cuda"))
+    assert isinstance(meter, NullEnergyMeter)
+    assert "no NVML library" in meter.reason
+    assert "not metered" in (energy_meter(torch.device("meta")).total().unavailable_reason or "")
+
+
+# ---- start-up ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tick", [0.02, 0.1, 0.25])
+def test_tick_and_idle_power_are_measured_within_a_bounded_wait(tick: float) -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=[(1.0, 72.0, 72.0)], tick=tick)
+    began = clock.now
+    found = calibrate([NvmlCounter(NvmlDevice(gpu.uuid, FakeNvml(gpu)))], clock=clock, sleep=clock.sleep)
+    assert found.tick_seconds == pytest.approx(tick, abs=0.002)
+    assert found.idle_watts == pytest.approx(72.0, rel=0.02)
+    assert clock.now - began <= 2.01
+
+
+def test_a_counter_that_does_not_move_at_start_up_is_no_counter() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=[(1e9, 0.0, 0.0)])
+    with pytest.raises(Unavailable, match="did not move"):
+        calibrate([NvmlCounter(NvmlDevice(gpu.uuid, FakeNvml(gpu)))], clock=clock, sleep=clock.sleep)
+
+
+def test_the_tick_of_an_idle_power_sensor_is_taken_for_slow_not_for_fast() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=[(1e9, 60.0, 60.0)])
+    source = PolledPower(NvmlDevice(gpu.uuid, FakeNvml(gpu)), clock)
+    tick, idle = sample_tick(source, clock=clock, sleep=clock.sleep)
+    assert tick == pytest.approx(1.0, abs=0.02)
+    assert idle == pytest.approx(60.0)
+
+
+def test_power_averaged_by_the_driver_is_flagged_and_widens_the_bound() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=LOAD)
+    nvml = FakeNvml(gpu, errors={"nvmlDeviceGetFieldValues": pynvml.NVML_ERROR_NOT_SUPPORTED})
+    device = NvmlDevice(gpu.uuid, nvml)
+    meter = SampledMeter(PolledPower(device, clock), device, 0.1, 50.0, clock=clock, spawn=None)
+    meter.start()
+    for _ in range(600):
+        clock.sleep(0.01)
+        meter.poll()
+    meter.stop()
+    for _ in range(20):
+        clock.sleep(0.01)
+        meter.poll()
+    energy = meter.total()
+    assert "averaged_power" in energy.flags
+    assert energy.bound_joules is not None
+    assert energy.joules == pytest.approx(2400, rel=0.01)
+    assert energy.bound_joules > 200
+    assert energy.net_joules == pytest.approx(2100, rel=0.01)
+
+
+def test_samples_that_do_not_reach_over_the_window_give_no_figure() -> None:
+    samples = [(0.0, 100.0), (1.0, 100.0), (2.0, 100.0)]
+    assert integrate(samples, 0.5, 1.5, 0.1)[1] == pytest.approx(100.0)
+    for window in ((-0.5, 1.0), (0.5, 1.95)):
+        with pytest.raises(Unavailable, match="do not reach"):
+            integrate(samples, *window, 0.1)
+
+
+def test_a_wall_clock_set_during_a_window_spoils_stamped_samples() -> None:
+    clock, wall = Clock(), Clock()
+    gpu = Gpu(clock, power=LOAD)
+    source = BufferedPower(NvmlDevice(gpu.uuid, FakeNvml(gpu)), clock, wall)
+    clock.sleep(1.0)
+    wall.sleep(3600.0)
+    with pytest.raises(Unavailable, match="wall clock"):
+        source.poll()
+
+
+# ---- what spoils a figure ----------------------------------------------------------------------------------------
+
+
+def test_co_tenants_and_throttling_are_flagged() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=LOAD)
+    assert run(counter_meter(gpu, clock)[0], clock).flags == ()
+    gpu.pids = [4_000_000]  # this process, as the host of a container counts it
+    assert run(counter_meter(gpu, clock)[0], clock).flags == ()
+    gpu.pids = [os.getpid(), 4_000_000]
+    assert run(counter_meter(gpu, clock)[0], clock).flags == ("co_tenant",)
+    gpu.pids, gpu.throttle = [], pynvml.nvmlClocksEventReasonSwPowerCap
+    assert run(counter_meter(gpu, clock)[0], clock).flags == ("throttled",)
+    gpu.throttle = pynvml.nvmlClocksEventReasonGpuIdle
+    meter, _ = counter_meter(gpu, clock)
+    meter.start()
+    gpu.violation_ns = 3 * 10**9
+    clock.sleep(10)
+    meter.stop()
+    energy = meter.total()
+    assert energy.flags == ("throttled",)
+    assert energy.conditions[0]["stop"]["power_violation_seconds"] == 3.0
+    assert energy.conditions[0]["start"]["power_limit_watts"] == 700.0
+
+
+def test_conditions_that_cannot_be_read_are_null_and_harmless() -> None:
+    clock = Clock()
+    gpu = Gpu(clock, power=LOAD)
+    names = (
+        "MigMode", "VirtualizationMode", "ComputeRunningProcesses", "Temperature", "ClockInfo", "EnforcedPowerLimit",
+        "CurrentClocksEventReasons", "CurrentClocksThrottleReasons", "ViolationStatus",
+    )  # fmt: skip
+    nvml = FakeNvml(gpu, errors={f"nvmlDeviceGet{name}": pynvml.NVML_ERROR_NO_PERMISSION for name in names})
+    energy = run(counter_meter(gpu, clock, nvml=nvml)[0], clock)
+    assert energy.joules is not None
+    assert energy.flags == ()
+    assert set(energy.conditions[0]["start"].values()) == {gpu.uuid, None}
+
+
+# ---- several devices ---------------------------------------------------------------------------------------------
+
+ONE, TWO = "GPU-11111111-aaaa-0000-0000-000000000000", "GPU-22222222-bbbb-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "expected"),
+    [
+        (None, "PCI_BUS_ID", [ONE, TWO]), ("1,0", "PCI_BUS_ID", [TWO, ONE]), ("1", "PCI_BUS_ID", [TWO]),
+        (f"{TWO},{ONE}", None, [TWO, ONE]), ("GPU-22", None, [TWO]), ("gpu-2,GPU-1", None, [TWO, ONE]),
+        ("0,-1,1", "PCI_BUS_ID", [ONE]), ("", "PCI_BUS_ID", []), ("GPU-", None, []), ("0,0", "PCI_BUS_ID", [ONE]),
+        ("7", "PCI_BUS_ID", []), ("MIG-5", None, ["MIG-5"]),
+    ],
+)  # fmt: skip
+def test_visible_devices_are_matched_by_uuid(visible: str | None, order: str | None, expected: list[str]) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": order}
+    assert visible_uuids([ONE, TWO], {k: v for k, v in environ.items() if v is not None}) == expected
+
+
+def test_numbers_in_cudas_own_order_are_not_guessed_at() -> None:
+    for environ in ({}, {"CUDA_VISIBLE_DEVICES": "1,0"}):
+        with pytest.raises(Unavailable, match="CUDA_DEVICE_ORDER"):
+            visible_uuids([ONE, TWO], environ)
+        assert visible_uuids([ONE], {}) == [ONE]
+
+
+def test_the_uuid_that_torch_tells_decides_even_where_cuda_and_pci_order_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    nvml = FakeNvml(Gpu(clock, ONE), Gpu(clock, TWO))
+    cuda_order = [TWO, ONE]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=cuda_order[i].removeprefix("GPU-"))
+    )
+    assert device_uuid(torch.device("cuda:0"), nvml, {}) == TWO
+    assert device_uuid(torch.device("cuda:1"), nvml, {}) == ONE
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace())
+    assert device_uuid(torch.device("cuda:0"), nvml, {"CUDA_VISIBLE_DEVICES": "GPU-22"}) == TWO
+    with pytest.raises(Unavailable, match="not among"):
+        device_uuid(torch.device("cuda:1"), nvml, {"CUDA_VISIBLE_DEVICES": "GPU-22"})
+
+
+def test_two_gpus_in_one_window_add_up_and_each_edge_waits_for_both() -> None:
+    clock = Clock()
+    first = Gpu(clock, ONE, power=[(0.3, 100.0, 500.0)], tick=0.02, jitter=0.2, seed=1)
+    second = Gpu(clock, TWO, power=[(0.7, 200.0, 300.0)], tick=0.1, jitter=0.2, seed=2)
+    nvml, watcher = FakeNvml(first, second), Watcher(clock)
+    counters = [NvmlCounter(NvmlDevice(uuid, nvml)) for uuid in (TWO, ONE)]
+    meter = CounterMeter(counters, Calibration(0.12, 100.0), clock=clock, sleep=clock.sleep, spawn=watcher)
+    energy = run(meter, clock)
+    start, stop = watcher.edges
+    true = sum(gpu.energy(stop) - gpu.energy(start) for gpu in (first, second))
+    assert energy.joules is not None
+    assert energy.bound_joules is not None
+    assert abs(energy.joules - true) <= energy.bound_joules < 0.03 * true
+    assert [c["start"]["gpu"] for c in energy.conditions] == [TWO, ONE]
+
+
+def test_processes_side_by_side_add_energy_and_take_the_longest_time() -> None:
+    a = Energy(10.0, 1.0, None, 8.0, 1.5, "nvml counter", 0.1, 7.0, 1, ("throttled",))
+    b = Energy(20.0, 2.0, None, 15.0, 2.5, "nvml counter", 0.02, 9.0, 1, ("co_tenant",))
+    both = add_devices([a, b])
+    assert (both.joules, both.bound_joules, both.net_joules, both.net_bound_joules) == (30.0, 3.0, 23.0, 4.0)
+    assert (both.seconds, both.tick_seconds, both.flags) == (9.0, 0.1, ("co_tenant", "throttled"))
+    missing = add_devices([a, Energy(None, None, "no driver")])
+    assert missing.joules is None
+    assert missing.unavailable_reason == "device 1: no driver"
+
+
+# ---- CPU packages ------------------------------------------------------------------------------------------------
+
+
+def powercap_tree(root: Path, *, packages: int = 2, most: int = 262_143_328_850) -> list[Path]:
+    zones = []
+    for i in range(packages):
+        for name, label in ((f"intel-rapl:{i}", f"package-{i}"), (f"intel-rapl:{i}:0", "core")):
+            zone = root / name
+            zone.mkdir(parents=True)
+            (zone / "name").write_text(label + "\n")
+            (zone / "energy_uj").write_text("1000000\n")
+            (zone / "max_energy_range_uj").write_text(f"{most}\n")
+        zones.append(root / f"intel-rapl:{i}")
+    (root / "intel-rapl").mkdir()
+    (root / "intel-rapl-mmio:0").mkdir()
+    (root / "intel-rapl-mmio:0" / "name").write_text("package-0\n")
+    return zones
+
+
+def test_packages_are_counted_once_and_without_their_parts(tmp_path: Path) -> None:
+    zones = powercap_tree(tmp_path)
+    counters = package_counters(tmp_path)
+    assert [counter.zone for counter in counters] == zones
+    (zones[0] / "energy_uj").write_text("3500000")
+    assert [counter.read() for counter in counters] == [2.5, 0.0]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 899_999), min_size=1, max_size=20))
+def test_a_wrapping_counter_is_unwrapped(steps: list[int]) -> None:
+    most, value = 900_000, 850_000
+    zone = SimpleNamespace(name="intel-rapl:0")
+    shown = {"max_energy_range_uj": most, "energy_uj": value}
+
+    class Shown(PowercapCounter):
+        def _number(self, name: str) -> int:
+            return shown[name]
+
+    counter = Shown(zone, clock=lambda: 0.0)  # type: ignore[arg-type]
+    for step in steps:
+        shown["energy_uj"] = (shown["energy_uj"] + step) % most
+        counter.read()
+    assert counter.read() == pytest.approx(sum(steps) / 1e6)
+
+
+def test_a_package_not_read_for_too_long_gives_no_figure(tmp_path: Path) -> None:
+    powercap_tree(tmp_path, packages=1, most=1_000_000_000)  # 1 kJ: half a second at the most watts there are
+    clock = Clock()
+    (counter,) = package_counters(tmp_path, clock=clock)
+    assert counter.heartbeat_seconds == 0.5
+    clock.sleep(100.0)
+    counter.open_window()
+    assert counter.read() == 0.0
+    clock.sleep(100.0)
+    with pytest.raises(Unavailable, match="wrap"):
+        counter.read()
+
+
+def test_no_powercap_no_package_and_no_permission_are_told_apart(tmp_path: Path) -> None:
+    def reason(root: Path) -> str:
+        return energy_meter(torch.device("cpu"), powercap=root).total().unavailable_reason or ""
+
+    assert "there is no" in reason(tmp_path / "absent")
+    assert "no CPU package" in reason(tmp_path)
+    zone = powercap_tree(tmp_path, packages=1)[0]
+    assert "did not move" in reason(tmp_path)
+
+    class Closed(type(zone)):  # type: ignore[misc]
+        def read_text(self, *args: object, **kwargs: object) -> str:
+            raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(Unavailable, match="root only"):
+        PowercapCounter(Closed(zone))
+
+
+# ---- in use ------------------------------------------------------------------------------------------------------
+
+
+class RealTimeNvml(FakeNvml):
+    """A GPU at 400 W with a tick of 20 ms, on the real clock."""
+
+    def __init__(self) -> None:
+        super().__init__(Gpu(Clock(), power=LOAD))
+        self.nvmlDeviceGetTotalEnergyConsumption = self._watched("counter", self._joules)
+
+    @staticmethod
+    def _joules(handle: Gpu) -> int:
+        return int(400 * 1000 * (time.perf_counter() // 0.02 * 0.02))
+
+
+def test_threads_read_the_edges_while_the_work_goes_on() -> None:
+    nvml = RealTimeNvml()
+    meter = gpu_meter(nvml.gpus[0].uuid, 0.2, nvml=nvml)
+    for _ in range(2):
+        meter.start()
+        time.sleep(0.3)
+        meter.stop()
+    energy = meter.total()
+    assert energy.joules is not None
+    assert energy.bound_joules is not None
+    assert energy.net_joules is not None
+    assert abs(energy.joules - 400 * energy.seconds) <= energy.bound_joules
+    # Working and idling draw the same here, and the idle power is measured to a few per cent in half a second.
+    assert abs(energy.net_joules) <= 0.2 * energy.joules
+    assert energy.method == "nvml counter"
+    assert energy.tick_seconds == pytest.approx(0.02, abs=0.02)
+
+
+def test_metering_costs_less_than_half_a_per_cent_of_the_shortest_window() -> None:
+    """Processor time of this process for one window, the threads' included; NVML's own calls are not in it."""
+    nvml = RealTimeNvml()
+    meter = gpu_meter(nvml.gpus[0].uuid, 0.0, nvml=nvml)
+    before, calls = time.process_time(), nvml.calls
+    for _ in range(5):
+        meter.start()
+        time.sleep(0.05)
+        meter.stop()
+        time.sleep(0.05)
+    seconds, calls = (time.process_time() - before) / 5, (nvml.calls - calls) / 5
+    assert calls <= 50
+    assert seconds <= 0.005 * 5.0  # of a window of 5 s; seen: about 0.005 s
+
+
+def test_measure_gives_seconds_and_a_figure_or_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "POWERCAP", tmp_path)
+    waited = []
+    with ldbench.measure("cpu", synchronize=lambda: waited.append(1)) as m:
+        time.sleep(0.02)
+    assert 0.02 <= m.seconds < 0.5
+    assert len(waited) == 2
+    assert (m.energy_joules is None) == (m.energy_unavailable_reason is not None) == (m.energy_bound_joules is None)
+    with pytest.raises(ZeroDivisionError), ldbench.measure("cpu") as m:
+        _ = 1 / 0
+    assert m.seconds > 0
+    assert len(waited) == 2
+
+
+def test_the_training_clock_passes_its_windows_to_the_meter() -> None:
+    nvml = RealTimeNvml()
+    clock = TrainClock(torch.device("cpu"), gpu_meter(nvml.gpus[0].uuid, 0.0, nvml=nvml))
+    for _ in range(2):
+        with clock.running():
+            time.sleep(0.1)
+    energy = clock.energy.total()
+    assert energy.windows == 2
+    assert energy.seconds == pytest.approx(clock.seconds, abs=0.02)
