@@ -240,7 +240,7 @@ def _time_round(
     fetch: Callable[[], tuple[Tensor, Tensor]], criterion: Callable[[Tensor, Tensor], Tensor],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:  # fmt: skip
-    x, target = watch.time("input", 0, fetch)
+    x, _ = watch.time("input", 0, fetch)
 
     def whole() -> None:
         images, labels = fetch()

@@ -155,7 +155,7 @@ def environment(device: Any) -> dict[str, Any]:
         "gpu_memory_bytes": gpu.total_memory if gpu else None,
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
-        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,  # type: ignore[no-untyped-call]
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy", "ldbench")},

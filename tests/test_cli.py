@@ -62,7 +62,27 @@ def test_a_grid_writes_a_record_per_cell_with_every_promised_field(results: tupl
         "freezeout",
         "schedule",
     }
-    promised = ["schema_version", "model", "dataset", "method", "budget", "seed", "status", "test_accuracy", "train_seconds", "eval_seconds", "cache_build_seconds", "forward_flops", "backward_flops", "forward_flops_full", "energy_joules", "energy_unavailable_reason", "dropped_stages", "stages", "environment"]
+    promised = [
+        "schema_version",
+        "model",
+        "dataset",
+        "method",
+        "budget",
+        "seed",
+        "status",
+        "test_accuracy",
+        "train_seconds",
+        "eval_seconds",
+        "cache_build_seconds",
+        "forward_flops",
+        "backward_flops",
+        "forward_flops_full",
+        "energy_joules",
+        "energy_unavailable_reason",
+        "dropped_stages",
+        "stages",
+        "environment",
+    ]
     for record in records.values():
         assert record["status"] == "finished"
         assert set(promised) <= set(record)

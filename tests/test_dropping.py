@@ -264,9 +264,7 @@ def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
 
 
 def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
-    training = Training(
-        LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6
-    ).run()
+    training = Training(LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6).run()
     assert training.dropper.costs is not None
     assert training.dropper.checks[0]["change"]
     assert training.dropper.drops or training.dropper.declined
@@ -291,13 +289,14 @@ def test_wrong_arguments_are_refused(wrong: str) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     images, targets = data()
+    data = {
+        "tensors of different length": (images, targets[:5]),
+        "no length": iter([]),
+        "no duration": (images, targets),
+    }
+    length = {} if wrong == "no duration" else {"epochs": 1}
     with pytest.raises((ValueError, TypeError)):
-        if wrong == "tensors of different length":
-            LayerDropper(model, optimizer, (images, targets[:5]), batch_size=4, epochs=1)
-        elif wrong == "no length":
-            LayerDropper(model, optimizer, iter([]), batch_size=4, epochs=1)
-        else:
-            LayerDropper(model, optimizer, (images, targets), batch_size=4)
+        LayerDropper(model, optimizer, feeds[wrong], batch_size=4, **length)
 
 
 def test_a_stale_gradient_cannot_move_a_dropped_parameter() -> None:
