@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -138,6 +138,14 @@ def report(
     from ldbench.commands import report_command
 
     raise typer.Exit(report_command(directory, as_json=json_))
+
+
+@app.command()
+def doctor(json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Try what this machine can do, and say how to close each gap. Exit code 0 when training works, 1 when not."""
+    from ldbench.commands import doctor_command
+
+    raise typer.Exit(doctor_command(as_json=json_))
 
 
 @app.callback()

@@ -121,3 +121,10 @@ def report_command(directory: Path, *, as_json: bool) -> int:
     print_table(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def doctor_command(*, as_json: bool) -> int:
+    """What this machine can do. Exit code 0 when training works."""
+    from ldbench.doctor import doctor
+
+    return doctor(console(), as_json=as_json)

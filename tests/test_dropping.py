@@ -289,7 +289,7 @@ def test_wrong_arguments_are_refused(wrong: str) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     images, targets = data()
-    data = {
+    feeds = {
         "tensors of different length": (images, targets[:5]),
         "no length": iter([]),
         "no duration": (images, targets),

@@ -51,6 +51,12 @@ def reasons(nvml: Any) -> Iterator[None]:
         raise Unavailable(f"the installed nvidia-ml-py is too old: {missing}") from None
 
 
+def driver_version(nvml: Any) -> str:
+    """Version of the driver. Raises ``Unavailable``."""
+    with reasons(nvml):
+        return str(nvml.nvmlSystemGetDriverVersion())
+
+
 class NvmlDevice:
     """A GPU by its UUID. Raises ``Unavailable`` for a MIG slice, a vGPU, and a GPU that NVML does not show."""
 
