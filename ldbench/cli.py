@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report | doctor``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | profile | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -138,6 +138,32 @@ def report(
     from ldbench.commands import report_command
 
     raise typer.Exit(report_command(directory, as_json=json_))
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory.")] = "resnet18",
+    dataset: Annotated[str, typer.Option(help="Data set whose images are used.")] = "digits",
+    batch_size: Annotated[int | None, typer.Option(help="Samples per minibatch.")] = None,
+    width: Annotated[float | None, typer.Option(help="Channel multiplier of VGG and ResNet.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Training images.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data sets.")] = None,
+    download: Annotated[bool | None, typer.Option("--download/--no-download", help="Fetch a data set that is missing.")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Activation store: fp32, bf16, fp16 or int8.")] = None,
+    cache_budget: Annotated[str | None, typer.Option(help="Store size allowed on device[,host[,disk]].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for profile.json and profile.svg.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Measure each stage of a network and tell what every possible cut would save, cost and pay back."""
+    options = {key: value for key, value in locals().items() if value is not None and key not in ("out", "json_")}
+    from ldbench.commands import profile_command
+    from ldbench.config import experiment_from_dict
+
+    raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_))
 
 
 @app.command()

@@ -62,7 +62,7 @@ def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
 
 
 def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
-    """What would run: the cells, and FLOPs of full training where the data are at hand."""
+    """What would run, checked as far as it can be without training."""
     import tempfile
 
     from ldbench.record import finished
@@ -71,17 +71,15 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     planned = plan(experiment)
     with tempfile.TemporaryDirectory() as folder:
         preparation = Preparation(experiment, Path(folder), resolve_device(experiment.device))
-        missing = None
+        problem = None
         try:
             check_plan(planned, preparation)
-        except UserError as error:
-            missing = str(error)
-            if "replay" in missing or "method" in missing:
-                raise
+        except UserError as error:  # the plan is shown all the same, then what would stop it
+            problem = error
     rows = [_planned(cell, finished(out / "cells" / cell.cell_id)) for cell in planned]
     if as_json:
-        print(json.dumps({"out": str(out), "cells": rows, "problem": missing}))
-        return 0 if missing is None else 2
+        print(json.dumps({"out": str(out), "cells": rows, "problem": None if problem is None else str(problem)}))
+        return 0 if problem is None else 2
     table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
@@ -91,8 +89,8 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     screen = console()
     screen.print(table)
     screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
-    if missing is not None:
-        raise UserError(missing)
+    if problem is not None:
+        raise problem
     return 0
 
 
@@ -121,6 +119,85 @@ def report_command(directory: Path, *, as_json: bool) -> int:
     print_table(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) -> int:
+    """Measure a cost table and show it by stage and by cut."""
+    import tempfile
+
+    from ldbench.cache import resolve_budget
+    from ldbench.costs import StorePlan
+    from ldbench.models import build_model
+    from ldbench.profile import as_dict, cut_rows, plot, stage_rows
+    from ldbench.record import plain, write_json, write_text
+    from ldbench.runner import Preparation, plan, resolve_device
+    from ldbench.stages import legal_cuts, split_stages, stage_parameters
+    from ldbench.train import model_spec
+
+    cell = plan(experiment)[0]
+    device = resolve_device(experiment.device)
+    if experiment.threads is not None:
+        import torch
+
+        torch.set_num_threads(experiment.threads)
+    with tempfile.TemporaryDirectory() as name:
+        preparation = Preparation(experiment, Path(name), device)
+        data = preparation.data(cell.dataset)
+        table = preparation.costs(cell)
+        budget = resolve_budget(cell.cache_budget, device, Path(name))
+    stages = split_stages(build_model(model_spec(cell, data.dataset)))
+    sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
+    by_stage = stage_rows(table, sizes)
+    by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages))
+    found = plain(as_dict(table, by_stage, by_cut, len(data.train)))
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "profile.json", found)
+            write_text(out / "profile.svg", plot(by_stage, by_cut, f"{cell.model} on {cell.dataset}"))
+        except OSError as error:
+            raise UserError(
+                f"the profile cannot be written to {out}: {error.strerror}; choose another --out"
+            ) from error
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    _print_profile(found, f"{cell.model} on {cell.dataset}, {device}")
+    return 0
+
+
+def _print_profile(found: dict[str, Any], title: str) -> None:
+    screen = console()
+    screen.print(f"{title}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
+    table = Table("stage", "forward ms", "backward ms", "forward MFLOPs", "parameters", "output kB", box=None)
+    for row in found["stages"]:
+        table.add_row(
+            row["stage"], f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
+            f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
+        )  # fmt: skip
+    screen.print(table)
+    cuts = Table(
+        "drop up to",
+        "saves s/epoch",
+        "of an epoch",
+        "GFLOPs/epoch",
+        "store MB",
+        "in",
+        "build s",
+        "pays after epochs",
+        box=None,
+    )
+    for row in found["cuts"]:
+        never = row["break_even_epochs"] is None
+        cuts.add_row(
+            f"{row['cut']}: {row['after']}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
+            "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
+            "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
+            f"{row['saved_flops'] / 1e9:.1f}", f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
+            "-" if row["build_seconds"] is None else f"{row['build_seconds']:.3g}",
+            "never" if never else f"{row['break_even_epochs']:.2f}",
+        )  # fmt: skip
+    screen.print(cuts)
 
 
 def doctor_command(*, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.maxvit import MaxVit
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, nearest
 
 SMALL_IMAGE = 64  # pixels: up to here the stems made for 224 would throw most of the image away
 WIDTH_FAMILIES = ("vgg", "resnet")
@@ -38,10 +38,21 @@ class ModelSpec:
     dropout: float | None = None
 
 
+def model_names() -> tuple[str, ...]:
+    """Every classification architecture of the installed torchvision."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
 def family(name: str) -> str:
-    """Module of torchvision that has the architecture (``vgg``, ``resnet``, ``vision_transformer``), or ``user``."""
+    """Module of torchvision that has the architecture (``vgg``, ``resnet``, ``vision_transformer``), or ``user``.
+
+    Raises ``UserError`` with the nearest names for an unknown one.
+    """
     if ":" in name:
         return "user"
+    if name not in model_names():
+        hint = f"{nearest(name, model_names())} (your own: package.module:factory)"
+        raise UserError(f"model {name!r} is unknown: {hint}")
     return str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
 
 
@@ -222,7 +233,8 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
     """torchvision's initialisation of its VGG, ResNet and AlexNet, for a network that was built without memory."""
     kind = family(spec.name)
     # torchvision draws VGG's linear layers with 0.01, right for 25,088 and 4,096 inputs; behind 512 or fewer, three
-    # such layers pass on a thousandth of the signal and nothing is learnt. A fitted head is drawn for its own size.
+    # such layers pass on a thousandth of the signal and nothing is learnt. A fitted head is drawn for its own size, but
+    # its last layer stays small behind BatchNorm, where the signal is strong and large first guesses cost epochs.
     published_head = spec.width == 1 and _pooled_to(model) == 7
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
@@ -232,7 +244,7 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Linear) and kind == "vgg":
-            if published_head or module.out_features == spec.classes:
+            if published_head or (spec.name.endswith("_bn") and module.out_features == spec.classes):
                 nn.init.normal_(module.weight, 0, 0.01)
             else:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

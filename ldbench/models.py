@@ -12,21 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 
 from ldbench.errors import UserError, nearest
-from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
+from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, model_names, set_dropout
 from ldbench.recipes import Recipe, default_recipe
 
 __all__ = ["ModelSpec", "Recipe", "build_model", "default_recipe", "describe_model", "family", "model_names"]
 
 LARGEST_IMAGE = 1024  # pixels: no further does the search for a size that works go
-
-
-def model_names() -> tuple[str, ...]:
-    """Every classification architecture of the installed torchvision."""
-    return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def build_model(spec: ModelSpec | Mapping[str, Any]) -> nn.Module:
@@ -95,9 +89,7 @@ def _checked(spec: ModelSpec | Mapping[str, Any]) -> ModelSpec:
             str(spec["model"]), int(spec["channels"]), int(spec["image_size"]), int(spec["classes"]),
             float(spec.get("width") or 1.0), spec.get("dropout"),
         )  # fmt: skip
-    if ":" not in spec.name and spec.name not in model_names():
-        hint = f"{nearest(spec.name, model_names())} (your own: package.module:factory)"
-        raise UserError(f"model {spec.name!r} is unknown: {hint}")
+    kind = family(spec.name)
     if spec.classes < 2:
         raise UserError(f"{spec.name}: a classifier needs at least 2 classes, not {spec.classes}")
     if spec.channels < 1 or spec.image_size < 1:
@@ -106,7 +98,7 @@ def _checked(spec: ModelSpec | Mapping[str, Any]) -> ModelSpec:
         raise UserError(f"{spec.name}: dropout must be at least 0 and below 1, not {spec.dropout}")
     if not spec.width > 0:
         raise UserError(f"{spec.name}: width must be above 0, not {spec.width}")
-    if spec.width != 1 and family(spec.name) not in WIDTH_FAMILIES:
+    if spec.width != 1 and kind not in WIDTH_FAMILIES:
         raise UserError(f"{spec.name} has no width multiplier (VGG and ResNet families have): leave width at 1")
     return spec
 

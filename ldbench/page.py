@@ -84,7 +84,8 @@ def _comparison(
     if all_figures or place < MOST_FIGURES:
         figures = comparison_figures(directory, rows, cells, detailed)
     if not detailed:
-        figures.append(tag("p", "Further figures of this comparison: ldbench report --all-figures.", class_="quiet"))
+        how = "More figures of this comparison: ldbench.report.write_report(DIR, all_figures=True)."
+        figures.append(tag("p", how, class_="quiet"))
     warnings = [tag("p", f"Warning: {note}", class_="warning") for note in first["warnings"].split(BETWEEN) if note]
     state = "warning" if first["frontier_state"] in ("saturated", "falling") else "plain"
     notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}

@@ -96,12 +96,11 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
         name = "full" if point.label == "full" else point.label.removeprefix("short ")
         spot = (point.x[0], point.y[0])
         axes.annotate(plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL)
-    values = np.array([y for p in points for _, y in p.runs] + [p.y[0] for p in points])
-    low, high = float(values.min()), float(values.max())
     # Intervals of few seeds are huge: they may run off the axes, so that the runs stay readable.
-    room = max(0.25 * (high - low), 0.5)
-    axes.set_ylim(low - room, high + room)
-    axes.margins(x=0.12)
+    spread = np.array([run for p in points for run in p.runs] + [(p.x[0], p.y[0]) for p in points])
+    (left, low), (right, high) = spread.min(axis=0), spread.max(axis=0)
+    wide, room = max(0.12 * (right - left), 0.02 * right, 1e-9), max(0.25 * (high - low), 0.5)
+    axes.set(xlim=(left - wide, right + wide), ylim=(low - room, high + room))
     axes.locator_params(nbins=6)
 
 

@@ -43,7 +43,10 @@ def default_recipe(name: str) -> Recipe:
 _BATCHNORM = Recipe(lr=0.1)
 
 # Without BatchNorm a deep stack of convolutions diverges at a high rate; the bound catches the steps that would do it.
-_PLAIN = Recipe(lr=0.02, clip_norm=1.0)
+_PLAIN = Recipe(lr=0.05, clip_norm=1.0)
+
+# No BatchNorm either, and few or very large layers: adaptive steps leave the plateau at the start in half the epochs.
+_ADAPTIVE = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.01, clip_norm=1.0)
 
 # Depthwise convolutions and squeeze-and-excitation: adaptive steps get going within a few epochs where SGD needs tens.
 # Stronger decay suits the decoupled kind.
@@ -60,10 +63,11 @@ _BY_FAMILY = {
     "googlenet": replace(_BATCHNORM, lr=0.05),
     "inception": replace(_BATCHNORM, lr=0.05),
     "shufflenetv2": _BATCHNORM,
-    "alexnet": _PLAIN,
-    "squeezenet": _PLAIN,
+    "alexnet": replace(_ADAPTIVE, lr=5e-4),
+    "squeezenet": _ADAPTIVE,
     "mnasnet": _MOBILE,
     "mobilenetv2": _MOBILE,
     "mobilenetv3": _MOBILE,
     "efficientnet": _MOBILE,
+    "user": replace(_CAREFUL, label_smoothing=0.0),  # unknown: what trains nearly everything
 }

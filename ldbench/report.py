@@ -27,16 +27,17 @@ UNITS = {"test_accuracy": "fraction", "val_accuracy": "fraction", "chance_accura
 NOT_IN_CSV = ("test_correct", "drops", "declined", "stages")
 
 
-def write_report(directory: str | Path, *, all_figures: bool = False) -> Path:
+def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, all_figures: bool = False) -> Path:
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
-    Beyond 10 comparisons only accuracy against cost is drawn, beyond 40 nothing, unless ``all_figures`` is set. Each
-    file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
+    ``results`` is what ``load_results`` gave for the directory, to spare a second reading. Beyond 10 comparisons only
+    accuracy against cost is drawn, beyond 40 nothing, unless ``all_figures`` is set. Each file appears whole or not at
+    all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
     from ldbench.page import build_page, drop_rows  # draws: matplotlib is imported only here
 
     root = Path(directory)
-    cells = load_results(root)
+    cells = load_results(root) if results is None else results
     if cells.empty:
         left_out = cells.attrs["left_out"]
         why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import ldbench
 from ldbench.meters import Energy, NullEnergyMeter, TrainClock, Unavailable, add_devices, choose, energy_meter
 from ldbench.meters.choose import gpu_meter
-from ldbench.meters.counter import Calibration, CounterMeter, calibrate
+from ldbench.meters.counter import CounterMeter
 from ldbench.meters.devices import device_uuid, visible_uuids
+from ldbench.meters.edges import Calibration, calibrate
 from ldbench.meters.energy import Window, add_windows
 from ldbench.meters.nvml import BufferedPower, NvmlCounter, NvmlDevice, PolledPower
 from ldbench.meters.powercap import PowercapCounter, package_counters
@@ -54,6 +55,12 @@ def counter_meter(gpu: Gpu, clock: Clock, *, nvml: FakeNvml | None = None, least
 
 pieces = st.lists(
     st.tuples(st.floats(0.005, 3.0), st.floats(0.0, 1000.0), st.floats(0.0, 1000.0)), min_size=1, max_size=8
+)
+# A burst within a tick is what a sensor that publishes means leaves in the dark.
+bursts = st.lists(
+    st.sampled_from([(0.01, 1000.0, 1000.0), (0.03, 0.0, 0.0), (0.11, 0.0, 0.0), (0.02, 500.0, 1000.0)]),
+    min_size=2,
+    max_size=8,
 )
 windows = st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 10.0)), min_size=60, max_size=60)
 
@@ -113,14 +120,14 @@ class SimpleFake(FakeNvml):
 
 @settings(max_examples=60)
 @given(
-    st.booleans(), st.booleans(), pieces, st.lists(st.floats(0.0, 4.0), min_size=10, max_size=10),
+    st.booleans(), st.booleans(), pieces | bursts, st.lists(st.floats(0.0, 4.0) | st.floats(0.0, 0.2), min_size=12, max_size=12),
     st.floats(0.02, 0.15), st.floats(0.0, 0.4), st.integers(0, 10**6),
 )  # fmt: skip
 def test_the_true_energy_is_always_within_the_bound_of_power_samples(
     stamped, mean_power, power, lengths, tick, jitter, seed
 ) -> None:
     clock = Clock()
-    horizon = sum(lengths) + 10 * 4 * tick + 5
+    horizon = sum(lengths) + 12 * 8 * tick + 5
     gpu = Gpu(
         clock, seed=seed, power=power if mean_power else None, tick=tick, jitter=jitter, horizon=horizon,
         mean_power=mean_power,
@@ -144,7 +151,8 @@ def test_the_true_energy_is_always_within_the_bound_of_power_samples(
             clock.sleep(period)
             meter.poll()
         energy = meter.total()
-        assert energy.joules is not None and energy.bound_joules is not None, energy
+        assert energy.joules is not None, energy
+        assert energy.bound_joules is not None
         true = gpu.energy(stop) - gpu.energy(start)
         # Samples are published in whole milliwatts, and stamped in whole microseconds.
         assert abs(energy.joules - true) <= energy.bound_joules + 0.001 * length + 0.01
@@ -267,6 +275,20 @@ def test_a_mig_slice_and_a_vgpu_have_no_figure() -> None:
     gpu.mig, gpu.virtual = 0, pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
     with pytest.raises(Unavailable, match="vGPU"):
         gpu_meter(gpu.uuid, nvml=FakeNvml(gpu))
+
+
+def test_a_counter_that_is_there_and_dead_gives_way_to_power_samples() -> None:
+    nvml = RealTimeNvml()
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 0
+    nvml.errors["nvmlDeviceGetSamples"] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    meter = gpu_meter(nvml.gpus[0].uuid, 0.2, nvml=nvml)
+    meter.start()
+    time.sleep(0.3)
+    meter.stop()
+    energy = meter.total()
+    assert energy.method == "nvml power polled"
+    assert energy.joules == pytest.approx(400 * energy.seconds, rel=0.01)
+    assert energy.bound_joules is not None
 
 
 def test_an_energy_has_a_figure_or_a_reason_and_never_both_or_neither() -> None:
@@ -567,10 +589,11 @@ def test_threads_read_the_edges_while_the_work_goes_on() -> None:
     assert energy.bound_joules is not None
     assert energy.net_joules is not None
     assert abs(energy.joules - 400 * energy.seconds) <= energy.bound_joules
-    # Working and idling draw the same here, and the idle power is measured to a few per cent in half a second.
-    assert abs(energy.net_joules) <= 0.2 * energy.joules
+    assert energy.net_bound_joules is not None
+    assert abs(energy.net_joules) <= energy.net_bound_joules  # working and idling draw the same
     assert energy.method == "nvml counter"
-    assert energy.tick_seconds == pytest.approx(0.02, abs=0.02)
+    assert energy.tick_seconds is not None
+    assert energy.tick_seconds >= 0.015
 
 
 def test_metering_costs_less_than_half_a_per_cent_of_the_shortest_window() -> None:
@@ -588,12 +611,32 @@ def test_metering_costs_less_than_half_a_per_cent_of_the_shortest_window() -> No
     assert seconds <= 0.005 * 5.0  # of a window of 5 s; seen: about 0.005 s
 
 
-def test_measure_gives_seconds_and_a_figure_or_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "POWERCAP", tmp_path)
+def test_two_cpu_packages_are_metered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    powercap_tree(tmp_path)
+
+    def number(counter: PowercapCounter, name: str) -> int:
+        """50 W a package, a tick of 1 ms."""
+        return 10**10 if name.startswith("max") else int(time.perf_counter() // 0.001 * 50_000) % 10**10
+
+    monkeypatch.setattr(PowercapCounter, "_number", number)
+    meter = energy_meter(torch.device("cpu"), minimum_seconds=0.2, powercap=tmp_path)
+    meter.start()
+    time.sleep(0.3)
+    meter.stop()
+    energy = meter.total()
+    assert energy.joules is not None, energy.unavailable_reason
+    assert energy.bound_joules is not None
+    assert abs(energy.joules - 100 * energy.seconds) <= energy.bound_joules
+    assert energy.net_bound_joules is not None
+    assert abs(energy.net_joules or 0.0) <= energy.net_bound_joules
+    assert energy.method == "powercap"
+
+
+def test_measure_gives_seconds_and_a_figure_or_a_reason() -> None:
     waited = []
     with ldbench.measure("cpu", synchronize=lambda: waited.append(1)) as m:
         time.sleep(0.02)
-    assert 0.02 <= m.seconds < 0.5
+    assert 0.02 <= m.seconds < 5.0
     assert len(waited) == 2
     assert (m.energy_joules is None) == (m.energy_unavailable_reason is not None) == (m.energy_bound_joules is None)
     with pytest.raises(ZeroDivisionError), ldbench.measure("cpu") as m:
@@ -610,4 +653,4 @@ def test_the_training_clock_passes_its_windows_to_the_meter() -> None:
             time.sleep(0.1)
     energy = clock.energy.total()
     assert energy.windows == 2
-    assert energy.seconds == pytest.approx(clock.seconds, abs=0.02)
+    assert energy.seconds == pytest.approx(clock.seconds, abs=0.2)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from ldbench.columns import clean, quantity
 from ldbench.errors import UserError
 from ldbench.report import load_results, print_table, summarize, write_report
 from ldbench.results import unpack_correct
+from ldbench.stats import Estimate
+from ldbench.summary import Pair, verdict
 
-HOSTILE = "<script>alert(1)</script>\"'&../../$x$ [bold]\x1b[31m\u202e"
+HOSTILE = "<script>alert(1)</script>\"'&../../$\\frac$ [bold]\x1b[31m\u202e"
 
 
 def row_of(summary: pd.DataFrame, label: str) -> dict[str, Any]:
@@ -135,6 +138,39 @@ def test_verdicts_follow_the_effects_put_in(tmp_path: Path) -> None:
     assert list(summary["label"])[:5] == ["short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop"]
     assert set(summary["frontier_state"]) == {"sloping"}
     assert summary["frontier_slope_points_per_doubling_mean"].iloc[0] == pytest.approx(2.0, abs=0.15)
+
+
+UP, DOWN, FLAT, NONE = (
+    Estimate(1, 0.5, 1.5, 4),
+    Estimate(-1, -1.5, -0.5, 4),
+    Estimate(0.1, -0.5, 0.7, 4),
+    Estimate(reason="why not"),
+)
+
+
+@pytest.mark.parametrize(
+    ("flops", "time", "mixed", "expected"),
+    [
+        ((UP, UP), (UP, UP), False, "ahead"),
+        ((UP, NONE), (UP, NONE), False, "ahead"),
+        ((UP, UP), (FLAT, UP), False, "undecided"),
+        ((FLAT, FLAT), (UP, UP), False, "undecided"),
+        ((UP, UP), (UP, FLAT), False, "undecided"),
+        ((UP, UP), (DOWN, DOWN), False, "behind"),
+        ((DOWN, FLAT), (UP, UP), False, "undecided"),
+        ((UP, UP), (UP, UP), True, "undecided"),
+        ((UP, UP), (DOWN, DOWN), True, "undecided"),
+        ((DOWN, DOWN), (UP, UP), True, "behind"),
+        ((UP, UP), (NONE, NONE), False, "n/a"),
+        ((DOWN, DOWN), (NONE, NONE), False, "behind"),
+        ((replace(UP, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
+        ((replace(DOWN, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
+    ],
+)
+def test_ahead_needs_both_axes_and_every_interval(flops: Pair, time: Pair, mixed: bool, expected: str) -> None:
+    said, reason = verdict(flops, time, runs=4, unfinished=0, mixed_hardware=mixed)
+    assert said == expected
+    assert reason
 
 
 def test_one_seed_is_an_anecdote_and_never_a_verdict(tmp_path: Path) -> None:
@@ -357,10 +393,11 @@ def test_hostile_names_do_no_harm(tmp_path: Path) -> None:
 
 def test_records_with_odd_but_legal_values_make_a_page(tmp_path: Path) -> None:
     record = make_record("learn-and-drop", 0) | {"drops": [{}], "declined": [{"cut": None}], "stages": []}
-    write_cell(tmp_path, record | {"forward_flops_full": 0, "backward_flops_full": None, "train_seconds": 0})
-    folder = write_cell(tmp_path, make_record("full", 0) | {"environment": None}, lines=False)
+    folder = write_cell(tmp_path, record | {"forward_flops_full": 0, "backward_flops_full": None, "train_seconds": 0})
     (folder / "epochs.jsonl").write_text('{"epoch": 0, "live_stages": "x"}\n[1]\n{"torn')
-    (folder / "config.json").write_text("{")
+    (folder / "scores.jsonl").write_text('{"step": 1, "change": 3}\n{"step": 2}\n{"step": null}\n')
+    full = write_cell(tmp_path, make_record("full", 0) | {"environment": None}, lines=False)
+    (full / "config.json").write_text("{")
     (tmp_path / "experiment.json").unlink(missing_ok=True)
     assert "no experiment.json" in outline(write_report(tmp_path)).text
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ldbench.meters import nvml as gpu
-from ldbench.meters.counter import Calibration, CounterMeter, calibrate
+from ldbench.meters.counter import CounterMeter
 from ldbench.meters.devices import device_uuid
+from ldbench.meters.edges import Calibration, calibrate
 from ldbench.meters.energy import MINIMUM_SECONDS, EnergyMeter, NullEnergyMeter, Unavailable
 from ldbench.meters.powercap import POWERCAP, package_counters
 from ldbench.meters.sampled import PowerSource, SampledMeter, sample_tick
@@ -52,10 +53,10 @@ def gpu_meter(uuid: str, minimum_seconds: float = MINIMUM_SECONDS, *, nvml: Any 
     device = gpu.NvmlDevice(uuid, nvml)
     try:
         counter = gpu.NvmlCounter(device)
+        # Bindings of the caller's are calibrated afresh: what is kept belongs to the real GPU.
+        before = _calibrate_gpu(uuid) if nvml is None else calibrate([counter])
     except Unavailable as no_counter:
         return _sampled(device, str(no_counter), minimum_seconds)
-    # A fake library is calibrated afresh: what is kept belongs to the real GPU.
-    before = _calibrate_gpu(uuid) if nvml is None else calibrate([counter])
     return CounterMeter([counter], before, minimum_seconds=minimum_seconds, idle_after=lambda: calibrate([counter]))
 
 

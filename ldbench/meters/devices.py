@@ -51,6 +51,8 @@ def device_uuid(device: torch.device, nvml: Any, environ: Mapping[str, str]) -> 
     """UUID of a CUDA device as NVML writes it ("GPU-..."). Raises ``Unavailable`` where it cannot be told."""
     from ldbench.meters.nvml import reasons
 
+    if "MIG-" in environ.get("CUDA_VISIBLE_DEVICES", ""):
+        raise Unavailable("the device is a MIG slice: the GPU's power is metered as a whole, not by slice")
     index = torch.cuda.current_device() if device.index is None else device.index
     properties = torch.cuda.get_device_properties(index)
     if (uuid := getattr(properties, "uuid", None)) is not None:

@@ -21,18 +21,19 @@ class Energy:
     Attributes:
         joules: gross energy, or None. None exactly when ``unavailable_reason`` is set; never 0 for "unknown".
         bound_joules: the true energy is within ``joules`` +- this, as far as resolution and sampling go (see
-            `ldbench.meters.counter` and `ldbench.meters.sampled`); the accuracy of the sensor itself, which its maker
+            `ldbench.meters.edges` and `ldbench.meters.sampled`); the accuracy of the sensor itself, which its maker
             gives as a few per cent, is not part of it.
         unavailable_reason: why there is no figure.
         net_joules, net_bound_joules: the same after idle power x seconds is taken off; None where idle power is not
-            known. The idle power is the mean of what was measured before and after, half their difference goes into
-            the bound.
+            known. For a counter idle power was measured before and after, its figure is the middle of the two and
+            their distance goes into the bound; for power samples it was measured before.
         method: "nvml counter", "nvml power samples", "nvml power polled" or "powercap".
         tick_seconds: the longest time between two updates of the reading, as measured.
         seconds: length of the windows.
         windows: how many there were.
         flags: what may spoil the figure: "co_tenant", "throttled", "too_short", "counter_reset", "counter_stalled",
             "averaged_power", "samples_missed", "summed_windows".
+            Co-tenants are those seen at an edge; throttling is what the driver counted in the window.
         conditions: per window and device what was seen at both edges.
     """
 
@@ -122,7 +123,7 @@ def add_windows(
     The bound of a sum is the sum of the bounds: errors of many windows may all have one sign.
 
     Args:
-        idle_watts: measured before and after, or None where it is not known.
+        idle_watts: least and most idle power, or None where it is not known.
     """
     seconds = sum(window.seconds for window in windows)
     flags = set().union(*(window.flags for window in windows))

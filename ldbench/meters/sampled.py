@@ -27,7 +27,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ldbench.meters.counter import Clock, Spawn, spawn_thread
+from ldbench.meters.edges import Clock, Spawn, spawn_thread
 from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
 
 AVERAGING_SECONDS = 1.0

@@ -1,0 +1,1 @@
+"""Benchmarks for airspeed velocity; lower is better in each of them."""

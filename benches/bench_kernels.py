@@ -1,0 +1,77 @@
+"""The two kernels and their peers in plain PyTorch, at sizes taken from real networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision import models
+
+from ldbench.costs import synchronize
+from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
+
+from . import common
+
+
+class DeltaNorms:
+    """Norms of all layers with the snapshot updated, against the obvious PyTorch lines."""
+
+    params = (["vgg11_bn", "resnet50"], ["ldbench", "foreach"], [common.machine_key()])
+    param_names = ("parameters of", "by", "device")
+    version = "1"
+    timeout = 300
+
+    def setup(self, model: str, by: str, device: str) -> None:
+        where = common.device()
+        network = models.get_model(model, num_classes=10).to(where)
+        self.parameters = [p.detach() for p in network.parameters()]
+        self.snapshots = [p.clone() for p in self.parameters]
+        for snapshot in self.snapshots:
+            snapshot.mul_(1.01)
+        layers = list(range(len(self.parameters)))
+        self.plan = DeltaNormPlan(self.parameters, self.snapshots, layers, len(layers))
+        self.out = torch.empty(len(layers), 2, device=where)
+
+    def time_norms(self, model: str, by: str, device: str) -> None:
+        if by == "ldbench":
+            delta_norms(self.plan, self.out)
+        else:
+            moved = torch._foreach_sub(self.parameters, self.snapshots)
+            torch._foreach_norm(moved)
+            torch._foreach_norm(self.snapshots)
+            torch._foreach_copy_(self.snapshots, self.parameters)
+        synchronize(self.out.device)
+
+    time_norms.version = "1"  # type: ignore[attr-defined]
+
+
+class GatherRows:
+    """A minibatch of 128 from a store behind VGG's second stage, by what the rows are kept in."""
+
+    params = (["fp32", "fp16", "int8"], ["ldbench", "indexing"], [common.machine_key()])
+    param_names = ("rows", "by", "device")
+    version = "1"
+    timeout = 300
+    shape = (64, 8, 8)
+
+    def setup(self, rows: str, by: str, device: str) -> None:
+        where = common.device()
+        self.x = torch.randn(2048, *self.shape, device=where)
+        self.scales: Tensor | None = None
+        if rows == "int8":
+            self.rows, self.scales = quantize_rows(self.x)
+        else:
+            dtype = {"fp32": torch.float32, "fp16": torch.float16}[rows]
+            assert row_stride(64 * 8 * 8, dtype) == 64 * 8 * 8
+            self.rows = self.x.reshape(2048, -1).to(dtype)
+        self.index = torch.randint(2048, (128,), device=where)
+
+    def time_gather(self, rows: str, by: str, device: str) -> None:
+        if by == "ldbench":
+            out = gather_rows(self.rows, self.index, self.shape, dtype=torch.float32, scales=self.scales)
+        else:
+            out = self.rows[self.index].float().view(-1, *self.shape)
+            if self.scales is not None:
+                out = out * self.scales[self.index].view(-1, self.shape[0], 1, 1)
+        synchronize(out.device)
+
+    time_gather.version = "1"  # type: ignore[attr-defined]

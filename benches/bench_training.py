@@ -1,0 +1,108 @@
+"""The training step with none, half and all but one of the stages dropped, cache building, splitting, FLOPs."""
+
+from __future__ import annotations
+
+import copy
+import resource
+
+import torch
+
+from ldbench.costs import synchronize
+from ldbench.flops import count_stage_flops
+from ldbench.stages import split_stages
+
+from . import common
+
+
+class TrainingStep:
+    """Seconds of one step by the share of stages dropped."""
+
+    params = (common.MODELS, ["none", "half", "all but one"], [common.machine_key()])
+    param_names = ("model", "dropped", "device")
+    version = "1"
+    timeout = 300
+
+    def setup(self, model: str, dropped: str, device: str) -> None:
+        self.engine = common.dropper(model)
+        last = len(self.engine.stages) - 1
+        cut = {"none": 0, "half": last // 2, "all but one": last}[dropped]
+        if cut:
+            self.engine._drop(cut, "benchmark", 0.0, "device")
+
+    def teardown(self, model: str, dropped: str, device: str) -> None:
+        self.engine.close()
+
+    def track_step_seconds(self, model: str, dropped: str, device: str) -> dict[str, object]:
+        return common.samples(lambda: common.train_step(self.engine))
+
+    track_step_seconds.unit = "seconds"  # type: ignore[attr-defined]
+    track_step_seconds.version = "1"  # type: ignore[attr-defined]
+
+
+class CacheBuilding:
+    """Seconds to drop the first half of the stages, statistics and store included."""
+
+    params = (common.MODELS, [common.machine_key()])
+    param_names = ("model", "device")
+    version = "1"
+    timeout = 300
+
+    def track_build_seconds(self, model: str, device: str) -> dict[str, object]:
+        seconds = []
+        for _ in range(4):
+            engine = common.dropper(model)
+            engine._drop(len(engine.stages) // 2, "benchmark", 0.0, "device")
+            synchronize(engine.device)
+            seconds.append(engine.cache_build_seconds)
+            engine.close()
+        return {"samples": seconds[1:], "number": 1}  # the first one warms up
+
+    track_build_seconds.unit = "seconds"  # type: ignore[attr-defined]
+    track_build_seconds.version = "1"  # type: ignore[attr-defined]
+
+
+class Stages:
+    """Splitting, and the FLOPs of one sample: exact, a change of one is a regression."""
+
+    params = (["vgg11_bn", "resnet18", "resnet50"],)
+    param_names = ("model",)
+    version = "1"
+    timeout = 300
+
+    def setup(self, model: str) -> None:
+        self.network = common.network(model)
+
+    def time_split(self, model: str) -> None:
+        split_stages(self.network)
+
+    time_split.version = "1"  # type: ignore[attr-defined]
+
+    def track_forward_flops(self, model: str) -> int:
+        stages = split_stages(copy.deepcopy(self.network))
+        return sum(stage.forward for stage in count_stage_flops(stages, (1, common.SIDE, common.SIDE)))
+
+    track_forward_flops.unit = "FLOPs per sample"  # type: ignore[attr-defined]
+    track_forward_flops.version = "1"  # type: ignore[attr-defined]
+
+
+class PeakMemory:
+    """Peak memory of two training steps: on the device, or of the whole process without one."""
+
+    params = (common.MODELS, [common.machine_key()])
+    param_names = ("model", "device")
+    version = "1"
+    timeout = 300
+
+    def track_peak_bytes(self, model: str, device: str) -> int:
+        engine = common.dropper(model)
+        if engine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            common.train_step(engine)
+        engine.close()
+        if engine.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    track_peak_bytes.unit = "bytes"  # type: ignore[attr-defined]
+    track_peak_bytes.version = "1"  # type: ignore[attr-defined]

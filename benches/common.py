@@ -1,0 +1,66 @@
+"""One setup for all benchmarks of training: narrow networks on random images, on the GPU where there is one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ldbench.costs import synchronize
+from ldbench.dropping import LayerDropper
+from ldbench.models import ModelSpec, build_model
+from ldbench.policies import NeverDrop
+
+MODELS = ["vgg11_bn", "resnet18"]
+BATCH, IMAGES, SIDE, CLASSES = 64, 256, 32, 10
+
+
+def device() -> torch.device:
+    """The first GPU, else the CPU with two threads, so that figures of one machine compare."""
+    if torch.cuda.is_available():
+        return torch.device("cuda:0")
+    torch.set_num_threads(2)
+    return torch.device("cpu")
+
+
+def machine_key() -> str:
+    """What results are keyed by beside asv's machine: the GPU model, which its machine file has no field for."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def network(name: str) -> nn.Module:
+    """A narrow network with fixed weights."""
+    torch.manual_seed(0)
+    return build_model(ModelSpec(name, 1, SIDE, CLASSES, width=0.25)).to(device()).train()
+
+
+def dropper(name: str) -> LayerDropper:
+    """An engine around ``network`` that never drops by itself."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
+    targets = (torch.arange(IMAGES) % CLASSES).to(device())
+    model = network(name)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    return LayerDropper(model, optimizer, (images, targets), batch_size=BATCH, epochs=1000, policy=NeverDrop())
+
+
+def train_step(engine: LayerDropper) -> None:
+    """One whole step, minibatch included, synchronised at the end."""
+    x, y, _ = next(engine.loader(0))
+    engine.optimizer.zero_grad(set_to_none=True)
+    nn.functional.cross_entropy(engine(x), y).backward()
+    engine.optimizer.step()
+    synchronize(engine.device)
+
+
+def samples(work: Callable[[], object], repeats: int = 9) -> dict[str, object]:
+    """Seconds of ``work`` in the form that gives asv a median and an interval."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return {"samples": seconds, "number": 1}

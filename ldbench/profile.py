@@ -1,0 +1,130 @@
+"""Where a training step's time and FLOPs go, stage by stage, and what each cut would save, cost and pay back.
+
+The trainer's own break-even rule reads the same cost table through the same functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ldbench.cache import store_bytes
+from ldbench.costs import CostTable, StorePlan, build_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage; seconds per minibatch, FLOPs and bytes per sample."""
+
+    stage: str
+    forward_seconds: float
+    backward_seconds: float
+    forward_flops: int
+    backward_flops: int
+    parameters: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """What dropping the first ``cut`` stages does, per epoch of full length.
+
+    Attributes:
+        saved_seconds: time saved per epoch against the full network.
+        saved_share: the same as a share of a full epoch.
+        saved_flops: forward and backward FLOPs saved per epoch.
+        store_bytes: size of the activation store.
+        store_tier: where it would lie; None where it fits nowhere.
+        build_seconds: time to build it from the images; None where it fits nowhere.
+        break_even_epochs: epochs after which the building is paid for; None where it never is.
+        legal: False where a parameter is shared across the cut.
+    """
+
+    cut: int
+    after: str
+    saved_seconds: float | None
+    saved_share: float | None
+    saved_flops: int
+    store_bytes: int
+    store_tier: str | None
+    build_seconds: float | None
+    break_even_epochs: float | None
+    legal: bool
+
+
+def stage_rows(table: CostTable, parameters: list[int]) -> list[StageRow]:
+    """The stages of a cost table, with their parameter counts."""
+    rows = []
+    for s, name in enumerate(table.stages):
+        flops = table.flops[s]
+        size = store_bytes(1, flops.output_shape, "fp32")
+        backward = table.backward_first[s] if s == 0 else table.backward[s]
+        rows.append(StageRow(name, table.forward[s], backward, flops.forward, flops.backward, parameters[s], size))
+    return rows
+
+
+def cut_rows(table: CostTable, plan: StorePlan, legal: list[bool]) -> list[CutRow]:
+    """Every possible cut, each against the full network reading images."""
+    steps = plan.samples // table.batch_size
+    epoch = steps * table.step_seconds(0)
+    rows = []
+    for cut in range(1, len(table.stages)):
+        size = store_bytes(plan.samples, table.flops[cut - 1].output_shape, plan.dtype)
+        tier = plan.budget.tier_for(size)
+        gone = table.flops[:cut]
+        flops = sum(f.forward + f.backward for f in gone) - gone[0].backward + gone[0].backward_first
+        flops += table.flops[cut].backward - table.flops[cut].backward_first
+        saved = build = None
+        if tier is not None:
+            saved = steps * (table.step_seconds(0) - table.step_seconds(cut, plan.source_seconds(table, cut, tier)))
+            build = build_seconds(table, plan, 0, cut, tier)
+        pays = build / saved if saved is not None and build is not None and saved > 0 else None
+        share = saved / epoch if saved is not None else None
+        total = flops * steps * table.batch_size
+        rows.append(CutRow(cut, table.stages[cut - 1], saved, share, total, size, tier, build, pays, legal[cut]))
+    return rows
+
+
+def as_dict(table: CostTable, stages: list[StageRow], cuts: list[CutRow], samples: int) -> dict[str, Any]:
+    """JSON-ready, with what the seconds are true for."""
+    return {
+        "batch_size": table.batch_size,
+        "train_size": samples,
+        "epoch_seconds": samples // table.batch_size * table.step_seconds(0),
+        "input_seconds": table.input_seconds,
+        "fixed_seconds": table.fixed_seconds,
+        "tiers": {name: dataclasses.asdict(cost) for name, cost in table.tiers.items()},
+        "stages": [dataclasses.asdict(row) for row in stages],
+        "cuts": [dataclasses.asdict(row) for row in cuts],
+        "environment": table.machine,
+    }
+
+
+def plot(stages: list[StageRow], cuts: list[CutRow], title: str) -> str:
+    """Seconds per stage, and the share of an epoch that each cut saves, as one SVG document."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure: Figure = Figure(figsize=(9, 0.8 + 0.32 * len(stages)), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2)
+    names = [row.stage for row in stages]
+    forward = [1e3 * row.forward_seconds for row in stages]
+    left.barh(names, forward, color="#0072B2", label="forward")
+    left.barh(names, [1e3 * row.backward_seconds for row in stages], left=forward, color="#E69F00", label="backward")
+    left.set_xlabel("ms per minibatch")
+    left.invert_yaxis()
+    left.legend(frameon=False)
+    shares = [100 * (row.saved_share or 0.0) for row in cuts]
+    right.barh([f"{row.cut}: {row.after}" for row in cuts], shares, color="#009E73")
+    right.set_xlabel("% of an epoch saved by dropping up to here")
+    right.invert_yaxis()
+    figure.suptitle(title)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
