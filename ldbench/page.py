@@ -28,7 +28,7 @@ from ldbench.results import Damaged, read_object
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
-MOST_FIGURES, MOST_DETAILED = 40, 10  # comparisons drawn at all, and in full: drawing is what takes the time
+MOST_FIGURES, MOST_DETAILED = 30, 6  # comparisons drawn at all, and in full: drawing is what takes the time
 
 
 def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, all_figures: bool = False) -> str:
@@ -157,12 +157,13 @@ def _said(value: Any) -> str:
     return quantity(float(value)) if isinstance(value, float) else clean(value)[:80]
 
 
+def _error(cell: Record) -> str:
+    return cell["error"] if isinstance(cell["error"], str) else "no reason recorded"
+
+
 def _left_out(cells: pd.DataFrame, left_out: Sequence[tuple[str, str]]) -> Html:
     lost = records_of(cells[cells["status"] != "finished"])
-    rows = [
-        ("open", [f"cells/{cell['cell']}", cell["status"], _said(cell["error"] or "no reason recorded")])
-        for cell in lost
-    ]
+    rows = [("open", [f"cells/{cell['cell']}", cell["status"], _error(cell)]) for cell in lost]
     rows += [("open", [path, "left out", reason]) for path, reason in left_out]
     if not rows:
         return tag("section", tag("h2", "Left out"), tag("p", "Nothing: every folder held a finished run."))

@@ -30,8 +30,8 @@ NOT_IN_CSV = ("test_correct", "drops", "declined", "stages")
 def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, all_figures: bool = False) -> Path:
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
-    ``results`` is what ``load_results`` gave for the directory, to spare a second reading. Beyond 10 comparisons only
-    accuracy against cost is drawn, beyond 40 nothing, unless ``all_figures`` is set. Each file appears whole or not at
+    ``results`` is what ``load_results`` gave for the directory, to spare a second reading. Beyond 6 comparisons only
+    accuracy against cost is drawn, beyond 30 nothing, unless ``all_figures`` is set. Each file appears whole or not at
     all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
     from ldbench.page import build_page, drop_rows  # draws: matplotlib is imported only here

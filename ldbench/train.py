@@ -207,12 +207,13 @@ def run_cell(
             epoch += 1
     except Diverged as reason:
         status, error = "diverged", str(reason)
+    finally:
+        dropper.close()
     result = _result(cell, data, costs, dropper, clock, rows, status, full_steps, device)
     result |= {"error": error, "eval_seconds": eval_seconds, "compile_seconds": compile_seconds}
     if status == "finished" and correct is not None:
         result["test_correct_base64"] = pack_bits(correct.tolist())
     scores = [{**check, "epoch": (check["step"] - 1) // dropper.steps_per_epoch} for check in dropper.checks]
-    dropper.close()
     return CellRun(result, rows, scores, model)
 
 

@@ -14,6 +14,9 @@ from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, 
 class CounterMeter:
     """Energy of the windows between ``start`` and ``stop``, from one counter a device, added up over the devices.
 
+    A window costs one GPU about 31 calls: 9 block at each edge, the rest are made by the threads that wait for the tick.
+    Seen on a CPU core with calls that return at once: 2 ms of processor time, 1.2 ms of it before and after the work.
+
     Args:
         counters: all with one method.
         calibration: of these counters, taken while the devices were idle.
