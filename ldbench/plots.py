@@ -106,9 +106,10 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
 
 def _errorbars(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
     x, y = (np.array([point[axis] for point in points]).reshape(-1, 3).T for axis in (2, 3))
+    x_error, y_error = (np.array([mean - low, high - mean]) for mean, low, high in (x, y))
     axes.errorbar(
-        x[0], y[0], xerr=[x[0] - x[1], x[2] - x[0]], yerr=[y[0] - y[1], y[2] - y[0]], color=colour, marker=marker,
-        ms=6.5, mec="white", mew=0.7, elinewidth=1.3, ls="", zorder=3, label=label,
+        x[0], y[0], xerr=x_error, yerr=y_error, color=colour, marker=marker, ms=6.5, mec="white", mew=0.7,
+        elinewidth=1.3, ls="", zorder=3, label=label,
     )  # fmt: skip
 
 

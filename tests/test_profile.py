@@ -57,7 +57,18 @@ def test_the_command_measures_and_writes(
 ) -> None:
     from ldbench.cli import main
 
-    options = ["--model", "resnet18", "--width", "0.1", "--image-size", "16", "--train-size", "100", "--batch-size", "20"]
+    options = [
+        "--model",
+        "resnet18",
+        "--width",
+        "0.1",
+        "--image-size",
+        "16",
+        "--train-size",
+        "100",
+        "--batch-size",
+        "20",
+    ]
     monkeypatch.setattr(sys, "argv", ["ldbench", "profile", *options, "--out", str(tmp_path / "p"), "--json"])
     with pytest.raises(SystemExit) as ended:
         main()
