@@ -179,11 +179,18 @@ def _left_out(cells: pd.DataFrame, left_out: Sequence[tuple[str, str]]) -> Html:
 def _environment(cells: pd.DataFrame) -> Html:
     lines = []
     for column in [name for name in cells.columns if name.startswith("environment_")]:
-        values = Counter("none" if pd.isna(value) else clean(value) for value in cells[column])
+        values = Counter(_whole(value) for value in cells[column])
         said = [value if len(values) == 1 else f"{value} ({count} runs)" for value, count in values.most_common(8)]
         said += [f"and {len(values) - 8} more"] if len(values) > 8 else []
         lines.append(("open", [column.removeprefix("environment_").replace("_", " "), "; ".join(said)]))
     return tag("section", tag("h2", "Environment"), table(["what", "value"], lines))
+
+
+def _whole(value: Any) -> str:
+    """An environment entry as text; a missing one among whole numbers has turned them into floats."""
+    if pd.isna(value):
+        return "none"
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else clean(value)
 
 
 def _glossary() -> Html:

@@ -142,6 +142,8 @@ def _row(
     row |= _columns("test_accuracy_percent", t_interval(r["test_accuracy"] for r in scored.values()).scaled(100))
     itself = Estimate(reason="is the control itself")
     to_full = paired_difference(_pick(scored, "test_accuracy"), _pick(base, "test_accuracy")) if not same else itself
+    if row["synthetic"]:
+        to_full = Estimate(reason="synthetic data")
     both = two_way_difference(_runs(scored, 1.0), _runs(base, 1.0)) if not same else itself
     row |= _columns("difference_to_full_points", to_full.scaled(100), both.scaled(100))
     pairs: dict[str, Pair] = {}
