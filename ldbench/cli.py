@@ -133,11 +133,12 @@ def _option(key: str, value: Any) -> Any:
 def report(
     directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    all_figures: Annotated[bool, typer.Option("--all-figures", help="Draw every figure of a large grid.")] = False,
 ) -> None:
     """Print the table of a results folder and write its HTML page and CSV files."""
     from ldbench.commands import report_command
 
-    raise typer.Exit(report_command(directory, as_json=json_))
+    raise typer.Exit(report_command(directory, as_json=json_, all_figures=all_figures))
 
 
 @app.command()

@@ -32,12 +32,13 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
     outcome = run_experiment(experiment, out, progress)
-    page = write_report(out)
+    results = load_results(out)
+    page = write_report(out, results=results)
     if as_json:
-        rows = load_results(out).to_dict(orient="records")
+        rows = results.to_dict(orient="records")
         print(json.dumps(plain({"out": str(out), "report": str(page), "cells": _scalars(rows)})))
     else:
-        print_table(screen, load_results(out))
+        print_table(screen, results)
         if outcome.skipped:
             progress.note(
                 f"{outcome.skipped} cells were finished already in {out}; choose another --out to run them anew."
@@ -102,15 +103,15 @@ def _planned(cell: Cell, done: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report_command(directory: Path, *, as_json: bool) -> int:
+def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.record import plain
     from ldbench.report import load_results, print_table, write_report
 
     if not (directory / "cells").is_dir():
         raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
-    page = write_report(directory)
     results = load_results(directory)
+    page = write_report(directory, results=results, all_figures=all_figures)
     if as_json:
         cells = _scalars(results.to_dict(orient="records"))
         print(json.dumps(plain({"report": str(page), "cells": cells})))

@@ -23,7 +23,7 @@ MAX_BYTES = 64 * 2**20  # no honest file of a cell comes near this; a larger one
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
-    "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "augmentation", "augmentation_after_drop",
+    "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method", "augmentation", "augmentation_after_drop",
     "precision", "stem", "head", "data_fingerprint",
 )  # fmt: skip
 NUMBERS = (
@@ -31,7 +31,7 @@ NUMBERS = (
     "batch_size", "train_size", "train_seconds", "cache_build_seconds", "scoring_seconds", "eval_seconds",
     "data_seconds", "cost_table_seconds", "compile_seconds", "forward_flops", "backward_flops", "cache_build_flops",
     "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
-    "energy_joules", "energy_bound_joules", "dropped_stages", "width", "image_size",
+    "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "dropped_stages", "width", "image_size",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
