@@ -97,20 +97,21 @@ def launch(
     Two small kernels rather than a last-program-done counter: no ordering between programs to rely on, and no counter that
     a failed launch could leave behind. Cost: one launch of a few microseconds.
     """
-    for dtype, chunks in zip(DTYPES, tables.chunks, strict=True):
-        if len(chunks):
-            warps = max(1, min(8, block // 256))
-            chunk_sums[(len(chunks),)](
-                chunks, tables.sums, _TRITON_DTYPES[dtype], update, block, num_warps=warps, enable_fp_fusion=True
-            )
-    for i, row in tables.strided:
-        theta, prev = params[i].double(), snapshots[i].double()
-        torch.stack([(theta - prev).square_().sum(), prev.square().sum()], out=tables.sums[row])
-        if update:
-            snapshots[i].copy_(params[i])
-    if len(out):
-        reduce_block = min(REDUCE_BLOCK, max(block, 16))
-        layer_norms[(len(out),)](tables.sums, tables.offsets, out, reduce_block, num_warps=4, enable_fp_fusion=True)
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        for dtype, chunks in zip(DTYPES, tables.chunks, strict=True):
+            if len(chunks):
+                warps = max(1, min(8, block // 256))
+                chunk_sums[(len(chunks),)](
+                    chunks, tables.sums, _TRITON_DTYPES[dtype], update, block, num_warps=warps, enable_fp_fusion=True
+                )
+        for i, row in tables.strided:
+            theta, prev = params[i].double(), snapshots[i].double()
+            torch.stack([(theta - prev).square_().sum(), prev.square().sum()], out=tables.sums[row])
+            if update:
+                snapshots[i].copy_(params[i])
+        if len(out):
+            reduce_block = min(REDUCE_BLOCK, max(block, 16))
+            layer_norms[(len(out),)](tables.sums, tables.offsets, out, reduce_block, num_warps=4, enable_fp_fusion=True)
 
 
 @torch.library.custom_op("ldbench::delta_norms", mutates_args=("snapshots", "sums", "out"))

@@ -85,11 +85,12 @@ def launch(
     group = VECTOR if channels and not channels_last and spatial % VECTOR == 0 else 1
     block = max(16, min(block, triton.next_power_of_2(numel)))
     tiles = triton.cdiv(numel, block)
-    gather[(samples * tiles,)](
-        rows, indices, rows if scales is None else scales, out, tiles, rows.stride(0), numel,
-        channels, spatial, channels_last, group, _TRITON_DTYPES[out.dtype], block,
-        num_warps=max(1, min(8, block // 512)), enable_fp_fusion=True,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        gather[(samples * tiles,)](
+            rows, indices, rows if scales is None else scales, out, tiles, rows.stride(0), numel,
+            channels, spatial, channels_last, group, _TRITON_DTYPES[out.dtype], block,
+            num_warps=max(1, min(8, block // 512)), enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 def serves(rows: Tensor, wanted: torch.dtype, numel: int) -> bool:
