@@ -1,7 +1,12 @@
-"""The operations that layer dropping adds to training; readable alone, nothing from ldbench in it."""
+"""The operations that layer dropping adds to training; readable alone, nothing from ldbench in it.
+
+Triton kernels serve CUDA tensors, plain PyTorch the rest; ``LDBENCH_KERNELS=reference`` or ``triton`` forces one of them.
+"""
 
 from __future__ import annotations
 
-from .reference import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
+from .dispatch import delta_norms, gather_rows, quantize_rows
+from .plan import DeltaNormPlan
+from .reference import row_stride
 
 __all__ = ["DeltaNormPlan", "delta_norms", "gather_rows", "quantize_rows", "row_stride"]
