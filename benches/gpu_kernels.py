@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torchvision
 from kernel_timing import REPEATS, Call, against, as_graph, describe, rotations, timed
-from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
 from torch import Tensor
+
+from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
 
 REPLAYS = 1000  # for determinism
 UNIT = 2.0**-24

@@ -161,12 +161,16 @@ class ActivationStore:
 
     def read(self, indices: Tensor) -> Tensor:
         """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in."""
-        if self.tier == "device" and self.device.type == "cuda":
-            indices = indices.to(self.device, non_blocking=True)
         batch: Tensor = gather_rows(
             self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
         )
         return batch.to(self.device, non_blocking=True)
+
+    def relative_error(self, indices: Tensor, activations: Tensor) -> float:
+        """Root mean square of what storing changed in these rows, relative to that of the activations; 0 for an exact store."""
+        exact = activations.double()
+        change = self.read(indices).double() - exact
+        return float(change.square().sum().sqrt() / exact.square().sum().sqrt().clamp_min(1e-300))
 
     def close(self) -> None:
         """Free the rows; delete the file of the disk tier."""

@@ -31,7 +31,11 @@ from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_param
 
 @dataclass(frozen=True)
 class Drop:
-    """One drop as the record tells it. ``cut`` counts the leading stages gone from now on."""
+    """One drop as the record tells it.
+
+    ``cut`` counts the leading stages gone from now on; ``store_relative_error`` is the root mean square error that the
+    store's dtype brings into the activations, relative to theirs.
+    """
 
     step: int
     cut: int
@@ -39,6 +43,7 @@ class Drop:
     store_tier: str | None
     store_bytes: int
     store_dtype: str | None
+    store_relative_error: float
     build_seconds: float
     predicted_saving_seconds: float
 
@@ -118,6 +123,7 @@ class LayerDropper:
         self.declined: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.cache_build_seconds = self.scoring_seconds = self._summed_lr = 0.0
+        self.store_read_seconds = 0.0  # host seconds: on a GPU the time to launch the reads
         self.peak_store_bytes = 0
         self._rebuild_live()
 
@@ -137,7 +143,10 @@ class LayerDropper:
                 draw = self.augment.draw(self.step_count, len(indices)) if self.augment is not None else None
                 yield (*self.feed.batch(indices, draw), indices)
             else:
-                yield self.store.read(indices), self._targets[indices.to(self._targets.device)], indices
+                began = time.perf_counter()
+                x = self.store.read(indices)
+                self.store_read_seconds += time.perf_counter() - began
+                yield x, self._targets[indices.to(self._targets.device)], indices
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
@@ -236,10 +245,10 @@ class LayerDropper:
             order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
             whole = [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
             passed = refresh_statistics(segment, whole, self._source, self.autocast)
-        store = None
+        store, error = None, 0.0
         if tier is not None:
             batches = torch.split(torch.arange(self.samples), self.batch_size)
-            store = fill_store(segment, batches, self._source, self.autocast, self._allocate, tier)
+            store, error = fill_store(segment, batches, self._source, self.autocast, self._allocate, tier)
             passed += self.samples
             if self.store is not None:
                 self.store.close()
@@ -257,7 +266,8 @@ class LayerDropper:
         seconds = time.perf_counter() - began
         self.cache_build_seconds += seconds
         size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
-        drop = Drop(self.step_count, cut, reason, store.tier if store else None, size, dtype, seconds, saving)
+        used = store.tier if store is not None else None
+        drop = Drop(self.step_count, cut, reason, used, size, dtype, error, seconds, saving)
         self.drops.append(drop)
         return drop
 

@@ -56,27 +56,35 @@ def fill_store(
     autocast: Autocast,
     allocate: Callable[[torch.Size, Tier], ActivationStore],
     tier: Tier,
-) -> ActivationStore:
+) -> tuple[ActivationStore, float]:
     """The segment's output in evaluation mode for every sample, in the first tier from ``tier`` on that has room.
+
+    Returns:
+        the store, and the relative error of its first minibatch (what the store's dtype costs in precision).
 
     Raises:
         torch.OutOfMemoryError, MemoryError, OSError: when the last tier is full too; nothing is left behind.
     """
     segment.eval()
     store: ActivationStore | None = None
+    error = 0.0
     try:
         for indices in batches:
             x = source(indices)
             with autocast():
                 x = segment(x)
-            store = store if store is not None else _allocate(x.shape[1:], tier, allocate)
-            store.write(indices, x)
+            if store is None:
+                store = _allocate(x.shape[1:], tier, allocate)
+                store.write(indices, x)
+                error = store.relative_error(indices, x)
+            else:
+                store.write(indices, x)
     except BaseException:
         if store is not None:
             store.close()
         raise
     assert store is not None, "there is at least one sample"
-    return store
+    return store, error
 
 
 def _allocate(

@@ -60,12 +60,12 @@ class ScoreTracker:
         self._remember()
 
     def _live(self) -> tuple[list[Tensor], list[int]]:
-        flat = [(p.detach(), s) for s in range(self.dropped, self.stages) for p in self._parameters[s]]
+        flat = [(p, s) for s in range(self.dropped, self.stages) for p in self._parameters[s]]
         return [p for p, _ in flat], [s for _, s in flat]
 
     def _remember(self) -> None:
         tensors, layers = self._live()
-        snapshot = [tensor.clone() for tensor in tensors]
+        snapshot = [tensor.detach().clone() for tensor in tensors]
         self._ring.append(snapshot)
         self._plans[id(snapshot)] = DeltaNormPlan(tensors, snapshot, layers, self.stages)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from ldbench.kernels import delta_norm, gather, plan
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from ldbench.kernels import delta_norm, gather, plan
 
 TYPES = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16, "fp64": tl.float64}
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, UNIT, VALUES, assert_fence_untouched, fenced, fill, forced, same_bits
-from ldbench.kernels import DeltaNormPlan, delta_norms
 from torch import Tensor
+
+from ldbench.kernels import DeltaNormPlan, delta_norms
 
 pytest.importorskip("triton")
 BLOCK = 16

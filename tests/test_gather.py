@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, PAD, UNIT, assert_fence_untouched, fenced, forced, same_bits
-from ldbench.kernels import gather_rows, quantize_rows, row_stride
 from torch import Tensor
+
+from ldbench.kernels import gather_rows, quantize_rows, row_stride
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
+
 from ldbench.kernels import gather as kernel  # noqa: E402
 
 BLOCK = 64
