@@ -1,6 +1,6 @@
 """What the engine itself costs, and whether predicted savings are realised: ratios from interleaved runs on this machine.
 
-    python benches/engine_overhead.py [--pairs 7] [--out FILE.json]
+    python -m benches.engine_overhead [--pairs 7] [--out FILE.json]
 
 Three questions, each answered side by side in one process:
 

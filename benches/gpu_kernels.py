@@ -1,7 +1,7 @@
 """What the kernels reach on this machine, against a device copy and against the obvious PyTorch lines, in one JSON file.
 
-    python benches/gpu_kernels.py --out results        # one GPU, under 8 minutes; run it again to add parts that are missing
-    python benches/gpu_kernels.py --out results --cpu  # the CPU path against the obvious lines
+    python -m benches.gpu_kernels --out results        # one GPU, under 8 minutes; run it again to add parts that are missing
+    python -m benches.gpu_kernels --out results --cpu  # the CPU path against the obvious lines
 
 Every timing is a median with p20, p80 and n. Sets of inputs are rotated so that no call finds its inputs in the L2. Seconds come
 from CUDA events around one call; "graph" replays the call as a CUDA graph, which leaves out the host's part.
@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 import torchvision
-from kernel_timing import REPEATS, Call, against, as_graph, describe, rotations, timed
 from torch import Tensor
 
 from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
+
+from .kernel_timing import REPEATS, Call, against, as_graph, describe, rotations, timed
 
 REPLAYS = 1000  # for determinism
 UNIT = 2.0**-24
