@@ -78,9 +78,19 @@ def gather_rows(
     rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
     """``ldbench.kernels.gather_rows`` with arguments already checked, save for the range of the indices."""
-    check_range(indices, len(rows))
-    where = indices.to(rows.device)
-    batch = as_batch(rows[:, : math.prod(shape)][where], shape, channels_last)
+    flat = rows[:, : math.prod(shape)]
+    if rows.device.type == "cpu":
+        where = indices
+        try:
+            batch = flat.index_select(0, where)  # checks the range as it goes, and is faster than indexing here
+        except (IndexError, RuntimeError):  # which of the two depends on the shape
+            check_range(indices, len(rows))
+            raise
+    else:
+        check_range(indices, len(rows))
+        where = indices.to(rows.device)
+        batch = flat[where]
+    batch = as_batch(batch, shape, channels_last)
     if scales is None:
         return batch.to(dtype)
     factors = scales[where]
