@@ -91,6 +91,7 @@ class LayerDropper:
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.execution = model, optimizer, execution
         self.device = next(model.parameters()).device
+        self.around_building: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # a meter's window
         self.feed = as_feed(data, self.device)
         self.samples = len(self.feed)
         self.batch_size = min(batch_size, self.samples)
@@ -217,7 +218,8 @@ class LayerDropper:
             if not self.declined or self.declined[-1]["cut"] != stopped:
                 self.declined.append(entry)
             return None
-        return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier)
+        with self.around_building():
+            return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier)
 
     def _cost_table(self) -> CostTable:
         if self.costs is None:

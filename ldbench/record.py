@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 VOLATILE_FIELDS = (
     "train_seconds", "store_read_seconds", "kernel_time_share", "eval_seconds", "cache_build_seconds", "scoring_seconds", "data_seconds", "cost_table_seconds",
     "compile_seconds", "predicted_saved_seconds", "peak_memory_bytes", "energy_joules", "energy_bound_joules",
-    "energy_net_joules", "energy_tick_seconds", "energy_flags", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
+    "energy_net_joules", "energy_tick_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
     "declined.reason",
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from ldbench.config import Cell
 from ldbench.costs import CostTable, synchronize
 from ldbench.data import Augment, Dataset, ResidentSplit, derive_seed
 from ldbench.dropping import Drop, LayerDropper
-from ldbench.meters import TrainClock, energy_meter, peak_memory, reset_peak_memory
+from ldbench.meters import PhaseMeters, TrainClock, peak_memory, reset_peak_memory
 from ldbench.methods import build_policy, get_method
 from ldbench.models import ModelSpec, build_model, describe_model
 from ldbench.policies import Policy
@@ -157,7 +157,9 @@ def run_cell(
     scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
     compile_seconds = _compile(dropper, data.train, criterion) if cell.compile else 0.0
     reset_peak_memory(device)
-    clock = TrainClock(device, energy_meter(device))
+    phases = PhaseMeters(device)
+    clock = TrainClock(device, phases.meters["training"])
+    dropper.around_building = lambda: phases.span("cache_building")
     eval_seconds, rows = 0.0, list[dict[str, Any]]()
     status, error, correct = "finished", None, None
     loss_sum = torch.zeros((), device=device)
@@ -198,10 +200,10 @@ def run_cell(
                 raise Diverged(f"the training loss is not finite after {dropper.step_count} steps; try a lower --lr")
             if last or (cell.eval_every != "last" and (epoch + 1) % int(cell.eval_every) == 0):
                 began = time.perf_counter()
-                for name, split in (("val", data.val), ("test", data.test if last or data.val is None else None)):
-                    if split is not None:
-                        row[f"{name}_accuracy"], row[f"{name}_loss"], correct = evaluate(model, split, autocast)
-                synchronize(device)
+                with phases.span("evaluation"):
+                    for name, split in (("val", data.val), ("test", data.test if last or data.val is None else None)):
+                        if split is not None:
+                            row[f"{name}_accuracy"], row[f"{name}_loss"], correct = evaluate(model, split, autocast)
                 eval_seconds += time.perf_counter() - began
             on_epoch(row, rows)
             epoch += 1
@@ -210,7 +212,8 @@ def run_cell(
     finally:
         dropper.close()
     result = _result(cell, data, costs, dropper, clock, rows, status, full_steps, device)
-    result |= {"error": error, "eval_seconds": eval_seconds, "compile_seconds": compile_seconds}
+    phases.epochs(rows)
+    result |= phases.record() | {"error": error, "eval_seconds": eval_seconds, "compile_seconds": compile_seconds}
     if status == "finished" and correct is not None:
         result["test_correct_base64"] = pack_bits(correct.tolist())
     scores = [{**check, "epoch": (check["step"] - 1) // dropper.steps_per_epoch} for check in dropper.checks]
@@ -257,7 +260,7 @@ def _result(
 ) -> dict[str, Any]:  # fmt: skip
     dataset, ledger, last = data.dataset, dropper.ledger, rows[-1]
     assert ledger is not None
-    energy, memory = clock.energy.total(), peak_memory(device)
+    memory = peak_memory(device)
     test = dataset.test.labels
     chance = float(test.bincount().max()) / len(test)
     accuracy = last["test_accuracy"] if status == "finished" and not dataset.synthetic else None
@@ -291,9 +294,6 @@ def _result(
         "predicted_saved_seconds": _predicted_saving(cell, costs, dropper, full_steps),
         "peak_memory_bytes": memory[0], "peak_memory_kind": memory[1],
         "store_bytes": dropper.peak_store_bytes, "store_tier": dropper.drops[-1].store_tier if dropper.drops else None,
-        "energy_joules": energy.joules, "energy_bound_joules": energy.bound_joules,
-        "energy_unavailable_reason": energy.unavailable_reason, "energy_net_joules": energy.net_joules,
-        "energy_method": energy.method, "energy_tick_seconds": energy.tick_seconds, "energy_flags": list(energy.flags),
         "dropped_stages": dropper.cut, "stages": stages,
         "drops": [{**dataclasses.asdict(d), "epoch": (d.step - 1) // dropper.steps_per_epoch} for d in dropper.drops],
         "declined": dropper.declined,

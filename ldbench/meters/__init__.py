@@ -4,11 +4,13 @@ from ldbench.meters.block import measure
 from ldbench.meters.choose import energy_meter
 from ldbench.meters.clock import TrainClock, peak_memory, reset_peak_memory
 from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter, Unavailable, add_devices
+from ldbench.meters.phases import PhaseMeters
 
 __all__ = [
     "Energy",
     "EnergyMeter",
     "NullEnergyMeter",
+    "PhaseMeters",
     "TrainClock",
     "Unavailable",
     "add_devices",

@@ -66,21 +66,28 @@ class CounterMeter:
 
     def total(self) -> Energy:
         """The sum over all closed windows. Waits for the last edge's tick, and measures the idle power once more."""
-        self._windows += [window() for window in self._closed]
-        self._closed.clear()
-        energy = self._sum(self.calibration, self.calibration)
+        energy = self._sum(self._settled(), self.calibration, self.calibration)
         if energy.joules is None or self._idle_after is None:
             return energy
         try:
-            return self._sum(self.calibration, self._idle_after())
+            return self._sum(self._windows, self.calibration, self._idle_after())
         except Unavailable:
             return energy
 
-    def _sum(self, before: Calibration, after: Calibration) -> Energy:
+    def each(self) -> list[Energy]:
+        """Every closed window by itself. Waits for the last edge's tick; idle power is the calibration's."""
+        return [self._sum([window], self.calibration, self.calibration) for window in self._settled()]
+
+    def _settled(self) -> list[Window]:
+        self._windows += [window() for window in self._closed]
+        self._closed.clear()
+        return self._windows
+
+    def _sum(self, windows: Sequence[Window], before: Calibration, after: Calibration) -> Energy:
         low = min(c.idle_watts - c.idle_bound_watts for c in (before, after))
         high = max(c.idle_watts + c.idle_bound_watts for c in (before, after))
         return add_windows(
-            self._windows, method=self.counters[0].method, tick_seconds=self.calibration.tick_seconds,
+            windows, method=self.counters[0].method, tick_seconds=self.calibration.tick_seconds,
             minimum_seconds=self.minimum_seconds, idle_watts=(low, high),
         )  # fmt: skip
 

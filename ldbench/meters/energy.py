@@ -93,6 +93,10 @@ class EnergyMeter(Protocol):
         """The sum over all closed windows."""
         ...
 
+    def each(self) -> list[Energy]:
+        """Every closed window by itself, in order; empty where nothing can be read."""
+        ...
+
 
 class NullEnergyMeter:
     """Where energy cannot be read: gives the reason instead of a number."""
@@ -109,6 +113,10 @@ class NullEnergyMeter:
     def total(self) -> Energy:
         """No joules, and why."""
         return Energy(None, None, self.reason)
+
+    def each(self) -> list[Energy]:
+        """No windows."""
+        return []
 
 
 def add_windows(

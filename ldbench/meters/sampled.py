@@ -174,8 +174,16 @@ class SampledMeter:
     def total(self) -> Energy:
         """The sum over all closed windows."""
         self._settle()
+        return self._sum(self._windows)
+
+    def each(self) -> list[Energy]:
+        """Every closed window by itself."""
+        self._settle()
+        return [self._sum([window]) for window in self._windows]
+
+    def _sum(self, windows: Sequence[Window]) -> Energy:
         return add_windows(
-            self._windows, method=self.source.method, tick_seconds=self.tick_seconds,
+            windows, method=self.source.method, tick_seconds=self.tick_seconds,
             minimum_seconds=self.minimum_seconds, idle_watts=(self._idle, self._idle),
         )  # fmt: skip
 

@@ -1,0 +1,70 @@
+"""Energy of a run by phase: training, and within it the building of stores; evaluation; and training epoch by epoch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ldbench.costs import synchronize
+from ldbench.meters.choose import energy_meter
+from ldbench.meters.energy import Energy, EnergyMeter
+
+PHASES = ("training", "cache_building", "evaluation")
+
+
+class PhaseMeters:
+    """One meter per phase of a run on ``device``. Cache building lies within training and is counted in both."""
+
+    def __init__(
+        self, device: torch.device, meter: Callable[[torch.device], EnergyMeter] = energy_meter
+    ) -> None:  # fmt: skip
+        self.device = device
+        self.meters = {phase: meter(device) for phase in PHASES}
+
+    @contextlib.contextmanager
+    def span(self, phase: str) -> Iterator[None]:
+        """A window of ``phase``; the device is synchronised at both edges."""
+        synchronize(self.device)
+        self.meters[phase].start()
+        try:
+            yield
+        finally:
+            synchronize(self.device)
+            self.meters[phase].stop()
+
+    def record(self) -> dict[str, Any]:
+        """``energy_...`` fields of the record: those of training, and ``energy_phases`` with every phase's."""
+        totals = {phase: meter.total() for phase, meter in self.meters.items()}
+        training = totals["training"]
+        return {
+            "energy_joules": training.joules, "energy_bound_joules": training.bound_joules,
+            "energy_unavailable_reason": training.unavailable_reason, "energy_net_joules": training.net_joules,
+            "energy_method": training.method, "energy_tick_seconds": training.tick_seconds,
+            "energy_flags": list(training.flags),
+            "energy_phases": {phase: summary(energy) for phase, energy in totals.items()},
+        }  # fmt: skip
+
+    def epochs(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put each training window's energy into its epoch's row; ``rows`` end with the epochs metered here."""
+        windows = self.meters["training"].each()
+        if not windows:
+            windows = [self.meters["training"].total()] * len(rows)  # no meter: its reason
+        for row in rows:
+            row |= {"energy_joules": None, "energy_unavailable_reason": "trained before the run was interrupted"}
+        for row, energy in zip(rows[-len(windows) :], windows[-len(rows) :], strict=True):
+            row |= {
+                "energy_joules": energy.joules, "energy_bound_joules": energy.bound_joules,
+                "energy_unavailable_reason": energy.unavailable_reason,
+            }  # fmt: skip
+
+
+def summary(energy: Energy) -> dict[str, Any]:
+    """What the record keeps of a phase."""
+    return {
+        "joules": energy.joules, "bound_joules": energy.bound_joules, "net_joules": energy.net_joules,
+        "unavailable_reason": energy.unavailable_reason, "seconds": energy.seconds, "windows": energy.windows,
+        "flags": list(energy.flags),
+    }  # fmt: skip
