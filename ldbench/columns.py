@@ -89,6 +89,17 @@ def energy(row: Row) -> str:
     return text + (f", {ratio:.3f} of full" if math.isfinite(ratio) else "")
 
 
+def to_target(row: Row) -> str:
+    """Expected cost to the target accuracy, and how many runs reached it."""
+    if not math.isfinite(row["target_accuracy_percent"]):
+        return "n/a: no full run to set it"
+    reached = f"{row['target_hits']} of {row['target_runs']} runs reach {row['target_accuracy_percent']:.2f} %"
+    seconds, joules = float(row["train_seconds_to_target"]), float(row["energy_joules_to_target"])
+    costs = [f"{quantity(seconds)} s"] if math.isfinite(seconds) else []
+    costs += [f"{quantity(joules)} J"] if math.isfinite(joules) else []
+    return f"{', '.join(costs)} ({reached})" if costs else reached
+
+
 def slope(row: Row) -> str:
     """What doubling the training budget buys, and the flag of a recipe that cannot tell methods apart."""
     text = spanned(row, "frontier_slope_points_per_doubling")
@@ -187,6 +198,11 @@ COST_COLUMNS = (
         "Largest memory of any seed, and the largest store of activations.",
     ),
     ENERGY,
+    Column(
+        "to target", to_target,
+        "What it takes, on average, until a run ends within half a point of full's mean accuracy: the cost of all runs, "
+        "misses included, over the number that reached it (expected running time). Seconds, and joules where metered.",
+    ),
 )  # fmt: skip
 SLOPE_MEANING = (
     "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "

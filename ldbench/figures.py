@@ -55,6 +55,9 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
         f"total training FLOPs ({unit_name})": ("total_flops", unit),
         f"training time ({clock_name})": ("train_seconds", clock),
     }
+    if all(row["energy_joules_n"] for row in rows):
+        heavy = max(float(row["energy_joules_mean"]) for row in rows) >= 2e4
+        panels[f"training energy ({'kJ' if heavy else 'J'})"] = ("energy_joules", 1e3 if heavy else 1.0)
     drawn = {}
     for title, (column, scale) in panels.items():
         points = []
@@ -65,9 +68,9 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
             points.append(Point(row["label"], row["verdict"] == "control", x, y, runs))
         drawn[title] = points
     caption = (
-        "Accuracy against what training cost, by FLOPs and by time. Squares: the two controls, shortened training at "
-        "each budget and full training, joined to the frontier. A method earns its keep only above the line in both "
-        "panels. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
+        "Accuracy against what training cost, by FLOPs, by time and, where metered, by energy. Squares: the two controls, shortened training at "
+        "each budget and full training, joined to the frontier. A method earns its keep only above the line in every "
+        "panel. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
         "runs, where they are few."
     )
     figures = [cost_figure(title, points) for title, points in drawn.items()]

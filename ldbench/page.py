@@ -13,7 +13,6 @@ import pandas as pd
 from ldbench.columns import (
     ACCURACY_COLUMNS,
     COST_COLUMNS,
-    ENERGY,
     SLOPE_MEANING,
     Column,
     clean,
@@ -90,14 +89,11 @@ def _comparison(
     state = "warning" if first["frontier_state"] in ("saturated", "falling") else "plain"
     notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}
     augmented = [tag("p", f"Augmentation after a drop: {'; '.join(sorted(notes))}")] if notes else []
-    measured = any(row["energy_joules_n"] for row in rows)  # otherwise one sentence says what a column would repeat
-    metered = [column for column in COST_COLUMNS if measured or column is not ENERGY]
-    unmetered = [] if measured else [tag("p", f"Energy: {'; '.join(sorted({ENERGY.show(row) for row in rows}))}")]
     return tag(
         "section", tag("h2", _title(first)), warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
-        tag("h3", "Cost"), _columns(metered, rows), unmetered, augmented,
+        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented,
         tag("div", figures, class_="figures"), _drops(cells),
         id=f"comparison-{place}",
     )  # fmt: skip

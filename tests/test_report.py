@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -283,6 +284,32 @@ def test_energy_is_a_number_with_its_bound_or_a_reason(tmp_path: Path) -> None:
     text = write_report(tmp_path).read_text()
     assert "5000, read to" in text
     assert "unavailable: training ran on the CPU" in text
+
+
+def test_the_cost_to_the_target_counts_misses(tmp_path: Path) -> None:
+    read = {"energy_joules": 5000.0, "energy_bound_joules": 50.0, "energy_unavailable_reason": None}
+    unknown = {"test_correct_base64": None}
+    for seed, (whole, method) in enumerate([(0.90, 0.90), (0.90, 0.80), (0.90, 0.8951)]):
+        write_cell(tmp_path, make_record("full", seed, test_accuracy=whole, train_seconds=100.0, **unknown) | read)
+        changes = {"test_accuracy": method, "train_seconds": 60.0}
+        write_cell(
+            tmp_path, make_record("learn-and-drop", seed, **unknown) | read | changes | {"energy_joules": 3000.0}
+        )
+    row = row_of(summarize(load_results(tmp_path)), "learn-and-drop")
+    assert row["target_accuracy_percent"] == pytest.approx(89.5)
+    assert (row["target_hits"], row["target_runs"]) == (2, 3)
+    assert row["train_seconds_to_target"] == pytest.approx(3 * 60 / 2)
+    assert row["energy_joules_to_target"] == pytest.approx(3 * 3000 / 2)
+    text = write_report(tmp_path).read_text()
+    assert "90.0 s, 4500 J (2 of 3 runs reach 89.50 %)" in text
+
+
+def test_a_method_that_never_reaches_the_target_has_no_cost_to_it(tmp_path: Path) -> None:
+    write_cell(tmp_path, make_record("full", 0, test_accuracy=0.9, test_correct_base64=None))
+    write_cell(tmp_path, make_record("learn-and-drop", 0, test_accuracy=0.5, test_correct_base64=None))
+    row = row_of(summarize(load_results(tmp_path)), "learn-and-drop")
+    assert math.isnan(row["train_seconds_to_target"])
+    assert "0 of 1 runs reach 89.50 %" in write_report(tmp_path).read_text()
 
 
 def test_runs_at_chance_level_are_flagged(tmp_path: Path) -> None:
