@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ldbench.allocator import keep_freed_memory
 from ldbench.costs import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.models import ModelSpec, build_model
@@ -22,6 +23,7 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda:0")
     torch.set_num_threads(2)
+    keep_freed_memory()
     return torch.device("cpu")
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from ldbench.allocator import keep_freed_memory
 from ldbench.config import Cell, experiment_from_dict
 from ldbench.costs import synchronize
 from ldbench.data import derive_seed, sample_order
@@ -116,6 +117,7 @@ def main() -> None:
         }
     )  # fmt: skip
     device = resolve_device("auto")
+    keep_freed_memory()
     result: dict[str, object] = {
         "environment": environment(device),
         "images": arguments.images,

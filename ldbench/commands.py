@@ -23,12 +23,14 @@ def console() -> Console:
 
 def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool, as_json: bool) -> int:
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
+    from ldbench.allocator import keep_freed_memory
     from ldbench.record import plain
     from ldbench.report import load_results, print_table, write_report
     from ldbench.runner import run_experiment
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
+    keep_freed_memory()
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
     outcome = run_experiment(experiment, out, progress)
@@ -126,6 +128,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
     """Measure a cost table and show it by stage and by cut."""
     import tempfile
 
+    from ldbench.allocator import keep_freed_memory
     from ldbench.cache import resolve_budget
     from ldbench.costs import StorePlan
     from ldbench.models import build_model
@@ -135,6 +138,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
     from ldbench.stages import legal_cuts, split_stages, stage_parameters
     from ldbench.train import model_spec
 
+    keep_freed_memory()
     cell = plan(experiment)[0]
     device = resolve_device(experiment.device)
     if experiment.threads is not None:

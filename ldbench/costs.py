@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ldbench.cache import ActivationStore, StoreBudget, Tier, store_bytes
-from ldbench.flops import StageFlops, count_stage_flops
+from ldbench.cache import StoreBudget, Tier, store_bytes
+from ldbench.flops import StageFlops
 
 STATISTICS_SAMPLES = 8192  # BatchNorm statistics settle long before; bounds the cost on large sets
-_PROBE_BYTES = 2**26  # well past the caches, still quick to write
-_PROBE_ROWS = (256, 65_536)  # bytes per row: overhead and rate are told apart by two sizes
 
 
 @dataclass(frozen=True)
@@ -37,12 +28,12 @@ class CostTable:
     """What one step costs, measured once per model, data set and machine. Seconds are per minibatch of ``batch_size``.
 
     Attributes:
-        forward, backward: train mode, per stage; ``backward`` includes the gradient of the stage's input.
-        backward_first: the same for a first live stage, whose input needs no gradient.
+        steps: a whole training step of the stages from each cut on, its input at hand. Not the sum of the parts: in a
+            whole step every part finds the caches full of the others' activations.
+        forward, backward: train mode, each stage by itself; ``backward`` includes the gradient of the stage's input, save
+            for the first stage, whose input needs none.
         inference: forward in eval mode without gradients, per stage.
-        optimizer: optimizer step, shared out by parameter count.
         input_seconds: fetching and normalising a minibatch of images.
-        fixed_seconds: what a whole step takes beyond the sum of its parts (loss, bookkeeping).
         tiers: cost of the activation store by tier.
         flops: FLOPs per sample and stage, with the output shapes.
         normalised: per stage, whether it holds BatchNorm statistics.
@@ -51,13 +42,11 @@ class CostTable:
 
     stages: list[str]
     batch_size: int
+    steps: list[float]
     forward: list[float]
     backward: list[float]
-    backward_first: list[float]
     inference: list[float]
-    optimizer: list[float]
     input_seconds: float
-    fixed_seconds: float
     tiers: dict[str, TierCost]
     flops: list[StageFlops]
     normalised: list[bool]
@@ -71,11 +60,7 @@ class CostTable:
 
     def step_seconds(self, cut: int, source_seconds: float | None = None) -> float:
         """One training step with the first ``cut`` stages gone; ``source_seconds`` replaces reading images."""
-        live = range(cut, len(self.stages))
-        total = self.fixed_seconds + (self.input_seconds if source_seconds is None else source_seconds)
-        for s in live:
-            total += self.forward[s] + (self.backward_first[s] if s == cut else self.backward[s]) + self.optimizer[s]
-        return total
+        return self.steps[cut] + (self.input_seconds if source_seconds is None else source_seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -172,145 +157,3 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device; a CPU has nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class _Stopwatch:
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.laps = device, dict[tuple[str, int], list[float]]()
-
-    def time(self, key: str, index: int, work: Callable[[], Any]) -> Any:
-        synchronize(self.device)
-        start = time.perf_counter()
-        result = work()
-        synchronize(self.device)
-        self.laps.setdefault((key, index), []).append(time.perf_counter() - start)
-        return result
-
-    def best(self, key: str, index: int = 0) -> float:
-        """The shortest lap: what the part takes when nothing else gets in its way."""
-        return min(self.laps[key, index])
-
-
-def measure_costs(
-    stages: nn.Sequential, names: Sequence[str], fetch: Callable[[], tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
-    criterion: Callable[[Tensor, Tensor], Tensor], *, device: torch.device, folder: Path, cache_dtype: str = "fp32",
-    autocast: Callable[[], AbstractContextManager[Any]], rounds: int = 7, budget_seconds: float = 20.0,
-    machine: dict[str, Any] | None = None,
-) -> CostTable:  # fmt: skip
-    """Measure a cost table on copies of the stages; nothing of the caller's is changed, random states included.
-
-    Every round times each part once; the shortest of the rounds is kept, so that a slow spell of a shared machine does not
-    decide what is dropped. At least 3 rounds are made after one to warm up, then as many as fit ``budget_seconds``, at most ``rounds``.
-
-    Args:
-        fetch: gives a minibatch of images and targets as training would read it.
-        optimizer: training's optimizer; its class and defaults are used on the copy.
-    """
-    began = time.perf_counter()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        copied = copy.deepcopy(stages)
-        for module in copied.modules():
-            module.train()
-        stepper = _like(optimizer, [p for p in copied.parameters() if p.requires_grad])
-        watch = _Stopwatch(device)
-        done = 0
-        while done < 3 + 1 or (done < rounds + 1 and time.perf_counter() - began < budget_seconds):
-            if done == 1:
-                watch.laps.clear()  # the first round warmed up
-            _time_round(watch, copied, stepper, fetch, criterion, autocast)
-            done += 1
-        del copied, stepper
-        x, _ = fetch()
-        tiers = _tier_costs(device, folder, cache_dtype, len(x))
-    flops = count_stage_flops(stages, tuple(x.shape[1:]))
-    return _assemble(watch, stages, names, len(x), flops, tiers, machine or {}, began)
-
-
-def _like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh optimizer of the same class and settings; ``defaults`` may hold more than the constructor takes."""
-    kind: Any = type(optimizer)
-    known = inspect.signature(kind).parameters
-    made: torch.optim.Optimizer = kind(parameters, **{k: v for k, v in optimizer.defaults.items() if k in known})
-    return made
-
-
-def _time_round(
-    watch: _Stopwatch, stages: nn.Sequential, stepper: torch.optim.Optimizer,
-    fetch: Callable[[], tuple[Tensor, Tensor]], criterion: Callable[[Tensor, Tensor], Tensor],
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> None:  # fmt: skip
-    x, _ = watch.time("input", 0, fetch)
-
-    def whole() -> None:
-        images, labels = fetch()
-        stepper.zero_grad(set_to_none=True)
-        with autocast():
-            loss = criterion(stages(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        stepper.step()
-
-    watch.time("whole", 0, whole)
-    watch.time("optimizer", 0, stepper.step)
-    for s, stage in enumerate(stages):
-        for key, wants_gradient in (("backward", True), ("backward_first", False)):
-            stepper.zero_grad(set_to_none=True)
-            inputs = x.detach().requires_grad_(wants_gradient)
-            with autocast():
-                y = watch.time("forward", s, functools.partial(stage, inputs))
-            upstream = torch.ones_like(y)
-            watch.time(key, s, functools.partial(y.backward, upstream))
-        stage.eval()
-        with torch.no_grad(), autocast():
-            watch.time("inference", s, functools.partial(stage, x))
-        stage.train()
-        x = y.detach()
-
-
-def _assemble(
-    watch: _Stopwatch, stages: nn.Sequential, names: Sequence[str], batch_size: int, flops: list[StageFlops],
-    tiers: dict[str, TierCost], machine: dict[str, Any], began: float,
-) -> CostTable:  # fmt: skip
-    count = len(flops)
-    columns = {
-        k: [watch.best(k, s) for s in range(count)] for k in ("forward", "backward", "backward_first", "inference")
-    }
-    sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
-    optimizer = [watch.best("optimizer") * size / max(sum(sizes), 1) for size in sizes]
-    fixed = watch.best("whole") - watch.best("input")
-    fixed -= sum(columns["forward"]) + columns["backward_first"][0] + sum(columns["backward"][1:]) + sum(optimizer)
-    return CostTable(
-        stages=list(names), batch_size=batch_size, **columns, optimizer=optimizer,
-        input_seconds=watch.best("input"), fixed_seconds=fixed, tiers=tiers, flops=flops,
-        normalised=[any(getattr(m, "running_mean", None) is not None for m in stage.modules()) for stage in stages],
-        machine=machine, seconds_to_measure=time.perf_counter() - began,
-    )  # fmt: skip
-
-
-def _tier_costs(device: torch.device, folder: Path, dtype: str, batch_size: int) -> dict[str, TierCost]:
-    tiers: tuple[Tier, ...] = ("device", "pinned", "disk") if device.type == "cuda" else ("device", "disk")
-    return {tier: _tier_cost(tier, device, folder, dtype, batch_size) for tier in tiers}
-
-
-def _tier_cost(tier: Tier, device: torch.device, folder: Path, dtype: str, batch_size: int) -> TierCost:
-    """Read and write minibatches of two row sizes; the line through them is overhead and rate."""
-    points = []
-    for row in _PROBE_ROWS:
-        numel = max(1, row // 4)
-        samples = min(_PROBE_BYTES // row, 50_000)
-        store = ActivationStore(samples, (numel, 1, 1), dtype, tier, device, folder=folder)
-        size = min(batch_size, samples)
-        activations = torch.rand(size, numel, 1, 1, device=device)
-        for start in range(0, samples - size + 1, size):  # touch every page before timing
-            store.write(torch.arange(start, start + size), activations)
-        watch = _Stopwatch(device)
-        for _ in range(7):
-            index = torch.randint(samples, (size,))
-            watch.time("read", 0, functools.partial(store.read, index))
-            watch.time("write", 0, functools.partial(store.write, index, activations))
-        bytes_moved = size * store.nbytes / samples
-        points.append((bytes_moved, watch.best("read"), watch.best("write")))
-        store.close()
-    (small, read_small, _), (large, read_large, write_large) = points
-    rate = max(0.0, (read_large - read_small) / (large - small))
-    return TierCost(max(0.0, read_small - rate * small), rate, write_large / large)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget
-from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, measure_costs, synchronize
+from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
 from ldbench.data import derive_seed, sample_order
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
@@ -27,6 +27,7 @@ from ldbench.policies import LearnAndDrop, Observation, Policy
 from ldbench.prefix import fill_store, refresh_statistics, release, retire
 from ldbench.scores import Scores, ScoreTracker
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.timing import measure_costs
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def stage_rows(table: CostTable, parameters: list[int]) -> list[StageRow]:
     for s, name in enumerate(table.stages):
         flops = table.flops[s]
         size = store_bytes(1, flops.output_shape, "fp32")
-        backward = table.backward_first[s] if s == 0 else table.backward[s]
-        rows.append(StageRow(name, table.forward[s], backward, flops.forward, flops.backward, parameters[s], size))
+        rows.append(
+            StageRow(name, table.forward[s], table.backward[s], flops.forward, flops.backward, parameters[s], size)
+        )
     return rows
 
 
@@ -97,7 +98,7 @@ def as_dict(table: CostTable, stages: list[StageRow], cuts: list[CutRow], sample
         "train_size": samples,
         "epoch_seconds": samples // table.batch_size * table.step_seconds(0),
         "input_seconds": table.input_seconds,
-        "fixed_seconds": table.fixed_seconds,
+        "step_seconds": table.steps,
         "tiers": {name: dataclasses.asdict(cost) for name, cost in table.tiers.items()},
         "stages": [dataclasses.asdict(row) for row in stages],
         "cuts": [dataclasses.asdict(row) for row in cuts],

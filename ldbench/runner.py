@@ -17,7 +17,7 @@ import torch
 
 from ldbench.cache import resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
-from ldbench.costs import CostTable, measure_costs
+from ldbench.costs import CostTable
 from ldbench.data import ResidentSplit, derive_seed
 from ldbench.errors import UserError, nearest
 from ldbench.flops import StageFlops, count_stage_flops
@@ -35,6 +35,7 @@ from ldbench.record import (
 )
 from ldbench.sources import check_dataset_name, load_dataset
 from ldbench.stages import split_stages
+from ldbench.timing import measure_costs
 from ldbench.train import PRECISIONS, Resident, autocast_for, build_optimizer, model_spec, run_cell
 
 

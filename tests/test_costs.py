@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 
@@ -12,18 +13,19 @@ from torch import nn
 from torchvision import models
 
 from ldbench.cache import StoreBudget
-from ldbench.costs import CostTable, StorePlan, TierCost, best_cut, build_seconds, measure_costs
+from ldbench.costs import CostTable, StorePlan, TierCost, best_cut, build_seconds
 from ldbench.flops import FlopLedger, StageFlops, count_stage_flops
+from ldbench.timing import between, measure_costs, timed_cuts
 
 BIG = 10**12
 
 
 def table(**changes: object) -> CostTable:
-    """Three stages, minibatches of 10, easy numbers: forward 1, backward 2 (1 when first), optimizer 0.5 seconds each."""
+    """Three stages, minibatches of 10, easy numbers: a step takes 9.625, 6.125 or 2.625 seconds."""
     values = {
         "stages": ["a", "b", "c"], "batch_size": 10, "forward": [1.0] * 3, "backward": [2.0] * 3,
-        "backward_first": [1.0] * 3, "inference": [0.5] * 3, "optimizer": [0.5] * 3, "input_seconds": 0.25,
-        "fixed_seconds": 0.125, "tiers": {"device": TierCost(0.0, 0.0, 0.0), "disk": TierCost(1.0, 0.0, 1.0)},
+        "steps": [9.625, 6.125, 2.625], "inference": [0.5] * 3, "input_seconds": 0.25,
+        "tiers": {"device": TierCost(0.0, 0.0, 0.0), "disk": TierCost(1.0, 0.0, 1.0)},
         "flops": [StageFlops(10, 20, 10, (4,))] * 3, "normalised": [False] * 3,
     }  # fmt: skip
     return CostTable(**(values | changes))  # type: ignore[arg-type]
@@ -131,6 +133,16 @@ def test_measuring_changes_nothing_and_accounts_for_the_whole_step(tmp_path: Pat
     assert not optimizer.state
     assert made.normalised == [True, False]
     assert [f.output_shape for f in made.flops] == [(8, 10, 10), (4,)]
-    assert all(v > 0 for v in made.forward + made.backward + made.backward_first + made.inference)
+    assert all(v > 0 for v in made.forward + made.backward + made.inference)
+    assert made.steps[0] > made.steps[1] > 0
     assert CostTable.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_stages_are_timed_at_some_cuts_and_interpolated_between() -> None:
+    assert timed_cuts(3) == [0, 1, 2]
+    cuts = timed_cuts(52)
+    assert (cuts[0], cuts[-1], len(cuts)) == (0, 51, 16)
+    assert max(b - a for a, b in itertools.pairwise(cuts)) <= 4
+    steps = between({0: 10.0, 3: 4.0, 4: 1.0}, [1.0, 4.0, 1.0, 2.0, 9.0])
+    assert steps == [10.0, 9.0, 5.0, 4.0, 1.0]
