@@ -156,15 +156,18 @@ def profile(
     download: Annotated[bool | None, typer.Option("--download/--no-download", help="Fetch a data set that is missing.")] = None,
     cache_dtype: Annotated[str | None, typer.Option(help="Activation store: fp32, bf16, fp16 or int8.")] = None,
     cache_budget: Annotated[str | None, typer.Option(help="Store size allowed on device[,host[,disk]].")] = None,
+    energy: Annotated[bool, typer.Option("--energy", help="Meter every stage and cut too; some minutes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.json and profile.svg.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Measure each stage of a network and tell what every possible cut would save, cost and pay back."""
-    options = {key: value for key, value in locals().items() if value is not None and key not in ("out", "json_")}
+    options = {
+        key: value for key, value in locals().items() if value is not None and key not in ("out", "json_", "energy")
+    }
     from ldbench.commands import profile_command
     from ldbench.config import experiment_from_dict
 
-    raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_))
+    raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_, metered=energy))
 
 
 @app.command()

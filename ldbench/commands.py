@@ -124,37 +124,47 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     return 0
 
 
-def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) -> int:
+def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, metered: bool = False) -> int:
     """Measure a cost table and show it by stage and by cut."""
     import tempfile
+
+    import torch
 
     from ldbench.allocator import keep_freed_memory
     from ldbench.cache import resolve_budget
     from ldbench.costs import StorePlan
     from ldbench.models import build_model
-    from ldbench.profile import as_dict, cut_rows, plot, stage_rows
+    from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
     from ldbench.record import plain, write_json, write_text
     from ldbench.runner import Preparation, plan, resolve_device
+    from ldbench.stage_energy import measure_stage_energy
     from ldbench.stages import legal_cuts, split_stages, stage_parameters
-    from ldbench.train import model_spec
+    from ldbench.train import autocast_for, build_optimizer, model_spec
 
     keep_freed_memory()
     cell = plan(experiment)[0]
     device = resolve_device(experiment.device)
     if experiment.threads is not None:
-        import torch
-
         torch.set_num_threads(experiment.threads)
     with tempfile.TemporaryDirectory() as name:
         preparation = Preparation(experiment, Path(name), device)
         data = preparation.data(cell.dataset)
         table = preparation.costs(cell)
         budget = resolve_budget(cell.cache_budget, device, Path(name))
-    stages = split_stages(build_model(model_spec(cell, data.dataset)))
+    model = build_model(model_spec(cell, data.dataset)).to(device)
+    stages = split_stages(model)
+    energy = NOT_ASKED
+    if metered:
+        images = torch.arange(min(cell.batch_size, len(data.train)))
+        energy = measure_stage_energy(
+            stages, lambda: data.train.batch(images), build_optimizer(cell, [list(model.parameters())]),
+            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=device,
+            autocast=autocast_for(cell.precision, device),
+        )  # fmt: skip
     sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
-    by_stage = stage_rows(table, sizes)
-    by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages))
-    found = plain(as_dict(table, by_stage, by_cut, len(data.train)))
+    by_stage = stage_rows(table, sizes, energy)
+    by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages), energy)
+    found = plain(as_dict(table, by_stage, by_cut, len(data.train), energy))
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -174,10 +184,11 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
 def _print_profile(found: dict[str, Any], title: str) -> None:
     screen = console()
     screen.print(f"{title}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
-    table = Table("stage", "forward ms", "backward ms", "forward MFLOPs", "parameters", "output kB", box=None)
+    table = Table("stage", "forward ms", "backward ms", "J", "forward MFLOPs", "parameters", "output kB", box=None)
     for row in found["stages"]:
         table.add_row(
             row["stage"], f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
+            _joules(row["joules"]),
             f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
         )  # fmt: skip
     screen.print(table)
@@ -186,6 +197,7 @@ def _print_profile(found: dict[str, Any], title: str) -> None:
         "saves s/epoch",
         "of an epoch",
         "GFLOPs/epoch",
+        "J/epoch",
         "store MB",
         "in",
         "build s",
@@ -198,11 +210,17 @@ def _print_profile(found: dict[str, Any], title: str) -> None:
             f"{row['cut']}: {row['after']}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
             "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
             "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
-            f"{row['saved_flops'] / 1e9:.1f}", f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
+            f"{row['saved_flops'] / 1e9:.1f}", _joules(row["saved_joules"]), f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
             "-" if row["build_seconds"] is None else f"{row['build_seconds']:.3g}",
             "never" if never else f"{row['break_even_epochs']:.2f}",
         )  # fmt: skip
     screen.print(cuts)
+    if found["energy_unavailable_reason"]:
+        screen.print(f"Energy unavailable: {found['energy_unavailable_reason']}", markup=False, soft_wrap=True)
+
+
+def _joules(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def doctor_command(*, as_json: bool) -> int:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from ldbench.cache import store_bytes
 from ldbench.costs import CostTable, StorePlan, build_seconds
+from ldbench.stage_energy import StageEnergy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOT_ASKED = StageEnergy(None, None, None, "not asked for: --energy meters every stage and every cut for some seconds")
+
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage; seconds per minibatch, FLOPs and bytes per sample."""
+    """One stage; seconds and joules per minibatch, FLOPs and bytes per sample."""
 
     stage: str
     forward_seconds: float
@@ -28,6 +31,7 @@ class StageRow:
     backward_flops: int
     parameters: int
     activation_bytes: int
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class CutRow:
         saved_seconds: time saved per epoch against the full network.
         saved_share: the same as a share of a full epoch.
         saved_flops: forward and backward FLOPs saved per epoch.
+        saved_joules: energy saved per epoch, the reading of images or store left out; None where it was not metered.
         store_bytes: size of the activation store.
         store_tier: where it would lie; None where it fits nowhere.
         build_seconds: time to build it from the images; None where it fits nowhere.
@@ -55,21 +60,24 @@ class CutRow:
     build_seconds: float | None
     break_even_epochs: float | None
     legal: bool
+    saved_joules: float | None = None
 
 
-def stage_rows(table: CostTable, parameters: list[int]) -> list[StageRow]:
-    """The stages of a cost table, with their parameter counts."""
+def stage_rows(table: CostTable, parameters: list[int], energy: StageEnergy = NOT_ASKED) -> list[StageRow]:
+    """The stages of a cost table, with their parameter counts and their energy."""
     rows = []
     for s, name in enumerate(table.stages):
         flops = table.flops[s]
         size = store_bytes(1, flops.output_shape, "fp32")
-        rows.append(
-            StageRow(name, table.forward[s], table.backward[s], flops.forward, flops.backward, parameters[s], size)
-        )
+        joules = energy.stages[s] if energy.stages is not None else None
+        seconds = table.forward[s], table.backward[s]
+        rows.append(StageRow(name, *seconds, flops.forward, flops.backward, parameters[s], size, joules))
     return rows
 
 
-def cut_rows(table: CostTable, plan: StorePlan, legal: list[bool]) -> list[CutRow]:
+def cut_rows(
+    table: CostTable, plan: StorePlan, legal: list[bool], energy: StageEnergy = NOT_ASKED
+) -> list[CutRow]:  # fmt: skip
     """Every possible cut, each against the full network reading images."""
     steps = plan.samples // table.batch_size
     epoch = steps * table.step_seconds(0)
@@ -87,11 +95,15 @@ def cut_rows(table: CostTable, plan: StorePlan, legal: list[bool]) -> list[CutRo
         pays = build / saved if saved is not None and build is not None and saved > 0 else None
         share = saved / epoch if saved is not None else None
         total = flops * steps * table.batch_size
-        rows.append(CutRow(cut, table.stages[cut - 1], saved, share, total, size, tier, build, pays, legal[cut]))
+        joules = steps * (energy.steps[0] - energy.steps[cut]) if energy.steps is not None else None
+        name, allowed = table.stages[cut - 1], legal[cut]
+        rows.append(CutRow(cut, name, saved, share, total, size, tier, build, pays, allowed, joules))
     return rows
 
 
-def as_dict(table: CostTable, stages: list[StageRow], cuts: list[CutRow], samples: int) -> dict[str, Any]:
+def as_dict(
+    table: CostTable, stages: list[StageRow], cuts: list[CutRow], samples: int, energy: StageEnergy = NOT_ASKED
+) -> dict[str, Any]:  # fmt: skip
     """JSON-ready, with what the seconds are true for."""
     return {
         "batch_size": table.batch_size,
@@ -102,6 +114,9 @@ def as_dict(table: CostTable, stages: list[StageRow], cuts: list[CutRow], sample
         "tiers": {name: dataclasses.asdict(cost) for name, cost in table.tiers.items()},
         "stages": [dataclasses.asdict(row) for row in stages],
         "cuts": [dataclasses.asdict(row) for row in cuts],
+        "energy_unavailable_reason": energy.unavailable_reason,
+        "energy_method": energy.method,
+        "stage_joules_bounds": energy.bounds,
         "environment": table.machine,
     }
 

@@ -72,7 +72,7 @@ def measure_costs(
         copied = copy.deepcopy(stages)
         for module in copied.modules():
             module.train()
-        stepper = _like(optimizer, [p for p in copied.parameters() if p.requires_grad])
+        stepper = optimizer_like(optimizer, [p for p in copied.parameters() if p.requires_grad])
         watch = _Stopwatch(device)
         cuts = timed_cuts(len(copied))
         done = 0
@@ -113,7 +113,7 @@ def between(known: dict[int, float], alone: Sequence[float]) -> list[float]:
     return steps
 
 
-def _like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """A fresh optimizer of the same class and settings (``defaults`` may hold more than the constructor takes), at rate 0:
     many steps on one minibatch must not lead the copy to numbers that take longer.
     """

@@ -1,0 +1,103 @@
+"""Refreshes the README's tables from the result files that a lab brought home.
+
+    python -m benches.tables            # rewrites README.md
+    python -m benches.tables --check    # exit code 1 if it is out of date
+
+Read are ``results/gpu/*/kernels-*.json`` (of ``benches.gpu_kernels``) and ``results/gpu/*/training`` (results folders of
+``ldbench run``); see ``benches.lab``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+NOTHING = "No figures from a GPU yet; `python -m benches.lab` makes them."
+
+
+def kernel_table(files: Sequence[Path]) -> str:
+    """Bandwidth of both kernels as a share of a measured device copy, and ratios to their peers."""
+    lines = ["| GPU | what | GB/s | of a copy | times faster than |", "| --- | --- | --- | --- | --- |"]
+    for path in files:
+        found = json.loads(path.read_text())
+        machine, gpu_parts = found["machine"], found["parts"]
+        name = f"{machine['device']}, driver {machine.get('driver', '?')}, torch {machine['torch']}, triton {machine['triton']}"
+        for part in ("delta_speed", "gather_speed"):
+            for what, row in gpu_parts.get(part, {}).items():
+                if isinstance(row, dict) and "bytes_per_second" in row:
+                    lines.append(f"| {name} | {part.split('_')[0]}: {what} | {_speed(row)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    share = row.get("share_of_copy")
+    peers = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in row["times_faster_than"].items())
+    return f"{row['bytes_per_second'] / 1e9:.0f} | {'-' if share is None else f'{share:.0%}'} | {peers}"
+
+
+def energy_table(folders: Sequence[Path]) -> str:
+    """Joules, seconds and accuracy of each method, with intervals."""
+    from ldbench.columns import clean, plus_minus, spanned
+    from ldbench.results import load_results
+    from ldbench.summary import summarize
+
+    lines = [
+        "| GPU | model, data | method | n | accuracy % | training s | energy J (± bound) | energy ÷ full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for folder in folders:
+        cells = load_results(folder)
+        if cells.empty:
+            continue
+        gpus = ", ".join(sorted({clean(gpu) for gpu in cells["gpu"].dropna()})) if "gpu" in cells else "?"
+        for row in summarize(cells).to_dict(orient="records"):
+            joules = row["energy_joules_mean"]
+            energy = f"unavailable: {clean(row['energy_unavailable_reason'])}"
+            if math.isfinite(joules):
+                energy = f"{plus_minus(row, 'energy_joules', 0)} (± {row['energy_bound_joules_max']:.0f})"
+            ratio = spanned(row, "energy_ratio", "", 3) if row["method"] != "full" else "1"
+            lines.append(
+                f"| {gpus} | {clean(row['model'])}, {clean(row['dataset'])} | {clean(row['label'])} | {row['runs']} | "
+                f"{plus_minus(row, 'test_accuracy_percent')} | {plus_minus(row, 'train_seconds', 1)} | {energy} | {ratio} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def refreshed(text: str, tables: Mapping[str, str]) -> str:
+    """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced."""
+    for name, table in tables.items():
+        head, start, rest = text.partition(f"<!-- {name} table -->")
+        _, end, tail = rest.partition("<!-- end -->")
+        if not start or not end:
+            raise ValueError(f"README.md has no place for the {name} table")
+        text = f"{head}{start}\n{table}\n{end}{tail}"
+    return text
+
+
+def main() -> int:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    results, readme = ROOT / "results" / "gpu", ROOT / "README.md"
+    tables = {
+        "kernel": kernel_table(sorted(results.glob("*/kernels-*.json"))),
+        "energy": energy_table(sorted(folder for folder in results.glob("*/training") if folder.is_dir())),
+    }
+    before = readme.read_text()
+    after = refreshed(before, tables)
+    if options.check:
+        print("README.md is out of date: python -m benches.tables" if after != before else "README.md is up to date")
+        return int(after != before)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""``python -m ldbench``."""
+
+from ldbench.cli import main
+
+main()

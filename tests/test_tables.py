@@ -1,0 +1,64 @@
+"""The README's tables are what the result files say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from report_records import make_record, write_cell
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "benches", raising=False)
+
+
+def test_the_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benches import tables
+
+    monkeypatch.setattr(sys, "argv", ["tables", "--check"])
+    assert tables.main() == 0
+
+
+def test_the_kernel_table_reads_what_the_kernel_script_writes(tmp_path: Path) -> None:
+    from benches import tables
+
+    speed = {"bytes_per_second": 3.5e12, "share_of_copy": 0.883, "times_faster_than": {"foreach": 2.41}}
+    machine = {"device": "NVIDIA X", "driver": "1.2", "torch": "2.11", "triton": "3.6"}
+    found = {"machine": machine, "parts": {"delta_speed": {"resnet152": speed, "part_seconds": 3.0}}}
+    path = tmp_path / "kernels-x.json"
+    path.write_text(json.dumps(found))
+    row = tables.kernel_table([path]).splitlines()[-1]
+    assert row == "| NVIDIA X, driver 1.2, torch 2.11, triton 3.6 | delta: resnet152 | 3500 | 88% | foreach 2.41 |"
+    assert tables.kernel_table([]) == tables.NOTHING
+
+
+def test_the_energy_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
+    from benches import tables
+
+    read = {"energy_bound_joules": 50.0, "energy_unavailable_reason": None}
+    for seed in range(3):
+        write_cell(tmp_path, make_record("full", seed) | read | {"energy_joules": 5000.0 + seed})
+        write_cell(tmp_path, make_record("short", seed, budget=0.5))
+        write_cell(tmp_path, make_record("learn-and-drop", seed) | read | {"energy_joules": 3000.0 + seed})
+    rows = tables.energy_table([tmp_path]).splitlines()[2:]
+    assert len(rows) == 3
+    assert "5001 ± 2 (± 50) | 1 |" in next(row for row in rows if "| full |" in row)
+    assert "unavailable: training ran on the CPU" in next(row for row in rows if "short" in row)
+    assert "| 0.600 [" in next(row for row in rows if "learn-and-drop" in row)
+    assert tables.energy_table([]) == tables.NOTHING
+
+
+def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
+    from benches import tables
+
+    assert tables.refreshed("a <!-- x table -->\nold\n<!-- end --> b", {"x": "new"}) == (
+        "a <!-- x table -->\nnew\n<!-- end --> b"
+    )
+    with pytest.raises(ValueError, match="no place"):
+        tables.refreshed("nothing here", {"x": "new"})
