@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import resource
+import time
 
 import torch
 
 from ldbench.costs import synchronize
 from ldbench.flops import count_stage_flops
+from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.stages import split_stages
 
 from . import common
@@ -37,6 +39,38 @@ class TrainingStep:
 
     track_step_seconds.unit = "seconds"  # type: ignore[attr-defined]
     track_step_seconds.version = "1"  # type: ignore[attr-defined]
+
+
+class TrainingEnergy:
+    """Joules of a GPU for 1,000 samples of training; without a meter there is nothing to run."""
+
+    params = (common.MODELS, ["none", "half"], [common.machine_key()])
+    param_names = ("model", "dropped", "device")
+    version = "1"
+    timeout = 300
+
+    def setup(self, model: str, dropped: str, device: str) -> None:
+        if not torch.cuda.is_available() or isinstance(energy_meter(common.device()), NullEnergyMeter):
+            raise NotImplementedError("no GPU whose energy can be read")
+        self.engine = common.dropper(model)
+        if dropped == "half":
+            self.engine._drop((len(self.engine.stages) - 1) // 2, "benchmark", 0.0, "device")
+
+    def track_joules_per_1000_samples(self, model: str, dropped: str, device: str) -> dict[str, object]:
+        joules = []
+        for _ in range(3):
+            with measure("cuda:0") as block:
+                count, began = 0, time.perf_counter()
+                while time.perf_counter() - began < 6.0:  # a shorter window has no figure
+                    common.train_step(self.engine)
+                    count += common.BATCH
+            if block.energy_joules is None:
+                raise RuntimeError(block.energy_unavailable_reason)
+            joules.append(1000 * block.energy_joules / count)
+        return {"samples": joules, "number": 1}
+
+    track_joules_per_1000_samples.unit = "joules"  # type: ignore[attr-defined]
+    track_joules_per_1000_samples.version = "1"  # type: ignore[attr-defined]
 
 
 class CacheBuilding:
