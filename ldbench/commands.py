@@ -31,7 +31,10 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
         return _dry_run(experiment, out, as_json)
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
-    outcome = run_experiment(experiment, out, progress)
+    try:
+        outcome = run_experiment(experiment, out, progress)
+    finally:
+        progress.close()
     results = load_results(out)
     page = write_report(out, results=results)
     if as_json:
@@ -43,6 +46,8 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
             progress.note(
                 f"{outcome.skipped} cells were finished already in {out}; choose another --out to run them anew."
             )
+        if outcome.elsewhere:
+            progress.note(f"{outcome.elsewhere} cells were run by other processes meanwhile.")
         screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     if outcome.failed or outcome.diverged:
         print(
@@ -122,6 +127,25 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     return 0
 
 
+def verify_command(directory: Path, *, as_json: bool) -> int:
+    """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
+    from ldbench.integrity import verify
+
+    if not (directory / "cells").is_dir():
+        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    damaged = list(verify(directory))
+    cells = sum(path.is_dir() for path in (directory / "cells").iterdir())
+    if as_json:
+        print(json.dumps({"cells": cells, "damaged": [{"path": path, "reason": said} for path, said in damaged]}))
+        return 1 if damaged else 0
+    screen = console()
+    for path, said in damaged:
+        screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
+    cure = "; the command that made them sets them aside and runs their cells again" if damaged else ""
+    screen.print(f"{cells} cells checked, {len(damaged)} files damaged{cure}", markup=False, soft_wrap=True)
+    return 1 if damaged else 0
+
+
 def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) -> int:
     """Measure a cost table and show it by stage and by cut."""
     import tempfile
@@ -131,9 +155,9 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
     from ldbench.models import build_model
     from ldbench.profile import as_dict, cut_rows, plot, stage_rows
     from ldbench.record import plain, write_json, write_text
+    from ldbench.resident import model_spec
     from ldbench.runner import Preparation, plan, resolve_device
     from ldbench.stages import legal_cuts, split_stages, stage_parameters
-    from ldbench.train import model_spec
 
     cell = plan(experiment)[0]
     device = resolve_device(experiment.device)

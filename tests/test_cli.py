@@ -129,8 +129,9 @@ def test_the_saved_model_loads_into_the_plain_module_and_repeats_its_accuracy(re
 
     import ldbench
     from ldbench.data import ResidentSplit
+    from ldbench.optim import autocast_for
     from ldbench.sources import load_dataset
-    from ldbench.train import autocast_for, evaluate
+    from ldbench.train import evaluate
 
     record = load(results[0])["schedule"]
     folder = results[0] / "cells" / str(record["cell_id"])

@@ -13,8 +13,9 @@ from torch import nn
 
 from ldbench.cache import ActivationStore
 from ldbench.config import Cell, experiment_from_dict
+from ldbench.optim import learning_rate_factor, stage_groups
 from ldbench.runner import Preparation, plan
-from ldbench.train import _stage_groups, evaluate, learning_rate_factor, run_cell
+from ldbench.train import evaluate, run_cell
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def test_a_schedule_warms_up_and_then_follows_its_name() -> None:
 
 def test_a_shared_parameter_is_optimized_once_with_the_last_stage_that_uses_it() -> None:
     a, b, c = (nn.Parameter(torch.ones(1)) for _ in range(3))
-    groups = _stage_groups([[a, b], [b], [c, a]])
+    groups = stage_groups([[a, b], [b], [c, a]])
     assert [[id(p) for p in group] for group in groups] == [[], [id(b)], [id(a), id(c)]]
 
 
