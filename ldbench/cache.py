@@ -165,7 +165,8 @@ class ActivationStore:
         return self.rows.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def write(self, indices: Tensor, activations: Tensor) -> None:
-        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU)."""
+        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU). Raises ``StoreLost``, see ``read``."""
+        self._check_file()
         self.out_dtype = activations.dtype
         where = indices.to(self.rows.device)
         if self.scales is not None:
@@ -179,13 +180,16 @@ class ActivationStore:
         flat = activations.reshape(len(indices), -1)
         self.rows[where, : flat.shape[1]] = flat.to(self.rows.device, self.rows.dtype)
 
+    def _check_file(self) -> None:
+        if self._handle is not None and os.fstat(self._handle).st_size < len(self._mapped):
+            raise StoreLost(f"{self.file} was truncated")
+
     def read(self, indices: Tensor) -> Tensor:
         """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in.
 
         Raises ``StoreLost`` when the file was truncated.
         """
-        if self._handle is not None and os.fstat(self._handle).st_size < len(self._mapped):
-            raise StoreLost(f"{self.file} was truncated")
+        self._check_file()
         batch: Tensor = gather_rows(
             self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldbench.errors import UserError
+from ldbench.signals import Interrupted
 
 if TYPE_CHECKING:
     from ldbench.config import Experiment
@@ -203,9 +204,12 @@ def main() -> None:
         code = _fail(str(error), debug)
     except UsageError as error:
         code = _fail(error.format_message(), debug)
-    except (KeyboardInterrupt, typer.Abort) as stopped:
+    except Interrupted as stopped:
+        code = stopped.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code in (130, 143):  # Typer itself may have turned a Ctrl-C into the number
         print("ldbench: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
-        code = getattr(stopped, "exit_code", 130)
     sys.exit(code)
 
 

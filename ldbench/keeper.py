@@ -223,6 +223,6 @@ class Keeper:
     def clear(self) -> None:
         """The cell is over: its result stands for it."""
         if self.folder is not None:
-            for name in (CHECKPOINT, HEARTBEAT):
-                (self.folder / name).unlink(missing_ok=True)
             discard_stores(self.folder)
+            for name in (CHECKPOINT, HEARTBEAT):  # the heartbeat last: where it is, there may be more to delete
+                (self.folder / name).unlink(missing_ok=True)

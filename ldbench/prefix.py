@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.cache import ActivationStore, Tier
+from ldbench.cache import ActivationStore, StoreLost, Tier
 
 Source = Callable[[Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -93,14 +93,20 @@ def fill_store(
 
     Raises:
         NoRoom: the last tier is full too; nothing is left behind.
+        StoreLost: the file was truncated while it was written, twice.
     """
     segment.eval()
-    for candidate in _tiers_from(tier):
+    tiers = _tiers_from(tier)
+    for candidate in (*tiers, tiers[-1]):
         try:
             return _fill(segment, batches, source, autocast, functools.partial(allocate, tier=candidate))
+        except StoreLost as error:  # the file was truncated while it was written: once more, as it's no lack of room
+            problem: Exception = error
         except NoRoom as error:
-            full = error
-    raise full
+            problem = error
+            if candidate == tiers[-1]:
+                break
+    raise problem
 
 
 def _tiers_from(tier: Tier) -> tuple[Tier, ...]:

@@ -15,8 +15,9 @@ import torch
 from ldbench.company import Company
 from ldbench.config import Cell, Experiment
 from ldbench.errors import UserError
-from ldbench.integrity import mend_cell
-from ldbench.keeper import Keeper
+from ldbench.integrity import cell_problems, mend_cell
+from ldbench.keeper import HEARTBEAT, Keeper
+from ldbench.locks import FolderLock
 from ldbench.methods import replay_source
 from ldbench.preparation import Preparation, check_plan, plan, resolve_device
 from ldbench.record import SCHEMA_VERSION, environment, open_results, read_json
@@ -83,7 +84,13 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Out
         except UserError:
             _remove_empty([out / "cells", *made])  # leave nothing behind where nothing was run
             raise
-        return run.all_cells()
+        try:
+            return run.all_cells()
+        except OSError as error:
+            raise UserError(
+                f"results cannot be written to {out}: {error.strerror or error}; "
+                "put that right and run the same command again, it goes on from the last checkpoint"
+            ) from error
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -114,9 +121,11 @@ class _Run:
         return self.out / "cells" / cell.cell_id
 
     def _status(self, cell: Cell) -> tuple[str | None, str | None, str | None]:
-        """Status, time and data of a cell's result, damaged files set aside; None where there is none."""
-        mend_cell(self.folder(cell), self.progress.note)
-        result = read_json(self.folder(cell) / "result.json") or {}
+        """Status, time and data of a cell's result; None where there is none, or where a file beside it is damaged."""
+        folder = self.folder(cell)
+        result = read_json(folder / "result.json")
+        if result is None or next(cell_problems(folder, tensors=False), None) is not None:
+            return None, None, None
         return result.get("status"), result.get("finished_at"), result.get("data_fingerprint")
 
     def _done(self, cell: Cell) -> bool:
@@ -130,6 +139,7 @@ class _Run:
 
     def all_cells(self) -> Outcome:
         """Run what is left; returns the counts."""
+        self._tidy()
         write_sealed(self.out / "experiment.json", self.experiment.to_dict())
         counts = {"finished": 0, "diverged": 0, "failed": 0}
         number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
@@ -144,6 +154,15 @@ class _Run:
             self.progress.cell_ended(result)
         return Outcome(**counts, skipped=len(self.planned) - len(self.todo), elsewhere=len(self.elsewhere))
 
+    def _tidy(self) -> None:
+        """Delete what a process left that was killed between a cell's result and the deletion of its checkpoint."""
+        for cell in self.planned:
+            folder = self.folder(cell)
+            lock = FolderLock(folder)
+            if cell not in self.todo and (folder / HEARTBEAT).exists() and lock.acquire():
+                Keeper(folder).clear()
+                lock.release()
+
     def _refuse_other_data(self, cell: Cell) -> None:
         """Results over different data must never be compared: raises ``UserError`` when the files changed between runs."""
         now = self.preparation.data(cell.dataset).dataset.fingerprint
@@ -157,16 +176,11 @@ class _Run:
 
     def _run_one(self, cell: Cell) -> dict[str, Any]:
         folder = self.folder(cell)
+        mend_cell(folder, self.progress.note)  # now that the lock is held
         keeper = Keeper(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
-        try:
-            result = self._train(cell, folder, keeper)
-            result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
-            write_sealed(folder / "result.json", result)
-        except OSError as error:
-            raise UserError(
-                f"results cannot be written to {folder}: {error.strerror or error}; "
-                "put that right and run the same command again, it goes on from the last checkpoint"
-            ) from error
+        result = self._train(cell, folder, keeper)
+        result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        write_sealed(folder / "result.json", result)
         if result["status"] != "failed":
             keeper.clear()
         return result

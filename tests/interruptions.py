@@ -22,7 +22,7 @@ TABLE: dict[str, Any] = {
     "model": "tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 100, "test_size": 60, "epochs": 4,
     "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05,
     "policy": {
-        "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 1.0, "patience": 1},
+        "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.8, "patience": 1},
         "freezeout": {"t_first": 0.4},
     },
 }  # fmt: skip
@@ -53,7 +53,9 @@ class Bench:
         measured = preparation.costs(cell)
         count = len(measured.stages)
         tiers = {k: dataclasses.replace(v, read_overhead=0.0, read_per_byte=0.0, write_per_byte=0.0) for k, v in measured.tiers.items()}  # fmt: skip
-        self.costs: CostTable = dataclasses.replace(measured, inference=[0.0] * count, forward=[1.0] * count, tiers=tiers)
+        self.costs: CostTable = dataclasses.replace(
+            measured, inference=[0.0] * count, forward=[1.0] * count, tiers=tiers
+        )
 
     def cell(self, method: str, **options: Any) -> Cell:
         """The cell of a method."""
