@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -11,8 +10,8 @@ from pathlib import Path
 
 from ldbench.config import cells, experiment_from_dict
 from ldbench.models import default_recipe
-from ldbench.record import SCHEMA_VERSION
 from ldbench.report import write_report
+from ldbench.sealed import write_sealed
 
 from . import common
 
@@ -57,16 +56,16 @@ class Report:
         for cell in cells(experiment_from_dict(table), default_recipe):
             folder = Path(self.folder.name) / "cells" / cell.cell_id
             folder.mkdir(parents=True)
-            (folder / "config.json").write_text(json.dumps(dataclasses.asdict(cell)))
+            write_sealed(folder / "config.json", dataclasses.asdict(cell))
             result = {
-                "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
+                "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
                 "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": "finished", "steps": 100,
                 "test_accuracy": 0.9 + 0.001 * (cell.seed % 7), "train_seconds": 10.0 + cell.seed % 3, "stages": [],
                 "forward_flops": 10**12, "backward_flops": 2 * 10**12, "forward_flops_full": 10**12,
                 "backward_flops_full": 2 * 10**12, "dropped_stages": 0, "drops": [], "declined": [], "environment": {},
                 "train_size": 100, "batch_size": 10, "epochs": 10, "at_chance": False, "synthetic": False,
             }  # fmt: skip
-            (folder / "result.json").write_text(json.dumps(result))
+            write_sealed(folder / "result.json", result)
 
     def teardown(self, records: int) -> None:
         self.folder.cleanup()

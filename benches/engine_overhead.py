@@ -34,9 +34,11 @@ from ldbench.config import Cell, experiment_from_dict
 from ldbench.costs import synchronize
 from ldbench.data import derive_seed, sample_order
 from ldbench.models import build_model
+from ldbench.optim import build_optimizer, learning_rate_factor
 from ldbench.record import environment
+from ldbench.resident import Resident, model_spec
 from ldbench.runner import Preparation, plan, resolve_device
-from ldbench.train import Resident, build_optimizer, learning_rate_factor, model_spec, run_cell
+from ldbench.train import run_cell
 
 
 class Images(Dataset[tuple[Tensor, int]]):

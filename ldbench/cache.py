@@ -28,6 +28,10 @@ AUTO_SHARE = 0.5  # of what is free: the other half is for the live stages, the 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+class StoreLost(Exception):
+    """The file of a memory-mapped store was truncated: its rows are gone, and touching them would end the process."""
+
+
 @dataclass(frozen=True)
 class StoreBudget:
     """Bytes a store may take in each tier. On a CPU "device" is the host's memory and there is no pinned tier."""
@@ -104,22 +108,24 @@ class ActivationStore:
         device: where minibatches are wanted.
         channels_last: the memory format minibatches are wanted in.
         folder: where a memory-mapped file is made; needed for the disk tier.
+        reopen: a file of an earlier, equal store to map instead of making one; the caller has checked it.
     """
 
     def __init__(
         self, samples: int, shape: Sequence[int], dtype: str, tier: Tier, device: torch.device, *,
-        channels_last: bool = False, folder: Path | None = None,
+        channels_last: bool = False, folder: Path | None = None, reopen: Path | None = None,
     ) -> None:  # fmt: skip
         self.samples, self.shape, self.dtype, self.tier = samples, tuple(shape), dtype, tier
         self.device, self.channels_last = device, channels_last and len(self.shape) == 3
         self.out_dtype = torch.float32
-        self._file: Path | None = None
+        self.file: Path | None = reopen
+        self._handle: int | None = None
+        self._mapped = torch.empty(0, dtype=torch.uint8)
         stride = row_stride(math.prod(self.shape), DTYPES[dtype], pinned=tier == "pinned")
         self.rows = self._allocate(stride, folder)
         self.scales: Tensor | None = None
         if dtype == "int8":
-            where = device if tier == "device" else torch.device("cpu")
-            self.scales = torch.zeros(samples, self.shape[0], dtype=torch.float32, device=where)
+            self.scales = self._allocate_scales()
 
     def _allocate(self, stride: int, folder: Path | None) -> Tensor:
         size = (self.samples, stride)
@@ -128,16 +134,30 @@ class ActivationStore:
             return torch.zeros(size, dtype=torch_dtype, device=self.device)
         if self.tier == "pinned":
             return torch.zeros(size, dtype=torch_dtype, pin_memory=True)
-        handle, name = tempfile.mkstemp(prefix="store-", suffix=".bin", dir=folder)
-        self._file = Path(name)
-        try:  # claim the blocks now: a full disk is an error here, a bus error inside a memory map
-            os.posix_fallocate(handle, 0, max(1, math.prod(size) * torch_dtype.itemsize))
-        except OSError:
-            self.close()
-            raise
-        finally:
-            os.close(handle)
-        return torch.from_file(name, shared=True, size=math.prod(size), dtype=torch_dtype).view(size)
+        rows = math.prod(size) * torch_dtype.itemsize
+        self._map(rows + (4 * self.samples * self.shape[0] if self.dtype == "int8" else 0), folder)
+        return self._mapped[:rows].view(torch_dtype).view(size)
+
+    def _allocate_scales(self) -> Tensor:
+        size = (self.samples, self.shape[0])
+        if self.tier == "disk":  # behind the rows in the same file, so that the file alone is the store
+            return self._mapped[self.rows.nbytes :].view(torch.float32).view(size)
+        where = self.device if self.tier == "device" else torch.device("cpu")
+        return torch.zeros(size, dtype=torch.float32, device=where)
+
+    def _map(self, size: int, folder: Path | None) -> None:
+        """Map ``size`` bytes of a new file in ``folder``, or of the file to reopen."""
+        if self.file is None:
+            self._handle, name = tempfile.mkstemp(prefix="store-", suffix=".bin", dir=folder)
+            self.file = Path(name)
+            try:  # claim the blocks now: a full disk is an error here, a bus error inside a memory map
+                os.posix_fallocate(self._handle, 0, max(1, size))
+            except OSError:
+                self.close()
+                raise
+        else:
+            self._handle = os.open(self.file, os.O_RDWR)
+        self._mapped = torch.from_file(str(self.file), shared=True, size=size, dtype=torch.uint8)
 
     @property
     def nbytes(self) -> int:
@@ -145,7 +165,8 @@ class ActivationStore:
         return self.rows.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def write(self, indices: Tensor, activations: Tensor) -> None:
-        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU)."""
+        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU). Raises ``StoreLost``, see ``read``."""
+        self._check_file()
         self.out_dtype = activations.dtype
         where = indices.to(self.rows.device)
         if self.scales is not None:
@@ -159,8 +180,16 @@ class ActivationStore:
         flat = activations.reshape(len(indices), -1)
         self.rows[where, : flat.shape[1]] = flat.to(self.rows.device, self.rows.dtype)
 
+    def _check_file(self) -> None:
+        if self._handle is not None and os.fstat(self._handle).st_size < len(self._mapped):
+            raise StoreLost(f"{self.file} was truncated")
+
     def read(self, indices: Tensor) -> Tensor:
-        """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in."""
+        """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in.
+
+        Raises ``StoreLost`` when the file was truncated.
+        """
+        self._check_file()
         batch: Tensor = gather_rows(
             self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
         )
@@ -172,10 +201,14 @@ class ActivationStore:
         change = self.read(indices).double() - exact
         return float(change.square().sum().sqrt() / exact.square().sum().sqrt().clamp_min(1e-300))
 
-    def close(self) -> None:
-        """Free the rows; delete the file of the disk tier."""
+    def close(self, *, keep_file: bool = False) -> None:
+        """Free the rows; delete the file of the disk tier, unless ``keep_file``."""
         self.rows = torch.empty(0)
         self.scales = None
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-            self._file = None
+        self._mapped = torch.empty(0, dtype=torch.uint8)
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        if self.file is not None and not keep_file:
+            self.file.unlink(missing_ok=True)
+        self.file = None

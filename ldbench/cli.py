@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report | profile | doctor``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | verify | profile | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldbench.errors import UserError
+from ldbench.signals import Interrupted
 
 if TYPE_CHECKING:
     from ldbench.config import Experiment
@@ -60,6 +61,7 @@ def run(
     cache_budget: Annotated[str | None, typer.Option(help="Store size allowed on device[,host[,disk]], such as 4GiB,16GiB.")] = None,
     check_every: Annotated[int | None, typer.Option(help="Steps between two checks of the scores.")] = None,
     cost_table: Annotated[str | None, typer.Option(help="Cost table (file or folder) of an earlier run to decide by.")] = None,
+    checkpoint_minutes: Annotated[float | None, typer.Option(help="Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the time.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Option of a method: learn-and-drop.patience=3.")] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their cost, train nothing.")] = False,
@@ -142,6 +144,17 @@ def report(
 
 
 @app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check every file of a results folder against its checksum. Exit code 1 when one is damaged."""
+    from ldbench.commands import verify_command
+
+    raise typer.Exit(verify_command(directory, as_json=json_))
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory.")] = "resnet18",
     dataset: Annotated[str, typer.Option(help="Data set whose images are used.")] = "digits",
@@ -194,9 +207,12 @@ def main() -> None:
         code = _fail(str(error), debug)
     except UsageError as error:
         code = _fail(error.format_message(), debug)
+    except Interrupted as stopped:
+        code = stopped.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("ldbench: interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
         code = 130
+    if code in (130, 143):  # Typer itself may have turned a Ctrl-C into the number
+        print("ldbench: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
     sys.exit(code)
 
 

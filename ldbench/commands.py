@@ -14,6 +14,8 @@ from ldbench.config import Cell, Experiment
 from ldbench.errors import UserError
 from ldbench.progress import ConsoleProgress, cell_title
 
+_MOST_SHOWN = 10
+
 
 def console() -> Console:
     """Standard output; piped output is plain and not cut at 80 columns."""
@@ -25,7 +27,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
     from ldbench.allocator import keep_freed_memory
     from ldbench.record import plain
-    from ldbench.report import load_results, print_table, write_report
+    from ldbench.report import load_results, print_table
     from ldbench.runner import run_experiment
 
     if dry_run:
@@ -33,18 +35,24 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     keep_freed_memory()
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
-    outcome = run_experiment(experiment, out, progress)
+    try:
+        outcome = run_experiment(experiment, out, progress)
+    finally:
+        progress.close()
     results = load_results(out)
-    page = write_report(out, results=results)
+    page = _write_report(out, results)
     if as_json:
         rows = results.to_dict(orient="records")
         print(json.dumps(plain({"out": str(out), "report": str(page), "cells": _scalars(rows)})))
     else:
         print_table(screen, results)
+        _print_left_out(screen, results)
         if outcome.skipped:
             progress.note(
                 f"{outcome.skipped} cells were finished already in {out}; choose another --out to run them anew."
             )
+        if outcome.elsewhere:
+            progress.note(f"{outcome.elsewhere} cells were run by other processes meanwhile.")
         screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     if outcome.failed or outcome.diverged:
         print(
@@ -53,6 +61,29 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
         )
         return 1
     return 0
+
+
+def _write_report(directory: Path, results: Any, all_figures: bool = False) -> Path:
+    from ldbench.report import write_report
+
+    try:
+        return write_report(directory, results=results, all_figures=all_figures)
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {directory / 'report'}: {error.strerror}; make the folder writable, "
+            "or copy the results to one that is"
+        ) from error
+
+
+def _print_left_out(screen: Console, results: Any) -> None:
+    """How many records the table is without, and why."""
+    left_out: list[tuple[str, str]] = results.attrs.get("left_out", [])
+    if left_out:
+        screen.print(f"{len(left_out)} cells left out:", markup=False)
+    for path, reason in left_out[:_MOST_SHOWN]:
+        screen.print(f"  {path}: {reason}", markup=False, soft_wrap=True)
+    if len(left_out) > _MOST_SHOWN:
+        screen.print(f"  and {len(left_out) - _MOST_SHOWN} more; the page lists them all", markup=False)
 
 
 def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
@@ -108,20 +139,40 @@ def _planned(cell: Cell, done: bool) -> dict[str, Any]:
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.record import plain
-    from ldbench.report import load_results, print_table, write_report
+    from ldbench.report import load_results, print_table
 
     if not (directory / "cells").is_dir():
         raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
     results = load_results(directory)
-    page = write_report(directory, results=results, all_figures=all_figures)
+    page = _write_report(directory, results, all_figures)
     if as_json:
         cells = _scalars(results.to_dict(orient="records"))
         print(json.dumps(plain({"report": str(page), "cells": cells})))
         return 0
     screen = console()
     print_table(screen, results)
+    _print_left_out(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def verify_command(directory: Path, *, as_json: bool) -> int:
+    """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
+    from ldbench.integrity import verify
+
+    if not (directory / "cells").is_dir():
+        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    damaged = list(verify(directory))
+    cells = sum(path.is_dir() for path in (directory / "cells").iterdir())
+    if as_json:
+        print(json.dumps({"cells": cells, "damaged": [{"path": path, "reason": said} for path, said in damaged]}))
+        return 1 if damaged else 0
+    screen = console()
+    for path, said in damaged:
+        screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
+    cure = "; the command that made them sets them aside and runs their cells again" if damaged else ""
+    screen.print(f"{cells} cells checked, {len(damaged)} files damaged{cure}", markup=False, soft_wrap=True)
+    return 1 if damaged else 0
 
 
 def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, metered: bool = False) -> int:
@@ -134,12 +185,13 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.cache import resolve_budget
     from ldbench.costs import StorePlan
     from ldbench.models import build_model
+    from ldbench.optim import autocast_for, build_optimizer
     from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
     from ldbench.record import plain, write_json, write_text
+    from ldbench.resident import model_spec
     from ldbench.runner import Preparation, plan, resolve_device
     from ldbench.stage_energy import measure_stage_energy
     from ldbench.stages import legal_cuts, split_stages, stage_parameters
-    from ldbench.train import autocast_for, build_optimizer, model_spec
 
     keep_freed_memory()
     cell = plan(experiment)[0]

@@ -32,7 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "save_model": ("none", "final"),
 }
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads")
-NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction")
+NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
+                "checkpoint_minutes")  # fmt: skip
 BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
 
 
@@ -75,6 +76,7 @@ class Experiment:
     cache_budget: str | None = None
     check_every: int | None = None
     cost_table: str | None = None
+    checkpoint_minutes: float | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,7 +256,9 @@ def read_experiment(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(table, dict):
         raise UserError(f"{path}: an experiment file holds a table of options")
-    return table
+    return {
+        key: value for key, value in table.items() if key not in ("schema_version", "sha256")
+    }  # a stored experiment.json
 
 
 def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:

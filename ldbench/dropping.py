@@ -7,9 +7,9 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget
+from ldbench.activations import Activations
+from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, store_bytes
 from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
 from ldbench.data import derive_seed, sample_order
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.methods import Execution
 from ldbench.policies import LearnAndDrop, Observation, Policy
-from ldbench.prefix import fill_store, refresh_statistics, release, retire
+from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
 from ldbench.scores import Scores, ScoreTracker
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
 from ldbench.timing import measure_costs
@@ -80,6 +81,9 @@ class LayerDropper:
         augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
         refresh_statistics: re-estimate BatchNorm statistics of the stages being dropped.
         criterion: used to measure the cost table.
+        identity: names the data's content; with it a memory-mapped store can be taken up again after an interruption.
+
+    ``state_dict`` and ``load_state_dict`` carry a run over an interruption.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class LayerDropper:
         folder: Path | None = None, costs: CostTable | None = None, channels_last: bool = False, compile: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext, augment: Any = None,
         refresh_statistics: bool = True, criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+        identity: str | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.execution = model, optimizer, execution
         self.device = next(model.parameters()).device
@@ -109,7 +114,7 @@ class LayerDropper:
             folder = Path(tempfile.mkdtemp(prefix="ldbench-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder = folder
-        self._budget = cache_budget
+        self.budget = cache_budget
 
         self.stages = split_stages(model)
         self.stage_names = [str(stage.stage_name) for stage in self.stages]
@@ -118,37 +123,43 @@ class LayerDropper:
         self._random = [has_randomness(stage) for stage in self.stages]
         self.tracker = ScoreTracker(self.stage_parameters) if self.policy.uses_scores else None
         self.ledger: FlopLedger | None = None
-        self.store: ActivationStore | None = None
-        self._targets: Tensor | None = None
-        self.cut = self.step_count = self._epoch = 0
+        self.activations = Activations(
+            self.stages, self.feed, batch_size=self.batch_size, dtype=cache_dtype, device=self.device, folder=folder,
+            channels_last=channels_last, autocast=autocast, identity=identity,
+        )  # fmt: skip
+        self.activations.tell = self.tell
+        self.cut = self.step_count = self.epoch_count = 0
         self.drops: list[Drop] = []
         self.declined: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
-        self.cache_build_seconds = self.scoring_seconds = self._summed_lr = 0.0
+        self.cache_build_seconds = self.scoring_seconds = self.summed_lr = 0.0
         self.store_read_seconds = 0.0  # host seconds: on a GPU the time to launch the reads
         self.peak_store_bytes = 0
-        self._rebuild_live()
+        self.incidents: list[dict[str, Any]] = []  # what went wrong without ending the run, for people
+        self.abandoned_seconds = 0.0  # building a store that an exception cut short
+        self.pending: dict[str, Any] | None = None
+        self.rebuild_live()
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The next epoch's minibatches, see ``loader``."""
-        self._epoch += 1
-        return self.loader(self._epoch - 1)
+        self.epoch_count += 1
+        return self.loader(self.epoch_count - 1)
 
     def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch."""
         order = sample_order(self.samples, self.seed, epoch)
         for start in range(first * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
             indices = order[start : start + self.batch_size]
-            if self.store is None or self._targets is None:
+            if self.store is None:
                 draw = self.augment.draw(self.step_count, len(indices)) if self.augment is not None else None
                 yield (*self.feed.batch(indices, draw), indices)
             else:
                 began = time.perf_counter()
-                x = self.store.read(indices)
+                x, y = self.activations.batch(indices)
                 self.store_read_seconds += time.perf_counter() - began
-                yield x, self._targets[indices.to(self._targets.device)], indices
+                yield x, y, indices
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
@@ -164,7 +175,7 @@ class LayerDropper:
             forward_from = 0 if self.execution == "freeze" else self.cut
             self.ledger.add_step(samples or self.batch_size, self.cut, forward_from)
         self.step_count += 1
-        self._summed_lr += float(self.optimizer.param_groups[0]["lr"])
+        self.summed_lr += float(self.optimizer.param_groups[0]["lr"])
         if self.step_count % self.check_every or self.step_count >= self.total_steps:
             return None
         return self._check()
@@ -176,15 +187,18 @@ class LayerDropper:
         return self.ledger
 
     @property
+    def store(self) -> ActivationStore | None:
+        """The activation store that is read now; None while images are."""
+        return self.activations.store
+
+    @property
     def live_stages(self) -> int:
         """Stages still in the training network."""
         return len(self.stages) - self.cut
 
-    def close(self) -> None:
+    def close(self, *, keep_store_file: bool = False) -> None:
         """Free the store and give the model back its ordinary behaviour (``train`` and ``requires_grad``)."""
-        if self.store is not None:
-            self.store.close()
-            self.store = None
+        self.activations.close(keep_file=keep_store_file)
         release(self.stages[: self.cut])
 
     # --- deciding ----------------------------------------------------------------------------------------------------
@@ -192,8 +206,8 @@ class LayerDropper:
     def _check(self) -> Drop | None:
         synchronize(self.device)
         began = time.perf_counter()
-        scores = self.tracker.check(self._summed_lr) if self.tracker is not None else Scores([], [])
-        self._summed_lr = 0.0
+        scores = self.tracker.check(self.summed_lr) if self.tracker is not None else Scores([], [])
+        self.summed_lr = 0.0
         seen = Observation(
             self.step_count, self.total_steps, self.cut, len(self.stages), scores.change, scores.continuation
         )
@@ -232,39 +246,53 @@ class LayerDropper:
         return self.costs
 
     def _resolved_budget(self) -> StoreBudget:
-        if not isinstance(self._budget, StoreBudget):
-            self._budget = resolve_budget(self._budget, self.device, self.folder)
-        return self._budget
+        if not isinstance(self.budget, StoreBudget):
+            self.budget = resolve_budget(self.budget, self.device, self.folder)
+        return self.budget
 
     # --- dropping ----------------------------------------------------------------------------------------------------
 
-    def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop:
+    def finish_drop(self) -> Drop | None:
+        """Make the drop that an interruption cut short, if there was one."""
+        if self.pending is None:
+            return None
+        with self.around_building():
+            return self._drop(**self.pending)
+
+    def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop | None:
         synchronize(self.device)
         began = time.perf_counter()
+        self.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier}
         segment = self.stages[self.cut : cut]
+        undo = remember(segment)
         forward_from = 0 if self.execution == "freeze" else self.cut
         passed = 0
-        if self.refresh_statistics:
-            order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
-            whole = [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
-            passed = refresh_statistics(segment, whole, self._source, self.autocast)
         store, error = None, 0.0
-        if tier is not None:
-            batches = torch.split(torch.arange(self.samples), self.batch_size)
-            store, error = fill_store(segment, batches, self._source, self.autocast, self._allocate, tier)
-            passed += self.samples
-            if self.store is not None:
-                self.store.close()
-            self.store = store
-            self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
+        try:
+            if self.refresh_statistics:
+                batches = self._statistics_batches()
+                passed = refresh_statistics(segment, batches, self.activations.source, self.autocast)
+            if tier is not None:
+                store, error = self.activations.fill(cut, tier)
+                passed += self.samples
+        except NoRoom as full:
+            undo()
+            self._decline_for_room(cut, full)
+        except BaseException:
+            undo()
+            self.abandoned_seconds += time.perf_counter() - began
+            raise
+        self.pending = None
         if self.ledger is not None:
             self.ledger.add_forward(passed, forward_from, cut)
-        gone = [p for stage in self.stage_parameters[self.cut : cut] for p in stage]
-        retire(segment, gone, self.optimizer)
-        self.cut = cut
-        if self.tracker is not None:
-            self.tracker.drop(cut)
-        self._rebuild_live()
+        if tier is not None and store is None:
+            self.cache_build_seconds += time.perf_counter() - began
+            return None
+        self.retire(cut)
+        if store is not None and tier is not None:
+            self.activations.take(store, cut, tier)
+            self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
+        self.rebuild_live()
         synchronize(self.device)
         seconds = time.perf_counter() - began
         self.cache_build_seconds += seconds
@@ -274,31 +302,49 @@ class LayerDropper:
         self.drops.append(drop)
         return drop
 
-    def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
-        return ActivationStore(
-            self.samples,
-            shape,
-            self.cache_dtype,
-            tier,
-            self.device,
-            channels_last=self.channels_last,
-            folder=self.folder,
-        )
+    def _statistics_batches(self) -> list[Tensor]:
+        order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
+        return [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
 
-    def _source(self, indices: Tensor) -> Tensor:
-        """What the stages from ``self.cut`` on read, unaugmented. Targets that pass are kept for reading from the store."""
-        if self.store is not None:
-            return self.store.read(indices)
-        x, targets = self.feed.batch(indices)
-        if self._targets is None:
-            self._targets = targets.new_empty(self.samples, *targets.shape[1:])
-        self._targets[indices.to(targets.device)] = targets
-        with self.autocast():
-            for stage in self.stages[: self.cut]:
-                x = stage(x)
-        return x
+    def retire(self, cut: int) -> None:
+        """Stages up to ``cut`` leave training for good."""
+        gone = [p for stage in self.stage_parameters[self.cut : cut] for p in stage]
+        retire(self.stages[self.cut : cut], gone, self.optimizer)
+        self.cut = self.activations.cut = cut
+        if self.tracker is not None:
+            self.tracker.drop(cut)
 
-    def _rebuild_live(self) -> None:
+    def _decline_for_room(self, cut: int, full: NoRoom) -> None:
+        """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
+        size = store_bytes(self.samples, full.shape, self.cache_dtype)
+        budget = self._resolved_budget()
+        self.budget = StoreBudget(*(min(free, size - 1) for free in astuple(budget)))
+        self.declined.append({"step": self.step_count, "cut": cut, "reason": f"no room for its store: {full}"})
+        self.tell(f"no room for a store of {size} bytes ({full}): training goes on with nothing more dropped")
+
+    def tell(self, what: str) -> None:
+        """Note an incident."""
+        self.incidents.append({"step": self.step_count, "what": what})
+
+    # --- going on after an interruption ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the engine needs, beside model and optimizer, to go on with the same bits: JSON values and tensors."""
+        from ldbench.dropstate import dropper_state
+
+        return dropper_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``'s answer, on a fresh dropper whose model holds its saved weights already.
+
+        Dropped stages leave the optimizer here, so its own state is loaded after this. A store is taken from its file
+        where that can be proven right, else rebuilt from the dropped stages, which takes as long as building it did.
+        """
+        from ldbench.dropstate import load_dropper_state
+
+        load_dropper_state(self, state)
+
+    def rebuild_live(self) -> None:
         """A fresh callable for the live stages: compiled code that assumed the old network is never reused."""
         first, live = self.cut, list(self.stages)[self.cut :]
         random = self._random[first:]

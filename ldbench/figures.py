@@ -15,7 +15,8 @@ from ldbench.columns import clean
 from ldbench.comparisons import Record, total_flops, variant
 from ldbench.markup import Html, picture
 from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
-from ldbench.results import Damaged, read_lines, read_object
+from ldbench.results import read_lines, read_object
+from ldbench.sealed import Damaged
 
 CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
 MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page shows

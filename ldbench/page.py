@@ -23,7 +23,8 @@ from ldbench.columns import (
 from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant, variant_order
 from ldbench.figures import comparison_figures
 from ldbench.markup import Html, page, table, tag
-from ldbench.results import Damaged, read_object
+from ldbench.results import read_object
+from ldbench.sealed import Damaged
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50

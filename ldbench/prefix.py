@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -10,10 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.cache import ActivationStore, Tier
+from ldbench.cache import ActivationStore, StoreLost, Tier
 
 Source = Callable[[Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class NoRoom(Exception):
+    """No tier has room for a store.
+
+    Attributes:
+        shape: of one activation.
+    """
+
+    def __init__(self, shape: Sequence[int], problem: BaseException) -> None:
+        super().__init__(" ".join(str(problem).split())[:200] or type(problem).__name__)
+        self.shape = tuple(shape)
+
+
+def remember(segment: nn.Module) -> Callable[[], None]:
+    """Returns what puts the segment's buffers and modes back as they are now: undoes a drop that fell through."""
+    buffers = [(buffer, buffer.clone()) for buffer in segment.buffers()]
+    modes = [(module, module.training) for module in segment.modules()]
+
+    def undo() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        for module, training in modes:
+            module.training = training
+
+    return undo
 
 
 @torch.no_grad()
@@ -39,12 +66,14 @@ def refresh_statistics(segment: nn.Sequential, batches: Sequence[Tensor], source
         module.reset_running_stats()
         module.momentum = None  # a cumulative average
         module.train()
-    for indices in batches:
-        with autocast():
-            segment(source(indices))
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
-        module.eval()
+    try:
+        for indices in batches:
+            with autocast():
+                segment(source(indices))
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()
     return sum(len(indices) for indices in batches)
 
 
@@ -54,7 +83,7 @@ def fill_store(
     batches: Iterable[Tensor],
     source: Source,
     autocast: Autocast,
-    allocate: Callable[[torch.Size, Tier], ActivationStore],
+    allocate: Callable[..., ActivationStore],
     tier: Tier,
 ) -> tuple[ActivationStore, float]:
     """The segment's output in evaluation mode for every sample, in the first tier from ``tier`` on that has room.
@@ -63,40 +92,63 @@ def fill_store(
         the store, and the relative error of its first minibatch (what the store's dtype costs in precision).
 
     Raises:
-        torch.OutOfMemoryError, MemoryError, OSError: when the last tier is full too; nothing is left behind.
+        NoRoom: the last tier is full too; nothing is left behind.
+        StoreLost: the file was truncated while it was written, twice.
     """
     segment.eval()
+    tiers = _tiers_from(tier)
+    for candidate in (*tiers, tiers[-1]):
+        try:
+            return _fill(segment, batches, source, autocast, functools.partial(allocate, tier=candidate))
+        except StoreLost as error:  # the file was truncated while it was written: once more, as it's no lack of room
+            problem: Exception = error
+        except NoRoom as error:
+            problem = error
+            if candidate == tiers[-1]:
+                break
+    raise problem
+
+
+def _tiers_from(tier: Tier) -> tuple[Tier, ...]:
+    tiers: tuple[Tier, ...] = ("device", "pinned", "disk") if torch.cuda.is_available() else ("device", "disk")
+    return tiers[tiers.index(tier) :]
+
+
+def _fill(
+    segment: nn.Sequential, batches: Iterable[Tensor], source: Source, autocast: Autocast,
+    allocate: Callable[[torch.Size], ActivationStore],
+) -> tuple[ActivationStore, float]:  # fmt: skip
     store: ActivationStore | None = None
-    error = 0.0
+    precision_error = 0.0
     try:
         for indices in batches:
             x = source(indices)
             with autocast():
                 x = segment(x)
             if store is None:
-                store = _allocate(x.shape[1:], tier, allocate)
+                store = _allocate(x.shape[1:], allocate)
                 store.write(indices, x)
-                error = store.relative_error(indices, x)
+                precision_error = store.relative_error(indices, x)
             else:
                 store.write(indices, x)
+    except (torch.OutOfMemoryError, MemoryError) as problem:  # the passes found no room beside the store
+        if store is None:
+            raise
+        store.close()
+        raise NoRoom(store.shape, problem) from problem
     except BaseException:
         if store is not None:
             store.close()
         raise
     assert store is not None, "there is at least one sample"
-    return store, error
+    return store, precision_error
 
 
-def _allocate(
-    shape: torch.Size, tier: Tier, allocate: Callable[[torch.Size, Tier], ActivationStore]
-) -> ActivationStore:
+def _allocate(shape: torch.Size, allocate: Callable[[torch.Size], ActivationStore]) -> ActivationStore:
     try:
-        return allocate(shape, tier)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError):
-        if tier == "disk":
-            raise
-        slower: Tier = "pinned" if tier == "device" and torch.cuda.is_available() else "disk"
-        return _allocate(shape, slower, allocate)
+        return allocate(shape)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError) as problem:
+        raise NoRoom(shape, problem) from problem
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

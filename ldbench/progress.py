@@ -72,11 +72,15 @@ class ConsoleProgress:
         else:
             self.note(f"  {text}")
 
-    def cell_ended(self, result: dict[str, Any]) -> None:
-        """Close the line of a cell with what it came to."""
+    def close(self) -> None:
+        """Take the live line away, also when a run ends early."""
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+    def cell_ended(self, result: dict[str, Any]) -> None:
+        """Close the line of a cell with what it came to."""
+        self.close()
         took = duration(time.monotonic() - self._cell_began)
         if result["status"] == "failed":
             self.note(f"{self._title}: FAILED after {took}: {result['error']}")

@@ -4,59 +4,29 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ldbench.errors import UserError
-
-SCHEMA_VERSION = 1
+from ldbench.files import write_text as write_text
+from ldbench.sealed import SCHEMA_VERSION as SCHEMA_VERSION
+from ldbench.sealed import Damaged, read_sealed
+from ldbench.sealed import plain as plain
 
 # Two runs of a cell on one machine with one thread count and cost table agree in every other field, to the bit.
 VOLATILE_FIELDS = (
     "train_seconds", "store_read_seconds", "kernel_time_share", "eval_seconds", "cache_build_seconds", "scoring_seconds", "data_seconds", "cost_table_seconds",
     "compile_seconds", "predicted_saved_seconds", "peak_memory_bytes", "energy_joules", "energy_bound_joules",
     "energy_net_joules", "energy_tick_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
-    "declined.reason",
+    "declined.reason", "lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents", "sha256",
 )  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it: temporary file, flush to disk, rename, flush of the folder."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready: tuples become lists, numbers that are not finite become None (JSON has no NaN)."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,28 +34,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``, or None when there is none or it is damaged."""
+    """The object in a sealed ``path``, or None when there is none or it is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_sealed(path)
+    except Damaged:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def finished(folder: Path) -> bool:
     """Whether a cell's folder holds a result that needs no repeating. A failed cell is tried again, a diverged one is not."""
     result = read_json(folder / "result.json")
-    return (
-        result is not None
-        and result.get("schema_version") == SCHEMA_VERSION
-        and result.get("status") in ("finished", "diverged")
-    )
+    return result is not None and result.get("status") in ("finished", "diverged")
 
 
 def open_results(path: Path) -> Path:

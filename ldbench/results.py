@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from ldbench.config import Cell
 from ldbench.errors import UserError
-from ldbench.record import SCHEMA_VERSION
-
-MAX_BYTES = 64 * 2**20  # no honest file of a cell comes near this; a larger one would only eat the memory
+from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
@@ -42,10 +40,6 @@ STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
 OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset")
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
-
-
-class Damaged(Exception):
-    """A file that cannot be used; the message is the reason that the report prints."""
 
 
 def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame:
@@ -85,32 +79,26 @@ def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | N
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl`` file; a torn or foreign line is skipped, a missing file is empty."""
-    return [value for line in _text_lines(path) if isinstance(value := _parse(line), dict)]
+    """The JSON objects of a ``.jsonl`` file; a torn or foreign line and the seal are skipped, a missing file is empty."""
+    found = (_parse(line) for line in _text_lines(path))
+    return [value for value in found if isinstance(value, dict) and "sha256" not in value]
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises ``Damaged`` with the reason when there is none."""
+    """The JSON object in ``path``, checksum not looked at. Raises ``Damaged`` with the reason when there is none."""
+    return parse(_content(path))
+
+
+def _content(path: Path) -> bytes:
     if not path.is_file():
         raise Damaged(f"no {path.name}: still running, or interrupted")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Damaged(f"larger than {MAX_BYTES // 2**20} MiB")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(value, dict):
-        raise Damaged("holds no JSON object")
-    return value
+    return read_bytes(path)
 
 
 def _row(cell: Path, stages: bool) -> dict[str, Any]:
-    record = read_object(cell / "result.json")
-    version = record.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise Damaged(f"schema_version is {version!r}"[:200])
-    if version > SCHEMA_VERSION:
-        raise Damaged(f"written by a newer ldbench (schema {version}; this one reads up to {SCHEMA_VERSION})"[:200])
+    data = _content(cell / "result.json")
+    record = parse(data)
+    check_schema(record.get("schema_version"))
     seed = record.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise Damaged(f"seed is {seed!r}"[:200])
@@ -132,15 +120,18 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
     environment = record.get("environment")
     if isinstance(environment, dict):
         row |= {f"environment_{key}": _plain(value) for key, value in environment.items()}
+    check(data)  # last: what is wrong with a field says more than that something is
     return row | _configuration(cell / "config.json")
 
 
 def _configuration(path: Path) -> dict[str, str]:
     """``setting``: what all methods of a comparison share; ``policy``: the method's own options. "{}" if unrecorded."""
-    try:
-        config = read_object(path)
-    except Damaged:
-        config = {}
+    config: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            config = read_sealed(path)
+        except Damaged as error:
+            raise Damaged(f"its config.json {error}") from error
     setting = {key: config[key] for key in SETTING if config.get(key) is not None}
     policy = config.get("policy")
     return {"setting": canonical(setting), "policy": canonical(policy if isinstance(policy, dict) else {})}

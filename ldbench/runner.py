@@ -1,11 +1,8 @@
-"""Runs the cells of an experiment one after another: skips finished ones, records failed ones, goes on."""
+"""Runs the cells of an experiment one after another: skips finished ones, records failed ones, goes on where it was stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,28 +12,21 @@ from typing import Any, Protocol
 
 import torch
 
-from ldbench.cache import resolve_budget, store_bytes
-from ldbench.config import Cell, Experiment, cells
-from ldbench.costs import CostTable
-from ldbench.data import ResidentSplit, derive_seed
-from ldbench.errors import UserError, nearest
-from ldbench.flops import StageFlops, count_stage_flops
-from ldbench.methods import build_policy, get_method, replay_source
-from ldbench.models import build_model, default_recipe, model_names
-from ldbench.record import (
-    SCHEMA_VERSION,
-    environment,
-    finished,
-    open_results,
-    plain,
-    read_json,
-    write_json,
-    write_lines,
-)
-from ldbench.sources import check_dataset_name, load_dataset
-from ldbench.stages import split_stages
-from ldbench.timing import measure_costs
-from ldbench.train import PRECISIONS, Resident, autocast_for, build_optimizer, model_spec, run_cell
+from ldbench.company import Company
+from ldbench.config import Cell, Experiment
+from ldbench.errors import UserError
+from ldbench.integrity import cell_problems, mend_cell
+from ldbench.keeper import HEARTBEAT, Keeper
+from ldbench.locks import FolderLock
+from ldbench.methods import replay_source
+from ldbench.preparation import Preparation, check_plan, plan, resolve_device
+from ldbench.record import SCHEMA_VERSION, environment, open_results, read_json
+from ldbench.sealed import write_sealed, write_sealed_lines
+from ldbench.signals import StopRequest
+from ldbench.tensorfile import save_model
+from ldbench.train import run_cell
+
+__all__ = ["Outcome", "Preparation", "Progress", "check_plan", "plan", "resolve_device", "run_experiment"]
 
 
 class Progress(Protocol):
@@ -61,251 +51,183 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts over the cells of a run."""
+    """Counts over the cells of a run. ``skipped`` were finished before, ``elsewhere`` by another process meanwhile."""
 
-    finished: int
-    skipped: int
-    diverged: int
-    failed: int
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device to train on; "auto" takes CUDA where there is one. Raises ``UserError``."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        built = "this torch sees no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
-        raise UserError(f"--device {name}: {built}; use --device cpu or auto")
-    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
-    return device
-
-
-def plan(experiment: Experiment) -> list[Cell]:
-    """All cells of the grid, names and options checked. Raises ``UserError``."""
-    for model in experiment.model:
-        if ":" not in model and model not in model_names():
-            raise UserError(f"unknown model {model!r}: {nearest(model, model_names())}")
-    for dataset in experiment.dataset:
-        check_dataset_name(dataset)
-    for method in experiment.method:
-        get_method(method)
-    for method, options in experiment.policy.items():
-        build_policy(method, options)
-    return list(cells(experiment, default_recipe))
-
-
-class Preparation:
-    """Data sets and cost tables, each made once and shared by the cells."""
-
-    def __init__(self, experiment: Experiment, folder: Path, device: torch.device) -> None:
-        self.experiment, self.folder, self.device = experiment, folder, device
-        self._data: dict[str, Resident] = {}
-
-    def data(self, name: str) -> Resident:
-        """The splits of a data set, resident on the device."""
-        if name not in self._data:
-            self._data.clear()  # one data set at a time: cells of one data set follow each other
-            began = time.perf_counter()
-            options = self.experiment
-            root = Path(options.data_root) if options.data_root else None
-            dataset = load_dataset(
-                name, root=root, download=options.download, image_size=options.image_size,
-                train_size=options.train_size, test_size=options.test_size, val_size=options.val_size,
-            )  # fmt: skip
-            budget = int(torch.cuda.mem_get_info(self.device)[0] * 0.4) if self.device.type == "cuda" else None
-
-            def resident(split: Any) -> ResidentSplit:
-                layout = options.channels_last
-                return ResidentSplit(
-                    split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=budget
-                )
-
-            val = resident(dataset.val) if len(dataset.val.labels) else None
-            splits = resident(dataset.train), val, resident(dataset.test)
-            self._data[name] = Resident(dataset, *splits, time.perf_counter() - began)
-        return self._data[name]
-
-    def costs(self, cell: Cell) -> CostTable:
-        """The cost table of a cell's model and data: from the results folder if it was measured there, else measured."""
-        data = self.data(cell.dataset)
-        machine = {
-            key: value
-            for key, value in environment(self.device).items()
-            if key not in ("git_commit", "ldbench", "platform")
-        }
-        names = ("model", "dataset", "batch_size", "optimizer", "precision", "channels_last", "width", "dropout")
-        what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
-        what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
-        if self.experiment.cost_table is not None:
-            return _given_table(Path(self.experiment.cost_table), plain(what))
-        path = self.folder / "costs" / f"{_table_name(what, machine)}.json"
-        saved = read_json(path)
-        if saved is not None:
-            return CostTable.from_dict(saved["table"])
-        table = self._measure(cell, data, machine)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"schema_version": SCHEMA_VERSION, "what": what, "table": table.to_dict()})
-        return table
-
-    def _measure(self, cell: Cell, data: Resident, machine: dict[str, Any]) -> CostTable:
-        torch.manual_seed(derive_seed(0, "weights"))
-        model = build_model(model_spec(cell, data.dataset)).to(self.device).train()
-        if cell.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
-        stages = split_stages(model)
-        indices = torch.randperm(len(data.train))[: cell.batch_size]
-        return measure_costs(
-            stages, [str(stage.stage_name) for stage in stages], lambda: data.train.batch(indices),
-            build_optimizer(cell, [list(model.parameters())]),
-            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=self.device, folder=self.folder,
-            cache_dtype=cell.cache_dtype, autocast=autocast_for(cell.precision, self.device), machine=machine,
-        )  # fmt: skip
-
-    def check(self, cell: Cell) -> list[StageFlops]:
-        """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
-        data = self.data(cell.dataset)
-        model = build_model(model_spec(cell, data.dataset))
-        stages = split_stages(model)
-        size = data.dataset.image_size
-        flops = count_stage_flops(stages, (data.dataset.channels, size, size))
-        if self.experiment.cost_table is not None:
-            self.costs(cell)
-        if get_method(cell.method).execution == "store" and cell.method not in ("full", "short"):
-            budget = resolve_budget(cell.cache_budget, self.device, self.folder)
-            smallest = min(store_bytes(len(data.train), f.output_shape, cell.cache_dtype) for f in flops[:-1])
-            if budget.tier_for(smallest) is None:
-                raise UserError(
-                    f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and fits "
-                    f"neither the device ({budget.device}), the host ({budget.pinned}) nor the disk ({budget.disk}); "
-                    "raise --cache-budget or choose --cache-dtype fp16"
-                )
-        return flops
-
-
-def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
-    """The table for ``what`` in a file or folder of an earlier run."""
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        saved = read_json(file)
-        if saved is not None and saved.get("what") == what:
-            return CostTable.from_dict(saved["table"])
-    raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
-
-
-def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
-    text = json.dumps(plain([what, machine]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
-    """Everything about a plan that can be known before training: models, data, stores, replays. Raises ``UserError``."""
-    seen: set[tuple[str, ...]] = set()
-    wanted = {(cell.model, cell.dataset, cell.method, str(cell.seed)) for cell in planned}
-    for cell in planned:
-        source = replay_source(cell.method)
-        if source is not None and (cell.model, cell.dataset, source, str(cell.seed)) not in wanted:
-            raise UserError(f"method {cell.method} repeats the drops of {source}: add --method {source}")
-        key = (cell.model, cell.dataset, cell.method)
-        if key not in seen:
-            seen.add(key)
-            preparation.check(cell)
-    if preparation.device.type == "cpu" and any(PRECISIONS[cell.precision] is torch.float16 for cell in planned):
-        raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+    finished: int = 0
+    skipped: int = 0
+    diverged: int = 0
+    failed: int = 0
+    elsewhere: int = 0
 
 
 def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Outcome:
-    """Run every cell that is not finished yet and write its folder. Raises ``UserError`` before anything runs."""
+    """Run every cell that is not finished yet and write its folder.
+
+    Other processes may do the same in the same folder: each cell is run by one of them.
+
+    Raises:
+        UserError: before anything runs; or when results cannot be written any more.
+        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+    """
     planned = plan(experiment)
     device = resolve_device(experiment.device)
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     open_results(out)
-    preparation = Preparation(experiment, out, device)
-    try:
-        check_plan(planned, preparation)
-    except UserError:
-        if made:  # leave nothing behind where nothing was run
-            (out / "cells").rmdir()
-            for folder in made:
-                folder.rmdir()
-        raise
-    write_json(out / "experiment.json", experiment.to_dict())
-    counts = {"finished": 0, "skipped": 0, "diverged": 0, "failed": 0}
-    for number, cell in enumerate(sorted(planned, key=lambda c: planned_order(c, planned)), 1):
-        folder = out / "cells" / cell.cell_id
-        if finished(folder):
-            counts["skipped"] += 1
-            continue
-        progress.cell_started(cell, number, len(planned))
-        result = _run_one(cell, preparation, folder, out, planned, progress)
-        counts[result["status"]] += 1
-        progress.cell_ended(result)
-    return Outcome(**counts)
+    stop = StopRequest()
+    with stop.listening():
+        run = _Run(experiment, out, planned, device, progress, stop)
+        try:
+            if run.todo:
+                check_plan(planned, run.preparation)
+        except UserError:
+            _remove_empty([out / "cells", *made])  # leave nothing behind where nothing was run
+            raise
+        try:
+            return run.all_cells()
+        except OSError as error:
+            raise UserError(
+                f"results cannot be written to {out}: {error.strerror or error}; "
+                "put that right and run the same command again, it goes on from the last checkpoint"
+            ) from error
 
 
-def planned_order(cell: Cell, planned: Sequence[Cell]) -> int:
-    """Cells of one data set together (it stays resident), otherwise as planned."""
-    datasets = list(dict.fromkeys(c.dataset for c in planned))
-    return datasets.index(cell.dataset)
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # somebody else has begun to use it
+            return
 
 
-def _run_one(
-    cell: Cell, preparation: Preparation, folder: Path, out: Path, planned: Sequence[Cell], progress: Progress
-) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    data = preparation.data(cell.dataset)
-    config = dataclasses.asdict(cell) | {
-        "channels": data.dataset.channels, "classes": data.dataset.classes, "image_size": data.dataset.image_size
-    }  # fmt: skip
-    write_json(folder / "config.json", config)
+class _Run:
+    """One process's share of an experiment."""
 
-    def on_epoch(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        write_lines(folder / "epochs.jsonl", rows)
-        progress.epoch(row, cell.epochs)
+    def __init__(
+        self, experiment: Experiment, out: Path, planned: Sequence[Cell], device: torch.device, progress: Progress,
+        stop: StopRequest,
+    ) -> None:  # fmt: skip
+        self.experiment, self.out, self.progress, self.stop = experiment, out, progress, stop
+        datasets = list(dict.fromkeys(cell.dataset for cell in planned))
+        self.planned = sorted(planned, key=lambda cell: datasets.index(cell.dataset))  # a data set stays resident
+        self.preparation = Preparation(experiment, out, device, progress.note)
+        self.found: dict[str, Any] = {cell.cell_id: self._status(cell) for cell in planned}
+        self.todo = [cell for cell in self.planned if self.found[cell.cell_id][0] not in ("finished", "diverged")]
+        self.elsewhere: set[str] = set()
 
-    try:
-        costs = preparation.costs(cell)
-        replay = _recorded_drops(cell, planned, out)
-        run = run_cell(cell, data, costs, folder, device=preparation.device, replay=replay, on_epoch=on_epoch)
-        write_lines(folder / "epochs.jsonl", run.epochs)
-        write_lines(folder / "scores.jsonl", run.scores)
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell's files lie."""
+        return self.out / "cells" / cell.cell_id
+
+    def _status(self, cell: Cell) -> tuple[str | None, str | None, str | None]:
+        """Status, time and data of a cell's result; None where there is none, or where a file beside it is damaged."""
+        folder = self.folder(cell)
+        result = read_json(folder / "result.json")
+        if result is None or next(cell_problems(folder, tensors=False), None) is not None:
+            return None, None, None
+        return result.get("status"), result.get("finished_at"), result.get("data_fingerprint")
+
+    def _done(self, cell: Cell) -> bool:
+        """Whether the cell needs no running: finished, or tried by another process since this one began."""
+        status, when, _ = self._status(cell)
+        before = self.found[cell.cell_id]
+        done = status in ("finished", "diverged") or (status is not None and when != before[1])
+        if done:
+            self.elsewhere.add(cell.cell_id)
+        return done
+
+    def all_cells(self) -> Outcome:
+        """Run what is left; returns the counts."""
+        self._tidy()
+        write_sealed(self.out / "experiment.json", self.experiment.to_dict())
+        counts = {"finished": 0, "diverged": 0, "failed": 0}
+        number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
+        own: set[str] = set()
+        company = Company(self.out, self.todo, lambda cell: cell.cell_id in own or self._done(cell), self.progress.note)
+        for cell in company:
+            own.add(cell.cell_id)
+            self._refuse_other_data(cell)
+            self.progress.cell_started(cell, number[cell.cell_id], len(self.planned))
+            result = self._run_one(cell)
+            counts[result["status"]] += 1
+            self.progress.cell_ended(result)
+        return Outcome(**counts, skipped=len(self.planned) - len(self.todo), elsewhere=len(self.elsewhere))
+
+    def _tidy(self) -> None:
+        """Delete what a process left that was killed between a cell's result and the deletion of its checkpoint."""
+        for cell in self.planned:
+            folder = self.folder(cell)
+            lock = FolderLock(folder)
+            if cell not in self.todo and (folder / HEARTBEAT).exists() and lock.acquire():
+                Keeper(folder).clear()
+                lock.release()
+
+    def _refuse_other_data(self, cell: Cell) -> None:
+        """Results over different data must never be compared: raises ``UserError`` when the files changed between runs."""
+        now = self.preparation.data(cell.dataset).dataset.fingerprint
+        for other in self.planned:
+            status, _, seen = self.found[other.cell_id]
+            if other.dataset == cell.dataset and status in ("finished", "diverged") and seen not in (None, now):
+                raise UserError(
+                    f"{cell.dataset}: its files have changed since {other.cell_id} was run in {self.out}; "
+                    "restore them, or choose another --out"
+                )
+
+    def _run_one(self, cell: Cell) -> dict[str, Any]:
+        folder = self.folder(cell)
+        mend_cell(folder, self.progress.note)  # now that the lock is held
+        keeper = Keeper(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
+        result = self._train(cell, folder, keeper)
+        result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        write_sealed(folder / "result.json", result)
+        if result["status"] != "failed":
+            keeper.clear()
+        return result
+
+    def _train(self, cell: Cell, folder: Path, keeper: Keeper) -> dict[str, Any]:
+        data = self.preparation.data(cell.dataset).dataset
+        config = dataclasses.asdict(cell)
+        config |= {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
+        write_sealed(folder / "config.json", config)
+
+        def on_epoch(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+            try:
+                write_sealed_lines(folder / "epochs.jsonl", rows)
+            except OSError as error:  # the next epoch tries again
+                keeper.tell(row["step"], f"epochs.jsonl not written: {error.strerror}")
+            self.progress.epoch(row, cell.epochs)
+
+        try:
+            run = run_cell(
+                cell, self.preparation.data(cell.dataset), self.preparation.costs(cell), folder,
+                device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, keeper=keeper,
+            )  # fmt: skip
+        except Exception as error:  # a failed cell is recorded with its error and the others go on
+            return self._failure(cell, error) | keeper.account() | {"incidents": keeper.incidents}
+        write_sealed_lines(folder / "epochs.jsonl", run.epochs)
+        write_sealed_lines(folder / "scores.jsonl", run.scores)
         if cell.save_model == "final" and run.result["status"] == "finished":
             save_model(run.model, folder / "model.safetensors")
-        result = run.result
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:  # a failed cell is recorded with its error and the others go on
+        return run.result
+
+    def _failure(self, cell: Cell, error: Exception) -> dict[str, Any]:
         text = " ".join(str(error).split()) or type(error).__name__
-        result = {
+        return {
             "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
             "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": "failed",
             "error": text if isinstance(error, UserError) else f"{type(error).__name__}: {text}",
-            "traceback": None if isinstance(error, UserError) else traceback.format_exc(),
-            "environment": environment(preparation.device),
+            "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
+            "environment": environment(self.preparation.device),
         }  # fmt: skip
-    result["finished_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / "result.json", result)
-    return result
 
-
-def _recorded_drops(cell: Cell, planned: Sequence[Cell], out: Path) -> list[tuple[int, int]] | None:
-    source = replay_source(cell.method)
-    if source is None:
-        return None
-    key = (cell.model, cell.dataset, source, cell.seed)
-    origin = next(c for c in planned if (c.model, c.dataset, c.method, c.seed) == key)
-    recorded = read_json(out / "cells" / origin.cell_id / "result.json")
-    if recorded is None or recorded.get("status") != "finished":
-        raise UserError(f"{cell.method} repeats the drops of {source} for seed {cell.seed}, which did not finish")
-    return [(drop["step"], drop["cut"]) for drop in recorded["drops"]]
-
-
-def save_model(model: torch.nn.Module, path: Path) -> None:
-    """The whole network as safetensors; tensors that share memory are stored once under the first name."""
-    from safetensors.torch import save_model as save
-
-    temporary = path.with_name(f".{path.name}.part")
-    save(model, str(temporary))
-    temporary.replace(path)
+    def _recorded_drops(self, cell: Cell) -> list[tuple[int, int]] | None:
+        source = replay_source(cell.method)
+        if source is None:
+            return None
+        key = (cell.model, cell.dataset, source, cell.seed)
+        origin = next(c for c in self.planned if (c.model, c.dataset, c.method, c.seed) == key)
+        recorded = read_json(self.folder(origin) / "result.json")
+        if recorded is None or recorded.get("status") != "finished":
+            raise UserError(f"{cell.method} repeats the drops of {source} for seed {cell.seed}, which did not finish")
+        return [(drop["step"], drop["cut"]) for drop in recorded["drops"]]

@@ -113,6 +113,8 @@ class ScoreTracker:
         self.dropped, self.steps = int(state["dropped"]), [list(step) for step in state["steps"]]
         tensors, layers = self._live()
         self._ring = [
-            [saved.to(now.device).clone() for saved, now in zip(s, tensors, strict=True)] for s in state["ring"]
+            # in the parameter's own memory format: sums are taken in the order of memory
+            [torch.empty_like(now, requires_grad=False).copy_(saved) for saved, now in zip(s, tensors, strict=True)]
+            for s in state["ring"]
         ]
         self._plans = {id(s): DeltaNormPlan(tensors, s, layers, self.stages) for s in self._ring}

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ldbench.sealed import write_sealed
+
 STAGES = 8
 ENVIRONMENT = {"device": "cpu", "cpu": "Test CPU", "cpu_count": 2, "threads": 2, "gpu": None, "driver": None}
 ENVIRONMENT |= {"python": "3.11.9", "torch": "2.15.0", "platform": "Linux", "ldbench": "0.1.0", "git_commit": "abc"}
@@ -76,9 +78,9 @@ def write_cell(root: Path, record: dict[str, Any], *, lines: bool = True, **conf
         / "".join(c if c.isalnum() or c in "-._" else "_" for c in f"{name}-{zlib.crc32(str(config).encode())}")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(record))
+    write_sealed(folder / "result.json", record)
     policy = config.pop("policy", {})
-    (folder / "config.json").write_text(json.dumps({"epochs": 12, "lr": 0.1, "policy": policy} | config))
+    write_sealed(folder / "config.json", {"epochs": 12, "lr": 0.1, "policy": policy} | config)
     if lines:
         write_lines(folder, record)
     return folder

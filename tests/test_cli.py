@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldbench.config import experiment_from_dict
+from ldbench.config import experiment_from_dict, read_experiment
 
 SMALL = ["--dataset", "digits", "--model", "resnet18", "--width", "0.1", "--image-size", "16", "--train-size", "200", "--test-size", "100"]  # fmt: skip
 SMALL += ["--epochs", "4", "--batch-size", "50"]
@@ -129,8 +129,9 @@ def test_the_saved_model_loads_into_the_plain_module_and_repeats_its_accuracy(re
 
     import ldbench
     from ldbench.data import ResidentSplit
+    from ldbench.optim import autocast_for
     from ldbench.sources import load_dataset
-    from ldbench.train import autocast_for, evaluate
+    from ldbench.train import evaluate
 
     record = load(results[0])["schedule"]
     folder = results[0] / "cells" / str(record["cell_id"])
@@ -145,7 +146,7 @@ def test_the_saved_model_loads_into_the_plain_module_and_repeats_its_accuracy(re
 
 
 def test_finished_cells_are_skipped_and_the_report_repeats_the_table(results: tuple[Path, str], tmp_path: Path) -> None:
-    config = json.loads((results[0] / "experiment.json").read_text())
+    config = read_experiment(str(results[0] / "experiment.json"))
     assert experiment_from_dict(config).to_dict() == config
     stamps = {path: path.stat().st_mtime_ns for path in results[0].glob("cells/*/result.json")}
     again = ldbench("run", results[0] / "experiment.json", "--out", results[0], folder=tmp_path)

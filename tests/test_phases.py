@@ -50,8 +50,8 @@ def test_phases_and_epochs_have_windows_of_their_own() -> None:
                     clock.sleep(3.0)
         with phases.span("evaluation"):
             clock.sleep(1.0)
-    phases.epochs(rows)
-    record = phases.record()
+    phases.epochs(rows, {0: (0, 1), 1: (1, 2)})
+    record = phases.record(phases.meters["training"].total())
     for epoch, row in enumerate(rows):
         true = gpu.energy(edges[0][2 * epoch + 1]) - gpu.energy(edges[0][2 * epoch])
         assert abs(row["energy_joules"] - true) <= row["energy_bound_joules"] < 0.01 * true  # type: ignore[operator]
@@ -68,8 +68,8 @@ def test_every_null_of_a_phase_and_an_epoch_has_its_reason() -> None:
     rows: list[dict[str, object]] = [{"epoch": 0}, {"epoch": 1}]
     with phases.span("training"):
         pass
-    phases.epochs(rows)
-    record = phases.record()
+    phases.epochs(rows, {0: (0, 1), 1: (1, 2)})
+    record = phases.record(phases.meters["training"].total())
     for entry in (*rows, record):
         assert entry["energy_joules"] is None
         assert entry["energy_unavailable_reason"] == "nothing to read"
@@ -82,11 +82,11 @@ def test_epochs_trained_before_an_interruption_say_so() -> None:
     with phases.span("training"):
         clock.sleep(6.0)
     rows: list[dict[str, object]] = [{"epoch": 0}, {"epoch": 1}]
-    phases.epochs(rows)
-    assert rows[0]["energy_unavailable_reason"] == "trained before the run was interrupted"
+    phases.epochs(rows, {1: (0, 1)})
+    assert rows[0]["energy_unavailable_reason"] == "trained in part before an interruption"
     assert rows[1]["energy_joules"] is not None
     short = phases_on(clock, Gpu(clock, power=[(1e6, 200.0, 200.0)], tick=0.02), least=5.0)
     with short.span("training"):
         clock.sleep(1.0)
-    short.epochs(rows[:1])
+    short.epochs(rows[:1], {0: (0, 1)})
     assert "shorter than" in str(rows[0]["energy_unavailable_reason"])

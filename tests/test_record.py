@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ldbench.errors import UserError
 from ldbench.record import SCHEMA_VERSION, finished, open_results, pack_bits, plain, read_json, write_json, write_text
+from ldbench.sealed import ZEROS, seal
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -48,7 +49,10 @@ def test_packed_bits_unpack_to_the_images_that_were_right(correct: list[bool]) -
     ],
 )
 def test_only_a_whole_result_of_this_schema_counts_as_finished(content: object, done: bool, tmp_path: Path) -> None:
-    if content is not None:
+    if isinstance(content, dict):
+        text = json.dumps({"sha256": ZEROS} | content)
+        (tmp_path / "result.json").write_bytes(seal(text.encode()))
+    elif content is not None:
         (tmp_path / "result.json").write_text(json.dumps(content))
     assert finished(tmp_path) is done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ class ConstantPower:
             return Energy(None, None, f"the window lasted {self.seconds:.2f} s", method="test")
         return Energy(WATTS * self.seconds, 1.0, None, method="test", seconds=self.seconds, windows=1)
 
-    def each(self) -> list[Energy]:
-        return [self.total()]
+    def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
+        return [self.total()] * len(spans)
 
 
 class Wait(nn.Module):

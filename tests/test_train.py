@@ -13,8 +13,9 @@ from torch import nn
 
 from ldbench.cache import ActivationStore
 from ldbench.config import Cell, experiment_from_dict
+from ldbench.optim import learning_rate_factor, stage_groups
 from ldbench.runner import Preparation, plan
-from ldbench.train import _stage_groups, evaluate, learning_rate_factor, run_cell
+from ldbench.train import evaluate, run_cell
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def test_a_schedule_warms_up_and_then_follows_its_name() -> None:
 
 def test_a_shared_parameter_is_optimized_once_with_the_last_stage_that_uses_it() -> None:
     a, b, c = (nn.Parameter(torch.ones(1)) for _ in range(3))
-    groups = _stage_groups([[a, b], [b], [c, a]])
+    groups = stage_groups([[a, b], [b], [c, a]])
     assert [[id(p) for p in group] for group in groups] == [[], [id(b)], [id(a), id(c)]]
 
 
@@ -84,7 +85,9 @@ def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, m
 
     with prepared(tmp_path, cache_budget="0,0,100MB") as ((full, schedule), preparation):
         data, costs = preparation.data("digits"), preparation.costs(full)
-        costs = dataclasses.replace(costs, inference=[0.0] * 10, forward=[1.0] * 10)  # so that the drop pays
+        costs = dataclasses.replace(
+            costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
+        )  # so that the drop pays
         monkeypatch.setattr(ActivationStore, "read", broken)
         with pytest.raises(RuntimeError, match="fell off"):
             run_cell(schedule, data, costs, tmp_path, device=CPU)
@@ -95,7 +98,9 @@ def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, m
 def test_other_layouts_precisions_and_stores_train_to_the_end(options: dict[str, object], tmp_path: Path) -> None:
     with prepared(tmp_path, **options) as ((full, schedule), preparation):
         data, costs = preparation.data("digits"), preparation.costs(full)
-        costs = dataclasses.replace(costs, inference=[0.0] * 10, forward=[1.0] * 10)
+        costs = dataclasses.replace(
+            costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
+        )
         result = run_cell(schedule, data, costs, tmp_path, device=CPU).result
         assert result["status"] == "finished"
         assert result["drops"]

@@ -19,6 +19,7 @@ class TrainClock:
 
     def __init__(self, device: torch.device, energy: EnergyMeter) -> None:
         self.device, self.energy, self.seconds = device, energy, 0.0
+        self.spans = 0  # how many there were, one energy window each
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -32,6 +33,7 @@ class TrainClock:
             synchronize(self.device)
             self.seconds += time.perf_counter() - began
             self.energy.stop()
+            self.spans += 1
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -74,9 +74,10 @@ class CounterMeter:
         except Unavailable:
             return energy
 
-    def each(self) -> list[Energy]:
-        """Every closed window by itself. Waits for the last edge's tick; idle power is the calibration's."""
-        return [self._sum([window], self.calibration, self.calibration) for window in self._settled()]
+    def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
+        """Sums over some of the windows. Waits for the last edge's tick; idle power is the calibration's."""
+        windows = self._settled()
+        return [self._sum(windows[first:end], self.calibration, self.calibration) for first, end in spans]
 
     def _settled(self) -> list[Window]:
         self._windows += [window() for window in self._closed]

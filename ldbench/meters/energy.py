@@ -93,8 +93,8 @@ class EnergyMeter(Protocol):
         """The sum over all closed windows."""
         ...
 
-    def each(self) -> list[Energy]:
-        """Every closed window by itself, in order; empty where nothing can be read."""
+    def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
+        """For each (first, end) the windows with these numbers added up; the first window is number 0."""
         ...
 
 
@@ -114,9 +114,9 @@ class NullEnergyMeter:
         """No joules, and why."""
         return Energy(None, None, self.reason)
 
-    def each(self) -> list[Energy]:
-        """No windows."""
-        return []
+    def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
+        """No joules, and why."""
+        return [self.total()] * len(spans)
 
 
 def add_windows(

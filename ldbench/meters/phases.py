@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,26 +35,33 @@ class PhaseMeters:
             synchronize(self.device)
             self.meters[phase].stop()
 
-    def record(self) -> dict[str, Any]:
-        """``energy_...`` fields of the record: those of training, and ``energy_phases`` with every phase's."""
-        totals = {phase: meter.total() for phase, meter in self.meters.items()}
-        training = totals["training"]
+    def record(self, training: Energy) -> dict[str, Any]:
+        """``energy_...`` fields of the record.
+
+        Args:
+            training: of the whole run, earlier processes included; ``energy_phases`` tells of this process alone.
+        """
         return {
             "energy_joules": training.joules, "energy_bound_joules": training.bound_joules,
             "energy_unavailable_reason": training.unavailable_reason, "energy_net_joules": training.net_joules,
             "energy_method": training.method, "energy_tick_seconds": training.tick_seconds,
             "energy_flags": list(training.flags),
-            "energy_phases": {phase: summary(energy) for phase, energy in totals.items()},
+            "energy_phases": {phase: summary(meter.total()) for phase, meter in self.meters.items()},
         }  # fmt: skip
 
-    def epochs(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Put each training window's energy into its epoch's row; ``rows`` end with the epochs metered here."""
-        windows = self.meters["training"].each()
-        if not windows:
-            windows = [self.meters["training"].total()] * len(rows)  # no meter: its reason
+    def epochs(self, rows: Sequence[dict[str, Any]], spans: Mapping[int, tuple[int, int]]) -> None:
+        """Put the energy of every epoch into its row.
+
+        Args:
+            spans: by epoch the numbers of its training windows, (first, end); an epoch that is missing was trained, at
+                least in part, by an earlier process.
+        """
         for row in rows:
-            row |= {"energy_joules": None, "energy_unavailable_reason": "trained before the run was interrupted"}
-        for row, energy in zip(rows[-len(windows) :], windows[-len(rows) :], strict=True):
+            row |= {"energy_joules": None, "energy_bound_joules": None}
+            row["energy_unavailable_reason"] = "trained in part before an interruption"
+        metered = [row for row in rows if row["epoch"] in spans]
+        windows = self.meters["training"].sums([spans[row["epoch"]] for row in metered])
+        for row, energy in zip(metered, windows, strict=True):
             row |= {
                 "energy_joules": energy.joules, "energy_bound_joules": energy.bound_joules,
                 "energy_unavailable_reason": energy.unavailable_reason,

@@ -176,10 +176,10 @@ class SampledMeter:
         self._settle()
         return self._sum(self._windows)
 
-    def each(self) -> list[Energy]:
-        """Every closed window by itself."""
+    def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
+        """Sums over some of the windows."""
         self._settle()
-        return [self._sum([window]) for window in self._windows]
+        return [self._sum(self._windows[first:end]) for first, end in spans]
 
     def _sum(self, windows: Sequence[Window]) -> Energy:
         return add_windows(

@@ -1,0 +1,60 @@
+"""A dropper's state, out and in again: what decides the bits of every step still to come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ldbench.cache import StoreBudget
+
+if TYPE_CHECKING:
+    from ldbench.dropping import LayerDropper
+
+COUNTERS = (
+    "step_count", "epoch_count", "summed_lr", "cache_build_seconds", "scoring_seconds", "store_read_seconds",
+    "peak_store_bytes", "pending",
+)  # fmt: skip
+LISTS = ("declined", "checks", "incidents")
+
+
+def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
+    """Counters, decisions, policy, scores and ledger; JSON values and, within the scores, tensors."""
+    ledger, budget = dropper.ledger, dropper.budget
+    return {
+        **{name: getattr(dropper, name) for name in COUNTERS},
+        **{name: list(getattr(dropper, name)) for name in LISTS},
+        "drops": [dataclasses.asdict(drop) for drop in dropper.drops],
+        "chain": dropper.activations.chain,
+        "budget": dataclasses.asdict(budget) if isinstance(budget, StoreBudget) else None,
+        "policy": dropper.policy.state_dict(),
+        "tracker": None if dropper.tracker is None else dropper.tracker.state_dict(),
+        "ledger": None if ledger is None else [ledger.forward, ledger.backward, ledger.building],
+    }
+
+
+def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
+    """See ``LayerDropper.load_state_dict``."""
+    from ldbench.dropping import Drop
+
+    if dropper.step_count:
+        raise ValueError("load the state into a new LayerDropper: this one has made steps already")
+    for name in COUNTERS:
+        setattr(dropper, name, state[name])
+    for name in LISTS:
+        getattr(dropper, name)[:] = state[name]
+    dropper.drops[:] = [Drop(**drop) for drop in state["drops"]]
+    if state["budget"] is not None:  # what is free differs from day to day, and with it the cuts that fit
+        dropper.budget = StoreBudget(**state["budget"])
+    dropper.policy.load_state_dict(state["policy"])
+    if dropper.ledger is not None and state["ledger"] is not None:
+        forward, backward, dropper.ledger.building = state["ledger"]
+        dropper.ledger.forward, dropper.ledger.backward = list(forward), list(backward)
+    if dropper.drops:
+        dropper.retire(dropper.drops[-1].cut)
+    if dropper.tracker is not None and state["tracker"] is not None:
+        dropper.tracker.load_state_dict(state["tracker"])
+    dropper.activations.chain = [(cut, tier) for cut, tier in state["chain"]]
+    if dropper.activations.chain:
+        dropper.activations.recover()
+    dropper.rebuild_live()

@@ -1,0 +1,75 @@
+"""What a recipe makes of a cell: precision, optimizer, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldbench.config import Cell
+from ldbench.policies import Policy
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The context of the forward pass: automatic mixed precision for bf16 and fp16, nothing for fp32."""
+    dtype = PRECISIONS[precision]
+    if dtype is None:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_fraction: float) -> float:
+    """Factor on the base rate at ``step`` of ``total_steps``: linear warm-up, then cosine to 0, constant, or 0.1x at 1/2 and 3/4."""
+    warmup = int(warmup_fraction * total_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "step":
+        return 0.01 if progress >= 0.75 else 0.1 if progress >= 0.5 else 1.0
+    return 1.0
+
+
+def build_optimizer(cell: Cell, groups: Sequence[Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
+    """The optimizer of a cell's recipe, one parameter group per entry of ``groups``."""
+    parameters = [{"params": list(group)} for group in groups]
+    if cell.optimizer == "sgd":
+        nesterov = cell.momentum > 0
+        return torch.optim.SGD(parameters, cell.lr, cell.momentum, weight_decay=cell.weight_decay, nesterov=nesterov)
+    kind = torch.optim.AdamW if cell.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, cell.lr, weight_decay=cell.weight_decay)
+
+
+def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Parameter]]:
+    """Each parameter once, with the last stage that uses it."""
+    owner = {id(p): s for s, stage in enumerate(stages) for p in stage}
+    seen: set[int] = set()
+    groups: list[list[nn.Parameter]] = [[] for _ in stages]
+    for stage in stages:
+        for p in stage:
+            if id(p) not in seen:
+                seen.add(id(p))
+                groups[owner[id(p)]].append(p)
+    return groups
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, step: int, total_steps: int, stages: int
+) -> None:
+    """The rates of step ``step``: the recipe's schedule, or the policy's own rate per stage."""
+    scales = policy.lr_scales(step / total_steps, stages)
+    if scales is None:
+        rate = cell.lr * learning_rate_factor(cell.schedule, step, total_steps, cell.warmup_fraction)
+        optimizer.param_groups[0]["lr"] = rate
+        return
+    warmup = learning_rate_factor("constant", step, total_steps, cell.warmup_fraction)
+    for group, scale in zip(optimizer.param_groups, scales, strict=True):
+        group["lr"] = cell.lr * warmup * scale

@@ -1,0 +1,92 @@
+"""What a finished run comes to: every figure of a cell's record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ldbench.config import Cell
+from ldbench.costs import CostTable
+from ldbench.dropping import Drop, LayerDropper
+from ldbench.meters import peak_memory
+from ldbench.models import describe_model
+from ldbench.record import SCHEMA_VERSION, environment
+from ldbench.resident import Resident, model_spec
+
+
+def cell_result(
+    cell: Cell, data: Resident, costs: CostTable, dropper: LayerDropper, train_seconds: float,
+    rows: Sequence[dict[str, Any]], status: str, full_steps: int,
+) -> dict[str, Any]:  # fmt: skip
+    """A cell's ``result.json``, up to its energy and what only its caller knows."""
+    dataset, ledger, last = data.dataset, dropper.ledger, rows[-1]
+    assert ledger is not None
+    device = dropper.device
+    memory = peak_memory(device)
+    test = dataset.test.labels
+    chance = float(test.bincount().max()) / len(test)
+    accuracy = last["test_accuracy"] if status == "finished" and not dataset.synthetic else None
+    limit = chance + 2 * math.sqrt(chance * (1 - chance) / len(test))
+    samples = full_steps * dropper.batch_size
+    stages = [
+        {
+            "name": name, "parameters": sum(p.numel() for p in parameters), "output_shape": flops.output_shape,
+            "activation_bytes": 4 * math.prod(flops.output_shape), "forward_flops": flops.forward,
+            "backward_flops": flops.backward, "executed_forward_flops": forward, "executed_backward_flops": backward,
+        }
+        for name, parameters, flops, forward, backward in zip(
+            dropper.stage_names, dropper.stage_parameters, ledger.table, ledger.forward, ledger.backward, strict=True
+        )
+    ]  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
+        "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": status, "error": None,
+        "test_accuracy": accuracy, "test_loss": last["test_loss"] if accuracy is not None else None,
+        "val_accuracy": last["val_accuracy"], "test_images": len(test), "test_correct_base64": None,
+        "chance_accuracy": chance, "at_chance": accuracy is not None and accuracy <= limit,
+        "steps": dropper.step_count, "epochs": len(rows), "batch_size": dropper.batch_size, "train_size": len(data.train),
+        "train_seconds": train_seconds, "cache_build_seconds": dropper.cache_build_seconds,
+        "scoring_seconds": dropper.scoring_seconds, "store_read_seconds": dropper.store_read_seconds,
+        "kernel_time_share": (dropper.scoring_seconds + dropper.store_read_seconds) / max(train_seconds, 1e-9),
+        "data_seconds": data.seconds,
+        "cost_table_seconds": costs.seconds_to_measure,
+        "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward), "cache_build_flops": ledger.building,
+        "forward_flops_full": samples * sum(s.forward for s in ledger.table),
+        "backward_flops_full": samples * (ledger.table[0].backward_first + sum(s.backward for s in ledger.table[1:])),
+        "predicted_saved_seconds": _predicted_saving(cell, costs, dropper, full_steps),
+        "peak_memory_bytes": memory[0], "peak_memory_kind": memory[1],
+        "store_bytes": dropper.peak_store_bytes, "store_tier": dropper.drops[-1].store_tier if dropper.drops else None,
+        "dropped_stages": dropper.cut, "stages": stages,
+        "drops": [{**dataclasses.asdict(d), "epoch": (d.step - 1) // dropper.steps_per_epoch} for d in dropper.drops],
+        "declined": dropper.declined,
+        "augmentation": cell.augment, "augmentation_after_drop": _after_drop(cell, dropper),
+        "precision": cell.precision, "width": cell.width, "padded_from": dataset.padded_from,
+        "synthetic": dataset.synthetic, "data_fingerprint": dataset.fingerprint,
+        **describe_model(model_spec(cell, dataset)), "image_size": dataset.image_size, "environment": environment(device),
+    }  # fmt: skip
+
+
+def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
+    if cell.augment == "none" or not dropper.drops:
+        return "not applicable"
+    return "stopped: the store holds one unaugmented view" if dropper.execution == "store" else "continues"
+
+
+def _predicted_saving(cell: Cell, costs: CostTable, dropper: LayerDropper, full_steps: int) -> float:
+    """Seconds the cost table says these drops, or this shorter run, save against full training."""
+    skipped = (full_steps - dropper.step_count) * costs.step_seconds(0) if cell.budget is not None else 0.0
+    if dropper.execution == "store":
+        return skipped + sum(drop.predicted_saving_seconds for drop in dropper.drops)
+    return skipped + sum(_frozen_saving(costs, dropper, drop, before) for before, drop in _with_previous(dropper.drops))
+
+
+def _with_previous(drops: Sequence[Drop]) -> list[tuple[int, Drop]]:
+    return list(zip([0, *(drop.cut for drop in drops)], drops, strict=False))
+
+
+def _frozen_saving(costs: CostTable, dropper: LayerDropper, drop: Drop, before: int) -> float:
+    """Freezing keeps the forward pass: the stages between the two cuts run in inference instead of training."""
+    gain = costs.step_seconds(before) - costs.step_seconds(drop.cut) - sum(costs.inference[before : drop.cut])
+    return (dropper.total_steps - drop.step) * gain

@@ -1,0 +1,181 @@
+"""What cells share and what can be known before training: device, plan, data sets, cost tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldbench.cache import resolve_budget, store_bytes
+from ldbench.config import Cell, Experiment, cells
+from ldbench.costs import CostTable
+from ldbench.data import ResidentSplit, derive_seed
+from ldbench.errors import UserError, nearest
+from ldbench.flops import StageFlops, count_stage_flops
+from ldbench.locks import folder_lock
+from ldbench.methods import build_policy, get_method, replay_source
+from ldbench.models import build_model, default_recipe, model_names
+from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
+from ldbench.record import environment, plain, read_json
+from ldbench.resident import Resident, model_spec
+from ldbench.sealed import read_or_set_aside, write_sealed
+from ldbench.sources import check_dataset_name, load_dataset
+from ldbench.stages import split_stages
+from ldbench.timing import measure_costs
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device to train on; "auto" takes CUDA where there is one. Raises ``UserError``."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = "this torch sees no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
+        raise UserError(f"--device {name}: {built}; use --device cpu or auto")
+    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    return device
+
+
+def plan(experiment: Experiment) -> list[Cell]:
+    """All cells of the grid, names and options checked. Raises ``UserError``."""
+    for model in experiment.model:
+        if ":" not in model and model not in model_names():
+            raise UserError(f"unknown model {model!r}: {nearest(model, model_names())}")
+    for dataset in experiment.dataset:
+        check_dataset_name(dataset)
+    for method in experiment.method:
+        get_method(method)
+    for method, options in experiment.policy.items():
+        build_policy(method, options)
+    return list(cells(experiment, default_recipe))
+
+
+class Preparation:
+    """Data sets and cost tables, each made once and shared by the cells."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        device: torch.device,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
+        self._data: dict[str, Resident] = {}
+
+    def data(self, name: str) -> Resident:
+        """The splits of a data set, resident on the device."""
+        if name not in self._data:
+            self._data.clear()  # one data set at a time: cells of one data set follow each other
+            began = time.perf_counter()
+            options = self.experiment
+            root = Path(options.data_root) if options.data_root else None
+            dataset = load_dataset(
+                name, root=root, download=options.download, image_size=options.image_size,
+                train_size=options.train_size, test_size=options.test_size, val_size=options.val_size,
+            )  # fmt: skip
+            budget = int(torch.cuda.mem_get_info(self.device)[0] * 0.4) if self.device.type == "cuda" else None
+
+            def resident(split: Any) -> ResidentSplit:
+                layout = options.channels_last
+                return ResidentSplit(
+                    split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=budget
+                )
+
+            val = resident(dataset.val) if len(dataset.val.labels) else None
+            splits = resident(dataset.train), val, resident(dataset.test)
+            self._data[name] = Resident(dataset, *splits, time.perf_counter() - began)
+        return self._data[name]
+
+    def costs(self, cell: Cell) -> CostTable:
+        """The cost table of a cell's model and data: from the results folder if it was measured there, else measured."""
+        data = self.data(cell.dataset)
+        machine = {
+            key: value
+            for key, value in environment(self.device).items()
+            if key not in ("git_commit", "ldbench", "platform")
+        }
+        names = ("model", "dataset", "batch_size", "optimizer", "precision", "channels_last", "width", "dropout")
+        what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
+        what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
+        if self.experiment.cost_table is not None:
+            return _given_table(Path(self.experiment.cost_table), plain(what))
+        folder = self.folder / "costs"
+        path = folder / f"{_table_name(what, machine)}.json"
+        with folder_lock(folder, self.note):  # who comes second waits, and decides by the same table
+            saved = read_or_set_aside(path, self.note)
+            if saved is not None:
+                return CostTable.from_dict(saved["table"])
+            table = self._measure(cell, data, machine)
+            write_sealed(path, {"what": what, "table": table.to_dict()})
+        return table
+
+    def _measure(self, cell: Cell, data: Resident, machine: dict[str, Any]) -> CostTable:
+        torch.manual_seed(derive_seed(0, "weights"))
+        model = build_model(model_spec(cell, data.dataset)).to(self.device).train()
+        if cell.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+        stages = split_stages(model)
+        indices = torch.randperm(len(data.train))[: cell.batch_size]
+        return measure_costs(
+            stages, [str(stage.stage_name) for stage in stages], lambda: data.train.batch(indices),
+            build_optimizer(cell, [list(model.parameters())]),
+            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=self.device, folder=self.folder,
+            cache_dtype=cell.cache_dtype, autocast=autocast_for(cell.precision, self.device), machine=machine,
+        )  # fmt: skip
+
+    def check(self, cell: Cell) -> list[StageFlops]:
+        """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
+        data = self.data(cell.dataset)
+        model = build_model(model_spec(cell, data.dataset))
+        stages = split_stages(model)
+        size = data.dataset.image_size
+        flops = count_stage_flops(stages, (data.dataset.channels, size, size))
+        if self.experiment.cost_table is not None:
+            self.costs(cell)
+        if get_method(cell.method).execution == "store" and cell.method not in ("full", "short"):
+            budget = resolve_budget(cell.cache_budget, self.device, self.folder)
+            smallest = min(store_bytes(len(data.train), f.output_shape, cell.cache_dtype) for f in flops[:-1])
+            if budget.tier_for(smallest) is None:
+                raise UserError(
+                    f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and fits "
+                    f"neither the device ({budget.device}), the host ({budget.pinned}) nor the disk ({budget.disk}); "
+                    "raise --cache-budget or choose --cache-dtype fp16"
+                )
+        return flops
+
+
+def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
+    """The table for ``what`` in a file or folder of an earlier run."""
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        saved = read_json(file)
+        if saved is not None and saved.get("what") == what:
+            return CostTable.from_dict(saved["table"])
+    raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
+
+
+def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
+    text = json.dumps(plain([what, machine]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
+    """Everything about a plan that can be known before training: models, data, stores, replays. Raises ``UserError``."""
+    seen: set[tuple[str, ...]] = set()
+    wanted = {(cell.model, cell.dataset, cell.method, str(cell.seed)) for cell in planned}
+    for cell in planned:
+        source = replay_source(cell.method)
+        if source is not None and (cell.model, cell.dataset, source, str(cell.seed)) not in wanted:
+            raise UserError(f"method {cell.method} repeats the drops of {source}: add --method {source}")
+        key = (cell.model, cell.dataset, cell.method)
+        if key not in seen:
+            seen.add(key)
+            preparation.check(cell)
+    if preparation.device.type == "cpu" and any(PRECISIONS[cell.precision] is torch.float16 for cell in planned):
+        raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")

@@ -1,0 +1,170 @@
+"""Everything one training run consists of, and its state as a checkpoint holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldbench.checkpoint import copy_into
+from ldbench.config import Cell
+from ldbench.costs import CostTable, synchronize
+from ldbench.data import Augment, derive_seed
+from ldbench.dropping import LayerDropper
+from ldbench.meters import Energy, PhaseMeters, TrainClock
+from ldbench.methods import build_policy, get_method
+from ldbench.models import build_model
+from ldbench.optim import autocast_for, build_optimizer, stage_groups
+from ldbench.resident import Resident, model_spec
+from ldbench.sealed import Damaged
+from ldbench.sessions import add_sessions, energy_from
+from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
+
+
+class Training:
+    """A cell's network, optimizer, engine and account, built from its configuration alone.
+
+    Attributes:
+        rows: one entry per epoch that is over, evaluation included.
+        loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
+        correct: per test image, whether the last evaluation had it right (bool [N], CPU).
+        identity: what a checkpoint must share with this run to be its own.
+    """
+
+    def __init__(
+        self, cell: Cell, data: Resident, costs: CostTable, folder: Path, device: torch.device,
+        replay: Sequence[Sequence[int]] | None,
+    ) -> None:  # fmt: skip
+        dataset, method = data.dataset, get_method(cell.method)
+        torch.manual_seed(derive_seed(cell.seed, "weights"))
+        model = build_model(model_spec(cell, dataset)).to(device).train()
+        if cell.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+        policy = build_policy(cell.method, cell.policy, replay)
+        self.cell, self.data, self.costs, self.model = cell, data, costs, model
+        self.full_steps = cell.epochs * (len(data.train) // min(cell.batch_size, len(data.train)))
+        self.total_steps = max(1, round(self.full_steps * (cell.budget or 1.0)))
+        self.autocast = autocast_for(cell.precision, device)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
+        self.optimizer = build_optimizer(cell, [list(model.parameters())])
+        augment = Augment(cell.augment, dataset.image_size, cell.seed)
+        self.dropper = LayerDropper(
+            model, self.optimizer, data.train, batch_size=cell.batch_size, total_steps=self.total_steps, policy=policy,
+            execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
+            cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
+            compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
+            refresh_statistics=method.refresh_statistics, criterion=self.criterion, identity=dataset.fingerprint,
+        )  # fmt: skip
+        if policy.lr_scales(0.0, len(self.dropper.stages)) is not None:  # one group per stage, each with its own rate
+            self.optimizer = build_optimizer(cell, stage_groups(self.dropper.stage_parameters))
+            self.dropper.optimizer = self.optimizer
+        self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
+        self.phases = PhaseMeters(device)
+        self.clock = TrainClock(device, self.phases.meters["training"])
+        self.dropper.around_building = lambda: self.phases.span("cache_building")
+        self._epoch_spans: dict[int, tuple[int, int]] = {}
+        self._first_span: int | None = 0  # of the epoch that runs; None where it began in an earlier process
+        self.rows: list[dict[str, Any]] = []
+        self.loss_sum, self.summed = torch.zeros((), device=device), 0
+        self.eval_seconds = self.compile_seconds = 0.0
+        self.correct: Tensor | None = None
+        self._energy_before: Energy | None = None
+        self._seconds_before = 0.0
+        self.identity = {"config_hash": cell.config_hash, "data_fingerprint": dataset.fingerprint, "replay": replay}
+
+    def loss_is_broken(self) -> bool:
+        """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""
+        return self.dropper.step_count % self.dropper.check_every == 0 and not math.isfinite(float(self.loss_sum))
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The row of the epoch whose steps are over, not evaluated yet."""
+        dropper, ledger = self.dropper, self.dropper.ledger
+        assert ledger is not None
+        if self._first_span is not None:
+            self._epoch_spans[len(self.rows)] = self._first_span, self.clock.spans
+        self._first_span = self.clock.spans
+        return {
+            "epoch": len(self.rows), "step": dropper.step_count, "train_loss": float(self.loss_sum) / self.summed,
+            "test_accuracy": None, "test_loss": None, "val_accuracy": None, "val_loss": None,
+            "live_stages": dropper.live_stages, "dropped_stages": dropper.cut,
+            "lr": self.optimizer.param_groups[-1]["lr"], "train_seconds": self.clock.seconds,
+            "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward),
+        }  # fmt: skip
+
+    def begin_epoch(self, row: dict[str, Any]) -> None:
+        """Put the finished epoch's row away and start summing the next one's loss."""
+        self.rows.append(row)
+        self.loss_sum.zero_()
+        self.summed = 0
+
+    def flops(self) -> int:
+        """FLOPs executed so far, forward and backward."""
+        ledger = self.dropper.ledger
+        return 0 if ledger is None else sum(ledger.forward) + sum(ledger.backward)
+
+    def energy_record(self) -> dict[str, Any]:
+        """The energy fields of the record; every epoch's row gets its own."""
+        self.phases.epochs(self.rows, self._epoch_spans)
+        return self.phases.record(self.energy())
+
+    def energy(self) -> Energy:
+        """Energy of all training that was not lost, over every interruption."""
+        return add_sessions(self._energy_before, self.clock.energy.total(), self.clock.seconds > self._seconds_before)
+
+    def compile(self) -> None:
+        """Run the compiled network once forward and backward, leaving weights, statistics and gradients as they were."""
+        began = time.perf_counter()
+        dropper = self.dropper
+        buffers, random = [(b, b.clone()) for b in self.model.buffers()], random_states(dropper.device)
+        x, y, _ = next(dropper.loader(0))
+        with self.autocast():
+            loss = self.criterion(dropper(x), y)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        load_random_states(random)
+        synchronize(dropper.device)
+        self.compile_seconds += time.perf_counter() - began
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the bits of the steps to come and the figures of the record, between two steps."""
+        return {
+            "identity": self.identity,
+            "model": named_tensors(self.model), "optimizer": optimizer_state(self.optimizer, self.model),
+            "dropper": self.dropper.state_dict(), "scaler": self.scaler.state_dict(), "rows": self.rows,
+            "loss_sum": self.loss_sum, "summed": self.summed, "random": random_states(self.dropper.device),
+            "costs": self.costs.to_dict(), "train_seconds": self.clock.seconds, "eval_seconds": self.eval_seconds,
+            "compile_seconds": self.compile_seconds, "energy": dataclasses.asdict(self.energy()),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state()`` of an earlier process. Raises ``Damaged`` when it's the state of another network."""
+        tensors = named_tensors(self.model)
+        if tensors.keys() != state["model"].keys():
+            raise Damaged("holds another network")
+        for name, tensor in tensors.items():
+            copy_into(tensor, state["model"][name])
+        self.costs = self.dropper.costs = CostTable.from_dict(state["costs"])  # what was decided by goes on deciding
+        self.dropper.load_state_dict(state["dropper"])
+        load_optimizer(self.optimizer, self.model, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.rows[:] = state["rows"]
+        copy_into(self.loss_sum, state["loss_sum"])
+        self.summed = state["summed"]
+        self._first_span = None if self.summed else 0
+        self.clock.seconds = self._seconds_before = state["train_seconds"]
+        self.eval_seconds = state["eval_seconds"]
+        self.compile_seconds = state["compile_seconds"]
+        self._energy_before = energy_from(state["energy"])
+        load_random_states(state["random"])

@@ -1,0 +1,93 @@
+"""Runs a tiny cell, interrupted where a test wants it, and compares what it came to."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldbench.config import Cell, experiment_from_dict
+from ldbench.costs import CostTable
+from ldbench.keeper import Keeper
+from ldbench.record import VOLATILE_FIELDS
+from ldbench.resident import Resident
+from ldbench.runner import Preparation, plan
+from ldbench.signals import Interrupted, StopRequest
+from ldbench.train import CellRun, run_cell
+
+CPU = torch.device("cpu")
+TABLE: dict[str, Any] = {
+    "model": "tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 100, "test_size": 60, "epochs": 4,
+    "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05,
+    "policy": {
+        "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.8, "patience": 1},
+        "freezeout": {"t_first": 0.4},
+    },
+}  # fmt: skip
+
+
+class StopAfter(StopRequest):
+    """A signal that comes at the n-th point where a run may be stopped: steps, minibatches of stores and of evaluations."""
+
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.number = 15
+        super().check()
+
+
+class Bench:
+    """Data and a cost table in which every drop pays, shared by the runs of a test module."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        cell = self.cell("full")
+        preparation = Preparation(experiment_from_dict(TABLE), folder, CPU)
+        self.data: Resident = preparation.data("digits")
+        measured = preparation.costs(cell)
+        count = len(measured.stages)
+        tiers = {k: dataclasses.replace(v, read_overhead=0.0, read_per_byte=0.0, write_per_byte=0.0) for k, v in measured.tiers.items()}  # fmt: skip
+        self.costs: CostTable = dataclasses.replace(
+            measured, inference=[0.0] * count, forward=[1.0] * count, tiers=tiers
+        )
+
+    def cell(self, method: str, **options: Any) -> Cell:
+        """The cell of a method."""
+        methods = ["learn-and-drop", "freeze"] if method == "freeze" else [method]
+        planned = plan(experiment_from_dict(TABLE | {"method": methods, "short_budgets": [0.55]} | options))
+        return planned[-1]
+
+    def run(self, cell: Cell, folder: Path, keeper: Keeper | None = None) -> CellRun:
+        """Train a cell in ``folder``."""
+        folder.mkdir(exist_ok=True, parents=True)
+        replay = [(6, 1), (12, 3)] if cell.method == "freeze" else None
+        return run_cell(cell, self.data, self.costs, folder, device=CPU, replay=replay, keeper=keeper)
+
+    def interrupted(self, cell: Cell, folder: Path, *checks: int) -> tuple[CellRun, int]:
+        """Train a cell, stopped after so many checks in one process after the other; also tells how often it was."""
+        folder.mkdir(exist_ok=True, parents=True)
+        stopped = 0
+        for number in checks:
+            torch.manual_seed(number)  # a new process has other random states
+            try:
+                return self.run(cell, folder, Keeper(folder, StopAfter(number))), stopped
+            except Interrupted:
+                stopped += 1
+        return self.run(cell, folder, Keeper(folder)), stopped
+
+
+def lasting(run: CellRun) -> dict[str, Any]:
+    """What must be the same to the bit: the record without its volatile fields, epochs and scores, and every weight."""
+    record = {key: value for key, value in run.result.items() if key not in VOLATILE_FIELDS}
+    for name in ("drops", "declined"):
+        gone = [field.removeprefix(f"{name}.") for field in VOLATILE_FIELDS if field.startswith(f"{name}.")]
+        record[name] = [{k: v for k, v in entry.items() if k not in gone} for entry in record[name]]
+    epochs = [{k: v for k, v in row.items() if k != "train_seconds"} for row in run.epochs]
+    weights = {name: tensor.numpy().tobytes() for name, tensor in run.model.state_dict().items()}
+    return {"record": record, "epochs": epochs, "scores": run.scores, "weights": weights}
