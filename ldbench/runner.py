@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from ldbench.sealed import write_sealed, write_sealed_lines
 from ldbench.signals import StopRequest
 from ldbench.tensorfile import save_model
 from ldbench.train import run_cell
+
+# No cell could leave anything behind: the run ends instead of failing one cell after the other.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 __all__ = ["Outcome", "Preparation", "Progress", "check_plan", "plan", "resolve_device", "run_experiment"]
 
@@ -204,6 +208,8 @@ class _Run:
                 device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, keeper=keeper,
             )  # fmt: skip
         except Exception as error:  # a failed cell is recorded with its error and the others go on
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
             return self._failure(cell, error) | keeper.account() | {"incidents": keeper.incidents}
         write_sealed_lines(folder / "epochs.jsonl", run.epochs)
         write_sealed_lines(folder / "scores.jsonl", run.scores)
