@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from ldbench.integrity import cell_problems, mend_cell
 from ldbench.keeper import HEARTBEAT, Keeper
 from ldbench.locks import FolderLock
 from ldbench.methods import replay_source
+from ldbench.plans import Outcome, write_plan
 from ldbench.preparation import Preparation, check_plan, plan, resolve_device
 from ldbench.record import SCHEMA_VERSION, environment, open_results, read_json
 from ldbench.sealed import write_sealed, write_sealed_lines
@@ -51,17 +51,6 @@ class Progress(Protocol):
     def cell_ended(self, result: dict[str, Any]) -> None:
         """A cell is over, whatever its status."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Counts over the cells of a run. ``skipped`` were finished before, ``elsewhere`` by another process meanwhile."""
-
-    finished: int = 0
-    skipped: int = 0
-    diverged: int = 0
-    failed: int = 0
-    elsewhere: int = 0
 
 
 def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Outcome:
@@ -145,6 +134,7 @@ class _Run:
         """Run what is left; returns the counts."""
         self._tidy()
         write_sealed(self.out / "experiment.json", self.experiment.to_dict())
+        write_plan(self.out, self.experiment, [cell.cell_id for cell in self.planned])
         counts = {"finished": 0, "diverged": 0, "failed": 0}
         number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
         own: set[str] = set()
