@@ -37,7 +37,7 @@ GRID = [
     *(part for method in ("full", "short", "learn-and-drop", "freeze", "freezeout", "schedule") for part in ("--method", method)),
     "--set", "schedule.drops=[[0.25,0.3],[0.5,0.6]]", "--set", "learn-and-drop.remaining=0.9",
 ]  # fmt: skip
-DISK_FULL_SHARE = 0.2
+DISK_FULL_EVERY = 5
 
 
 def command(out: Path, costs: Path | None) -> list[str]:
@@ -56,9 +56,9 @@ def limit_file_size(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def disturb(out: Path, costs: Path, dice: random.Random, longest: float) -> str:
+def disturb(out: Path, costs: Path, dice: random.Random, longest: float, disk_full: bool) -> str:
     """Start the grid and kill it at a random moment; tells what happened."""
-    limit = dice.choice([2_000, 20_000, 200_000]) if dice.random() < DISK_FULL_SHARE else None
+    limit = dice.choice([2_000, 20_000, 200_000]) if disk_full else None
     process = subprocess.Popen(
         command(out, costs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         preexec_fn=None if limit is None else lambda: limit_file_size(limit),
@@ -82,7 +82,7 @@ def lasting(folder: Path) -> dict[str, Any]:
     lines: dict[str, list[Any]] = {}
     for name in ("epochs.jsonl", "scores.jsonl"):
         rows = [json.loads(line) for line in (folder / name).read_text().splitlines()[1:]]
-        lines[name] = [{k: v for k, v in row.items() if k != "train_seconds"} for row in rows]
+        lines[name] = [{k: v for k, v in row.items() if f"epochs.{k}" not in VOLATILE_FIELDS} for row in rows]
     weights = {
         name: (array.dtype.str, array.tobytes()) for name, array in load_file(folder / "model.safetensors").items()
     }
@@ -123,7 +123,7 @@ def main() -> int:
     kills = rounds = 0
     while kills < options.kills and time.monotonic() - began < 60 * options.minutes:
         # Longer than a start takes, so that work goes on, and such that one grid lasts for all kills.
-        what = disturb(hit, plain / "costs", dice, 8 + 2 * whole / max(options.kills, 1))
+        what = disturb(hit, plain / "costs", dice, 8 + 2 * whole / max(options.kills, 1), rounds % DISK_FULL_EVERY == 2)
         rounds += 1
         kills += what.startswith("killed")
         print(f"{rounds}: {what}", flush=True)

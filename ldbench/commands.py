@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.table import Table
 from ldbench.config import Cell, Experiment
 from ldbench.errors import UserError
 from ldbench.progress import ConsoleProgress, cell_title
+
+if TYPE_CHECKING:
+    from ldbench.plans import Outcome
 
 _MOST_SHOWN = 10
 
@@ -26,19 +29,17 @@ def console() -> Console:
 def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool, as_json: bool) -> int:
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
     from ldbench.allocator import keep_freed_memory
+    from ldbench.plans import Outcome, all_finished
     from ldbench.record import plain
     from ldbench.report import load_results, print_table
-    from ldbench.runner import run_experiment
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
     keep_freed_memory()
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
-    try:
-        outcome = run_experiment(experiment, out, progress)
-    finally:
-        progress.close()
+    skipped = all_finished(out, experiment)
+    outcome = Outcome(skipped=skipped) if skipped is not None else _run(experiment, out, progress)
     results = load_results(out)
     page = _write_report(out, results)
     if as_json:
@@ -61,6 +62,15 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
         )
         return 1
     return 0
+
+
+def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcome:
+    from ldbench.runner import run_experiment
+
+    try:
+        return run_experiment(experiment, out, progress)
+    finally:
+        progress.close()
 
 
 def _write_report(directory: Path, results: Any, all_figures: bool = False) -> Path:

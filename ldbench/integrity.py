@@ -57,7 +57,7 @@ def mend_cell(folder: Path, note: Callable[[str], None]) -> bool:
 
 def verify(out: Path) -> Iterator[tuple[str, str]]:
     """Every damaged file below a results folder: path relative to it, and the reason."""
-    for path in (out / "experiment.json", *sorted((out / "costs").glob("*.json"))):
+    for path in (out / "experiment.json", out / "plan.json", *sorted((out / "costs").glob("*.json"))):
         try:
             if path.exists():
                 read_sealed(path)

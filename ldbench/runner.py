@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,16 @@ from ldbench.integrity import cell_problems, mend_cell
 from ldbench.keeper import HEARTBEAT, Keeper
 from ldbench.locks import FolderLock
 from ldbench.methods import replay_source
+from ldbench.plans import Outcome, write_plan
 from ldbench.preparation import Preparation, check_plan, plan, resolve_device
 from ldbench.record import SCHEMA_VERSION, environment, open_results, read_json
 from ldbench.sealed import write_sealed, write_sealed_lines
 from ldbench.signals import StopRequest
 from ldbench.tensorfile import save_model
 from ldbench.train import run_cell
+
+# No cell could leave anything behind: the run ends instead of failing one cell after the other.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 __all__ = ["Outcome", "Preparation", "Progress", "check_plan", "plan", "resolve_device", "run_experiment"]
 
@@ -47,17 +51,6 @@ class Progress(Protocol):
     def cell_ended(self, result: dict[str, Any]) -> None:
         """A cell is over, whatever its status."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Counts over the cells of a run. ``skipped`` were finished before, ``elsewhere`` by another process meanwhile."""
-
-    finished: int = 0
-    skipped: int = 0
-    diverged: int = 0
-    failed: int = 0
-    elsewhere: int = 0
 
 
 def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Outcome:
@@ -141,6 +134,7 @@ class _Run:
         """Run what is left; returns the counts."""
         self._tidy()
         write_sealed(self.out / "experiment.json", self.experiment.to_dict())
+        write_plan(self.out, self.experiment, [cell.cell_id for cell in self.planned])
         counts = {"finished": 0, "diverged": 0, "failed": 0}
         number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
         own: set[str] = set()
@@ -204,6 +198,8 @@ class _Run:
                 device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, keeper=keeper,
             )  # fmt: skip
         except Exception as error:  # a failed cell is recorded with its error and the others go on
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
             return self._failure(cell, error) | keeper.account() | {"incidents": keeper.incidents}
         write_sealed_lines(folder / "epochs.jsonl", run.epochs)
         write_sealed_lines(folder / "scores.jsonl", run.scores)

@@ -54,7 +54,11 @@ class Bench:
         count = len(measured.stages)
         tiers = {k: dataclasses.replace(v, read_overhead=0.0, read_per_byte=0.0, write_per_byte=0.0) for k, v in measured.tiers.items()}  # fmt: skip
         self.costs: CostTable = dataclasses.replace(
-            measured, inference=[0.0] * count, forward=[1.0] * count, tiers=tiers
+            measured,
+            inference=[0.0] * count,
+            forward=[0.0] * count,
+            tiers=tiers,
+            steps=[float(count - cut) for cut in range(count)],
         )
 
     def cell(self, method: str, **options: Any) -> Cell:
@@ -88,6 +92,6 @@ def lasting(run: CellRun) -> dict[str, Any]:
     for name in ("drops", "declined"):
         gone = [field.removeprefix(f"{name}.") for field in VOLATILE_FIELDS if field.startswith(f"{name}.")]
         record[name] = [{k: v for k, v in entry.items() if k not in gone} for entry in record[name]]
-    epochs = [{k: v for k, v in row.items() if k != "train_seconds"} for row in run.epochs]
+    epochs = [{k: v for k, v in row.items() if f"epochs.{k}" not in VOLATILE_FIELDS} for row in run.epochs]
     weights = {name: tensor.numpy().tobytes() for name, tensor in run.model.state_dict().items()}
     return {"record": record, "epochs": epochs, "scores": run.scores, "weights": weights}

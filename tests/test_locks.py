@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -86,11 +85,11 @@ def test_busy_cells_come_last_and_a_replay_waits_for_its_source(tmp_path: Path) 
 WORKER = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from ldbench.company import Company
-from ldbench.config import experiment_from_dict
-from ldbench.runner import plan
 out = Path(sys.argv[1])
-cells = plan(experiment_from_dict({"method": "full", "seeds": 12}))
+cells = [SimpleNamespace(cell_id=f"c{i}", method="full", model="m", dataset="d", seed=i) for i in range(12)]
+print("ready", flush=True)
 done = lambda cell: (out / "cells" / cell.cell_id / "done").exists()
 while not (out / "go").exists():
     time.sleep(0.01)
@@ -105,7 +104,9 @@ def test_two_processes_share_the_cells_and_do_none_twice(tmp_path: Path) -> None
     (tmp_path / "cells").mkdir()
     command = [sys.executable, "-c", WORKER, str(tmp_path)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    time.sleep(4)
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
     (tmp_path / "go").touch()
     shares = [set(worker.communicate(timeout=60)[0].split()) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 from interruptions import Bench, StopAfter, lasting
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ldbench.checkpoint import read_checkpoint, write_checkpoint
+from ldbench.config import experiment_from_dict
 from ldbench.integrity import verify
 from ldbench.keeper import CHECKPOINT, Keeper
+from ldbench.progress import ConsoleProgress
 from ldbench.record import VOLATILE_FIELDS
+from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed, write_sealed
 from ldbench.signals import Interrupted, StopRequest
 from ldbench.training import Training
@@ -233,22 +239,17 @@ def test_lost_work_is_counted_apart(bench: Bench, tmp_path: Path) -> None:
 
 # --- real processes --------------------------------------------------------------------------------------------------
 
-RUN = [
-    "run", "--model", "tiny_nets:net", "--dataset", "digits", "--image-size", "8", "--train-size", "400", "--test-size",
-    "60", "--epochs", "40", "--batch-size", "20", "--method", "full", "--method", "schedule", "--quiet", "--set",
-    "schedule.drops=[[0.3,0.3],[0.6,0.6]]", "--cache-budget", "0,0,100MB", "--save-model", "final", "--eval-every", "20",
-    "--checkpoint-minutes", "0.001",
-]  # fmt: skip
+TABLE = {
+    "model": "tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 400, "test_size": 60, "epochs": 20,
+    "batch_size": 20, "method": ["full", "schedule"], "policy": {"schedule": {"drops": [[0.3, 0.3], [0.6, 0.6]]}},
+    "cache_budget": "0,0,100MB", "save_model": "final", "eval_every": 10, "checkpoint_minutes": 0.001,
+}  # fmt: skip
 
 
-def command(out: Path, costs: Path | None) -> list[str]:
-    table = [] if costs is None else ["--cost-table", str(costs)]
-    return [sys.executable, "-c", "from ldbench.cli import main; main()", *RUN, *table, "--out", str(out)]
-
-
-def start(out: Path, costs: Path) -> subprocess.Popen[str]:
+def start(experiment: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from ldbench.cli import main; main()", "run", str(experiment), "--quiet"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(command(out, costs), stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -271,13 +272,16 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def test_real_signals_end_a_run_in_time_and_the_same_command_ends_with_the_same_bits(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run(command(tmp_path / "plain", None), check=True, env=environment, capture_output=True)
-    out = tmp_path / "hit"
+    quiet = ConsoleProgress(Console(), quiet=True)
+    table = TABLE | {"threads": torch.get_num_threads()}
+    run_experiment(experiment_from_dict(table), tmp_path / "plain", quiet)
+    out, experiment = tmp_path / "hit", tmp_path / "experiment.json"
+    table |= {"cost_table": str(tmp_path / "plain" / "costs")}
+    experiment.write_text(json.dumps(table))
     for number, code, line in (
         (signal.SIGKILL, -9, ""), (signal.SIGTERM, 143, "the same command goes on"), (signal.SIGINT, 130, "saving a checkpoint"),
     ):  # fmt: skip
-        process = start(out, tmp_path / "plain" / "costs")
+        process = start(experiment, out)
         wait_for(partial(newer_checkpoint, out, time.time()))
         process.send_signal(number)
         began = time.monotonic()
@@ -286,7 +290,7 @@ def test_real_signals_end_a_run_in_time_and_the_same_command_ends_with_the_same_
         assert process.returncode == code, said
         assert line in said
         assert "Traceback" not in said
-    subprocess.run(command(out, tmp_path / "plain" / "costs"), check=True, env=environment, capture_output=True)
+    run_experiment(experiment_from_dict(table), out, quiet)
     for folder in sorted((out / "cells").iterdir()):
         plain = tmp_path / "plain" / "cells" / folder.name
         assert lasting_record(folder / "result.json") == lasting_record(plain / "result.json")

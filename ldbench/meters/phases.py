@@ -10,7 +10,7 @@ import torch
 
 from ldbench.costs import synchronize
 from ldbench.meters.choose import energy_meter
-from ldbench.meters.energy import Energy, EnergyMeter
+from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter
 
 PHASES = ("training", "cache_building", "evaluation")
 
@@ -56,11 +56,12 @@ class PhaseMeters:
             spans: by epoch the numbers of its training windows, (first, end); an epoch that is missing was trained, at
                 least in part, by an earlier process.
         """
+        meter = self.meters["training"]
+        reason = meter.reason if isinstance(meter, NullEnergyMeter) else "trained in part before an interruption"
         for row in rows:
-            row |= {"energy_joules": None, "energy_bound_joules": None}
-            row["energy_unavailable_reason"] = "trained in part before an interruption"
+            row |= {"energy_joules": None, "energy_bound_joules": None, "energy_unavailable_reason": reason}
         metered = [row for row in rows if row["epoch"] in spans]
-        windows = self.meters["training"].sums([spans[row["epoch"]] for row in metered])
+        windows = meter.sums([spans[row["epoch"]] for row in metered])
         for row, energy in zip(metered, windows, strict=True):
             row |= {
                 "energy_joules": energy.joules, "energy_bound_joules": energy.bound_joules,

@@ -1,0 +1,52 @@
+"""Answers "is this whole experiment finished?" without importing torch, so that a finished grid is skipped in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ldbench.config import Experiment
+from ldbench.integrity import cell_problems
+from ldbench.record import finished, read_json
+from ldbench.sealed import plain, write_sealed
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts over the cells of a run. ``skipped`` were finished before, ``elsewhere`` by another process meanwhile."""
+
+    finished: int = 0
+    skipped: int = 0
+    diverged: int = 0
+    failed: int = 0
+    elsewhere: int = 0
+
+
+def _key(experiment: Experiment) -> dict[str, Any]:
+    """What decides the cells of a plan: the experiment, and the default recipes."""
+    recipes = (resources.files("ldbench") / "recipes.py").read_bytes()
+    whole: dict[str, Any] = plain({"experiment": experiment.to_dict(), "recipes": hashlib.sha256(recipes).hexdigest()})
+    return whole
+
+
+def write_plan(out: Path, experiment: Experiment, cell_ids: Sequence[str]) -> None:
+    """Note the cells of an experiment. Raises ``OSError``."""
+    write_sealed(out / PLAN, _key(experiment) | {"cells": list(cell_ids)})
+
+
+def all_finished(out: Path, experiment: Experiment) -> int | None:
+    """How many cells the experiment has, when every one of them is finished and undamaged in ``out``; else None."""
+    noted = read_json(out / PLAN)
+    if noted is None or any(noted.get(key) != value for key, value in _key(experiment).items()):
+        return None
+    folders = [out / "cells" / name for name in noted["cells"]]
+    for folder in folders:
+        if not finished(folder) or next(cell_problems(folder, tensors=False), None) is not None:
+            return None
+    return len(folders)
