@@ -76,7 +76,7 @@ def disturb(out: Path, costs: Path, dice: random.Random, longest: float, disk_fu
 def lasting(folder: Path) -> dict[str, Any]:
     """What must be equal to the bit: record without volatile fields, epochs, scores, weights."""
     record = {k: v for k, v in read_sealed(folder / "result.json").items() if k not in VOLATILE_FIELDS}
-    for field in (name for name in VOLATILE_FIELDS if "." in name):
+    for field in (name for name in VOLATILE_FIELDS if name.startswith(("drops.", "declined."))):
         group, key = field.split(".")
         record[group] = [{k: v for k, v in entry.items() if k != key} for entry in record[group]]
     lines: dict[str, list[Any]] = {}
