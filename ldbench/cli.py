@@ -177,8 +177,8 @@ def profile(
     options = {
         key: value for key, value in locals().items() if value is not None and key not in ("out", "json_", "energy")
     }
-    from ldbench.commands import profile_command
     from ldbench.config import experiment_from_dict
+    from ldbench.profile_command import profile_command
 
     raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_, metered=energy))
 

@@ -43,7 +43,8 @@ class ConsoleProgress:
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         """Open the line of a cell."""
-        self._first_number = self._first_number or number
+        if not self._first_number:  # preparation is over: it would spoil the estimate of the time left
+            self._first_number, self._began = number, time.monotonic()
         self._number, self._total, self._cell_began = number, total, time.monotonic()
         method = cell_title(cell.method, cell.budget)
         self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {method}, seed {cell.seed}"

@@ -1,0 +1,113 @@
+"""``ldbench profile``: measure, save and show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ldbench.commands import console
+from ldbench.config import Experiment
+from ldbench.errors import UserError
+
+
+def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, metered: bool = False) -> int:
+    """Measure a cost table and show it by stage and by cut."""
+    import tempfile
+
+    import torch
+
+    from ldbench.allocator import keep_freed_memory
+    from ldbench.cache import resolve_budget
+    from ldbench.costs import StorePlan
+    from ldbench.models import build_model
+    from ldbench.optim import autocast_for, build_optimizer
+    from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
+    from ldbench.record import plain, write_json, write_text
+    from ldbench.resident import model_spec
+    from ldbench.runner import Preparation, plan, resolve_device
+    from ldbench.stage_energy import measure_stage_energy
+    from ldbench.stages import legal_cuts, split_stages, stage_parameters
+
+    keep_freed_memory()
+    cell = plan(experiment)[0]
+    device = resolve_device(experiment.device)
+    if experiment.threads is not None:
+        torch.set_num_threads(experiment.threads)
+    with tempfile.TemporaryDirectory() as name:
+        preparation = Preparation(experiment, Path(name), device)
+        data = preparation.data(cell.dataset)
+        table = preparation.costs(cell)
+        budget = resolve_budget(cell.cache_budget, device, Path(name))
+    model = build_model(model_spec(cell, data.dataset)).to(device)
+    stages = split_stages(model)
+    energy = NOT_ASKED
+    if metered:
+        images = torch.arange(min(cell.batch_size, len(data.train)))
+        energy = measure_stage_energy(
+            stages, lambda: data.train.batch(images), build_optimizer(cell, [list(model.parameters())]),
+            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=device,
+            autocast=autocast_for(cell.precision, device),
+        )  # fmt: skip
+    sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
+    by_stage = stage_rows(table, sizes, energy)
+    by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages), energy)
+    found = plain(as_dict(table, by_stage, by_cut, len(data.train), energy))
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "profile.json", found)
+            write_text(out / "profile.svg", plot(by_stage, by_cut, f"{cell.model} on {cell.dataset}"))
+        except OSError as error:
+            raise UserError(
+                f"the profile cannot be written to {out}: {error.strerror}; choose another --out"
+            ) from error
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    _print_profile(found, f"{cell.model} on {cell.dataset}, {device}")
+    return 0
+
+
+def _print_profile(found: dict[str, Any], title: str) -> None:
+    screen = console()
+    screen.print(f"{title}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
+    table = Table("stage", "forward ms", "backward ms", "J", "forward MFLOPs", "parameters", "output kB", box=None)
+    for row in found["stages"]:
+        table.add_row(
+            row["stage"], f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
+            _joules(row["joules"]),
+            f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
+        )  # fmt: skip
+    screen.print(table)
+    cuts = Table(
+        "drop up to",
+        "saves s/epoch",
+        "of an epoch",
+        "GFLOPs/epoch",
+        "J/epoch",
+        "store MB",
+        "in",
+        "build s",
+        "pays after epochs",
+        box=None,
+    )
+    for row in found["cuts"]:
+        never = row["break_even_epochs"] is None
+        cuts.add_row(
+            f"{row['cut']}: {row['after']}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
+            "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
+            "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
+            f"{row['saved_flops'] / 1e9:.1f}", _joules(row["saved_joules"]), f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
+            "-" if row["build_seconds"] is None else f"{row['build_seconds']:.3g}",
+            "never" if never else f"{row['break_even_epochs']:.2f}",
+        )  # fmt: skip
+    screen.print(cuts)
+    if found["energy_unavailable_reason"]:
+        screen.print(f"Energy unavailable: {found['energy_unavailable_reason']}", markup=False, soft_wrap=True)
+
+
+def _joules(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
