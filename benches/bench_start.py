@@ -30,7 +30,7 @@ class Start:
             if what == "--help"
             else what
         )
-        return common.samples(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True), 3)
+        return common.samples(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True), 2)
 
     track_seconds.unit = "seconds"  # type: ignore[attr-defined]
     track_seconds.version = "1"  # type: ignore[attr-defined]

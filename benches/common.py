@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,11 +19,11 @@ MODELS = ["vgg11_bn", "resnet18"]
 BATCH, IMAGES, SIDE, CLASSES = 64, 256, 32, 10
 
 
-def device() -> torch.device:
-    """The first GPU, else the CPU with two threads, so that figures of one machine compare."""
+def device(threads: int = 1) -> torch.device:
+    """The first GPU, else the CPU; with one thread, since two that wait for each other feel every other process."""
     if torch.cuda.is_available():
         return torch.device("cuda:0")
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     keep_freed_memory()
     return torch.device("cpu")
 
@@ -57,12 +58,18 @@ def train_step(engine: LayerDropper) -> None:
     synchronize(engine.device)
 
 
-def samples(work: Callable[[], object], repeats: int = 9) -> dict[str, object]:
-    """Seconds of ``work`` in the form that gives asv a median and an interval."""
+def samples(work: Callable[[], object], repeats: int = 9, least_seconds: float = 0.03) -> dict[str, object]:
+    """Seconds of ``work`` in the form that gives asv a median and an interval.
+
+    A sample is the fastest of three spans of at least ``least_seconds``: what disturbs a measurement only ever adds to it.
+    """
     work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
+    count = max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6)))
+    return {"samples": [min(_span(work, count) for _ in range(3)) / count for _ in range(repeats)], "number": 1}
+
+
+def _span(work: Callable[[], object], count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
         work()
-        seconds.append(time.perf_counter() - began)
-    return {"samples": seconds, "number": 1}
+    return time.perf_counter() - began

@@ -37,7 +37,7 @@ ROUNDS = 5  # after each cost table
 def engine(model: str, width: float, images: torch.Tensor, targets: torch.Tensor, batch: int) -> LayerDropper:
     """An engine that never drops by itself."""
     torch.manual_seed(0)
-    network: nn.Module = build_model(ModelSpec(model, 1, images.shape[-1], 10, width=width)).to(common.device()).train()
+    network: nn.Module = build_model(ModelSpec(model, 1, images.shape[-1], 10, width=width)).to(images.device).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
     data = (images, targets)
     return LayerDropper(network, optimizer, data, batch_size=batch, epochs=1000, policy=NeverDrop())
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    device, count = common.device(), STEPS * options.batch_size
+    device, count = common.device(threads=2), STEPS * options.batch_size
     images = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     targets = (torch.arange(count) % 10).to(device)
     whole = engine(options.model, options.width, images, targets, options.batch_size)
