@@ -31,7 +31,7 @@ class DeltaNorms:
         self.plan = DeltaNormPlan(self.parameters, self.snapshots, layers, len(layers))
         self.out = torch.empty(len(layers), 2, device=where)
 
-    def time_norms(self, model: str, by: str, device: str) -> None:
+    def _run(self, by: str) -> None:
         if by == "ldbench":
             delta_norms(self.plan, self.out)
         else:
@@ -41,7 +41,18 @@ class DeltaNorms:
             torch._foreach_copy_(self.snapshots, self.parameters)
         synchronize(self.out.device)
 
+    def time_norms(self, model: str, by: str, device: str) -> None:
+        self._run(by)
+
     time_norms.version = "1"  # type: ignore[attr-defined]
+
+    def track_norms_over_foreach(self, model: str, by: str, device: str) -> dict[str, object]:
+        if by != "ldbench":
+            raise NotImplementedError("the peer itself")
+        return common.ratio_samples(lambda: self._run("ldbench"), lambda: self._run("foreach"), 5)
+
+    track_norms_over_foreach.unit = "of the foreach lines"  # type: ignore[attr-defined]
+    track_norms_over_foreach.version = "1"  # type: ignore[attr-defined]
 
 
 class GatherRows:
@@ -65,7 +76,7 @@ class GatherRows:
             self.rows = self.x.reshape(2048, -1).to(dtype)
         self.index = torch.randint(2048, (128,), device=where)
 
-    def time_gather(self, rows: str, by: str, device: str) -> None:
+    def _run(self, by: str) -> None:
         if by == "ldbench":
             out = gather_rows(self.rows, self.index, self.shape, dtype=torch.float32, scales=self.scales)
         else:
@@ -74,5 +85,16 @@ class GatherRows:
                 out = out * self.scales[self.index].view(-1, self.shape[0], 1, 1)
         synchronize(out.device)
 
+    def time_gather(self, rows: str, by: str, device: str) -> None:
+        self._run(by)
+
     time_gather.version = "2"  # type: ignore[attr-defined]
     time_gather.sample_time = 0.05  # type: ignore[attr-defined]
+
+    def track_gather_over_indexing(self, rows: str, by: str, device: str) -> dict[str, object]:
+        if by != "ldbench":
+            raise NotImplementedError("the peer itself")
+        return common.ratio_samples(lambda: self._run("ldbench"), lambda: self._run("indexing"))
+
+    track_gather_over_indexing.unit = "of indexing"  # type: ignore[attr-defined]
+    track_gather_over_indexing.version = "1"  # type: ignore[attr-defined]

@@ -49,6 +49,23 @@ def dropper(name: str) -> LayerDropper:
     return LayerDropper(model, optimizer, (images, targets), batch_size=BATCH, epochs=1000, policy=NeverDrop())
 
 
+def plain_step(name: str) -> Callable[[], None]:
+    """One step of a plain loop over the same network and images, by hand."""
+    model, generator = network(name), torch.Generator().manual_seed(0)
+    images = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
+    targets = (torch.arange(IMAGES) % CLASSES).to(device())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+
+    def step() -> None:
+        index = torch.randint(IMAGES, (BATCH,))
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(images[index]), targets[index]).backward()
+        optimizer.step()
+        synchronize(images.device)
+
+    return step
+
+
 def train_step(engine: LayerDropper) -> None:
     """One whole step, minibatch included, synchronised at the end."""
     x, y, _ = next(engine.loader(0))
@@ -66,6 +83,22 @@ def samples(work: Callable[[], object], repeats: int = 9, least_seconds: float =
     work()
     count = max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6)))
     return {"samples": [min(_span(work, count) for _ in range(3)) / count for _ in range(repeats)], "number": 1}
+
+
+def ratio_samples(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int = 9, least_seconds: float = 0.03
+) -> dict[str, object]:  # fmt: skip
+    """Seconds of ``ours`` over those of ``peer``, in turns: what slows the machine for a minute slows both alike."""
+    for work in (ours, peer):
+        work()
+    counts = [max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6))) for work in (ours, peer)]
+    ratios = []
+    for _ in range(repeats):
+        spans = [
+            [_span(work, count) / count for work, count in zip((ours, peer), counts, strict=True)] for _ in range(3)
+        ]
+        ratios.append(min(span[0] for span in spans) / min(span[1] for span in spans))
+    return {"samples": ratios, "number": 1}
 
 
 def _span(work: Callable[[], object], count: int) -> float:
