@@ -81,10 +81,12 @@ def layer_norms(sums, offsets, out, BLOCK: tl.constexpr):
     begin, end = tl.load(offsets + layer), tl.load(offsets + layer + 1)
     moved = tl.zeros((BLOCK,), tl.float64)
     norm = tl.zeros((BLOCK,), tl.float64)
-    for start in range(begin, end, BLOCK):
+    start = begin
+    while start < end:  # not range(): the interpreter of Triton 3.6 cannot take its bounds from a load under NumPy 2.4
         i = start + tl.arange(0, BLOCK)
         moved += tl.load(sums + i * 2, i < end, 0.0)
         norm += tl.load(sums + i * 2 + 1, i < end, 0.0)
+        start += BLOCK
     tl.store(out + layer * 2, tl.sqrt(tl.sum(moved, axis=0)).to(tl.float32))
     tl.store(out + layer * 2 + 1, tl.sqrt(tl.sum(norm, axis=0)).to(tl.float32))
 
