@@ -12,15 +12,12 @@ from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_ro
 from . import common
 
 
-class DeltaNorms:
-    """Norms of all layers with the snapshot updated, against the obvious PyTorch lines."""
+class _Norms:
+    """Norms of all layers with the snapshot updated."""
 
-    params = (["vgg11_bn", "resnet50"], ["ldbench", "foreach"], [common.machine_key()])
-    param_names = ("parameters of", "by", "device")
-    version = "1"
     timeout = 300
 
-    def setup(self, model: str, by: str, device: str) -> None:
+    def setup(self, model: str, *_: str) -> None:
         where = common.device()
         network = models.get_model(model, num_classes=10).to(where)
         self.parameters = [p.detach() for p in network.parameters()]
@@ -31,7 +28,7 @@ class DeltaNorms:
         self.plan = DeltaNormPlan(self.parameters, self.snapshots, layers, len(layers))
         self.out = torch.empty(len(layers), 2, device=where)
 
-    def _run(self, by: str) -> None:
+    def run(self, by: str) -> None:
         if by == "ldbench":
             delta_norms(self.plan, self.out)
         else:
@@ -41,30 +38,39 @@ class DeltaNorms:
             torch._foreach_copy_(self.snapshots, self.parameters)
         synchronize(self.out.device)
 
+
+class DeltaNorms(_Norms):
+    """Seconds of ours and of the obvious lines."""
+
+    params = (["vgg11_bn", "resnet50"], ["ldbench", "foreach"], [common.machine_key()])
+    param_names = ("parameters of", "by", "device")
+
     def time_norms(self, model: str, by: str, device: str) -> None:
-        self._run(by)
+        self.run(by)
 
     time_norms.version = "1"  # type: ignore[attr-defined]
 
-    def track_norms_over_foreach(self, model: str, by: str, device: str) -> dict[str, object]:
-        if by != "ldbench":
-            raise NotImplementedError("the peer itself")
-        return common.ratio_samples(lambda: self._run("ldbench"), lambda: self._run("foreach"), 5)
+
+class DeltaNormsRatio(_Norms):
+    """Ours over the obvious lines."""
+
+    params = (["resnet18", "resnet50"], [common.machine_key()])
+    param_names = ("parameters of", "device")
+
+    def track_norms_over_foreach(self, model: str, device: str) -> dict[str, object]:
+        return common.ratio_samples(lambda: self.run("ldbench"), lambda: self.run("foreach"))
 
     track_norms_over_foreach.unit = "of the foreach lines"  # type: ignore[attr-defined]
     track_norms_over_foreach.version = "1"  # type: ignore[attr-defined]
 
 
-class GatherRows:
+class _Gather:
     """A minibatch of 128 from a store behind VGG's second stage, by what the rows are kept in."""
 
-    params = (["fp32", "fp16", "int8"], ["ldbench", "indexing"], [common.machine_key()])
-    param_names = ("rows", "by", "device")
-    version = "1"
     timeout = 300
     shape = (64, 8, 8)
 
-    def setup(self, rows: str, by: str, device: str) -> None:
+    def setup(self, rows: str, *_: str) -> None:
         where = common.device()
         self.x = torch.randn(2048, *self.shape, device=where)
         self.scales: Tensor | None = None
@@ -76,7 +82,7 @@ class GatherRows:
             self.rows = self.x.reshape(2048, -1).to(dtype)
         self.index = torch.randint(2048, (128,), device=where)
 
-    def _run(self, by: str) -> None:
+    def run(self, by: str) -> None:
         if by == "ldbench":
             out = gather_rows(self.rows, self.index, self.shape, dtype=torch.float32, scales=self.scales)
         else:
@@ -85,16 +91,28 @@ class GatherRows:
                 out = out * self.scales[self.index].view(-1, self.shape[0], 1, 1)
         synchronize(out.device)
 
+
+class GatherRows(_Gather):
+    """Seconds of ours and of the obvious lines."""
+
+    params = (["fp32", "fp16", "int8"], ["ldbench", "indexing"], [common.machine_key()])
+    param_names = ("rows", "by", "device")
+
     def time_gather(self, rows: str, by: str, device: str) -> None:
-        self._run(by)
+        self.run(by)
 
     time_gather.version = "2"  # type: ignore[attr-defined]
     time_gather.sample_time = 0.05  # type: ignore[attr-defined]
 
-    def track_gather_over_indexing(self, rows: str, by: str, device: str) -> dict[str, object]:
-        if by != "ldbench":
-            raise NotImplementedError("the peer itself")
-        return common.ratio_samples(lambda: self._run("ldbench"), lambda: self._run("indexing"))
+
+class GatherRatio(_Gather):
+    """Ours over the obvious lines."""
+
+    params = (["fp32", "fp16", "int8"], [common.machine_key()])
+    param_names = ("rows", "device")
+
+    def track_gather_over_indexing(self, rows: str, device: str) -> dict[str, object]:
+        return common.ratio_samples(lambda: self.run("ldbench"), lambda: self.run("indexing"))
 
     track_gather_over_indexing.unit = "of indexing"  # type: ignore[attr-defined]
     track_gather_over_indexing.version = "1"  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tomllib
 import traceback
@@ -90,7 +91,9 @@ def _experiment(source: str | None, options: dict[str, Any], settings: list[str]
         source = "quickstart"
     table = dict(read_experiment(source)) if source is not None else {}
     table |= {key: _option(key, value) for key, value in options.items()}
-    policy = {name: dict(entry) for name, entry in table.get("policy", {}).items()} if settings else None
+    policy = copy.deepcopy(table.get("policy", {})) if settings else None
+    if settings and not (isinstance(policy, dict) and all(isinstance(entry, dict) for entry in policy.values())):
+        raise UserError(f"{source}: policy must be a table, one sub-table per method, not {policy!r}")
     for setting in settings:
         method, dot, rest = setting.partition(".")
         key, equals, text = rest.partition("=")
@@ -200,6 +203,8 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def main() -> None:
     """Entry point: one line and exit code 2 for what the user can put right."""
     debug = "--debug" in sys.argv
+    if any("\0" in argument for argument in sys.argv):
+        sys.exit(_fail("an argument holds a NUL character", debug))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
@@ -207,6 +212,8 @@ def main() -> None:
         code = _fail(str(error), debug)
     except UsageError as error:
         code = _fail(error.format_message(), debug)
+    except OSError as error:  # a path that cannot be what it was given for
+        code = _fail(f"{error.filename or 'a file'}: {error.strerror or error}", debug)
     except Interrupted as stopped:
         code = stopped.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
 import types
@@ -184,7 +185,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{name} must be a table, one sub-table per method, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 10**300 else math.inf
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{name} must not hold a NUL character")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{name} must be {_kind(hint)}, not {value!r}")
     if hint is float and not abs(value) < float("inf"):
@@ -250,7 +253,7 @@ def read_experiment(path: str) -> dict[str, Any]:
             suites = ", ".join(suite_names())
             raise UserError(f"experiment file {path} was not found, and it is no shipped suite ({suites})")
         table = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a valid experiment file: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
