@@ -31,7 +31,7 @@ Out = Annotated[Path | None, typer.Option(help="Results folder; finished cells i
 @app.command()
 def run(
     experiment: Annotated[str | None, typer.Argument(help="TOML or JSON file, or a shipped suite by name.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory, which imports and runs that module.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="full, short, learn-and-drop, freeze, freezeout or schedule.")] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.")] = None,
@@ -159,7 +159,7 @@ def verify(
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory.")] = "resnet18",
+    model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory, which imports and runs that module.")] = "resnet18",
     dataset: Annotated[str, typer.Option(help="Data set whose images are used.")] = "digits",
     batch_size: Annotated[int | None, typer.Option(help="Samples per minibatch.")] = None,
     width: Annotated[float | None, typer.Option(help="Channel multiplier of VGG and ResNet.")] = None,
