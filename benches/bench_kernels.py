@@ -54,7 +54,7 @@ class DeltaNorms(_Norms):
 class DeltaNormsRatio(_Norms):
     """Ours over the obvious lines."""
 
-    params = (["resnet18", "resnet50"], [common.machine_key()])
+    params = (["resnet18"], [common.machine_key()])
     param_names = ("parameters of", "device")
 
     def track_norms_over_foreach(self, model: str, device: str) -> dict[str, object]:

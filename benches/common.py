@@ -14,6 +14,7 @@ from ldbench.costs import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.models import ModelSpec, build_model
 from ldbench.policies import NeverDrop
+from ldbench.stages import split_stages
 
 MODELS = ["vgg11_bn", "resnet18"]
 BATCH, IMAGES, SIDE, CLASSES = 64, 256, 32, 10
@@ -49,19 +50,22 @@ def dropper(name: str) -> LayerDropper:
     return LayerDropper(model, optimizer, (images, targets), batch_size=BATCH, epochs=1000, policy=NeverDrop())
 
 
-def plain_step(name: str) -> Callable[[], None]:
-    """One step of a plain loop over the same network and images, by hand."""
-    model, generator = network(name), torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
+def plain_step(name: str, cut: int) -> Callable[[], None]:
+    """One step by hand of what is left behind ``cut``, over tensors that hold what it reads."""
+    stages, generator = split_stages(network(name)), torch.Generator().manual_seed(0)
+    inputs = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
+    with torch.no_grad():
+        inputs = stages[:cut](inputs)
+    live = stages[cut:]
     targets = (torch.arange(IMAGES) % CLASSES).to(device())
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(live.parameters(), 0.05, momentum=0.9)
 
     def step() -> None:
         index = torch.randint(IMAGES, (BATCH,))
         optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(images[index]), targets[index]).backward()
+        nn.functional.cross_entropy(live(inputs[index]), targets[index]).backward()
         optimizer.step()
-        synchronize(images.device)
+        synchronize(inputs.device)
 
     return step
 
