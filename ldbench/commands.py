@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ldbench.config import Cell, Experiment
@@ -71,7 +72,7 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     """What would run, checked as far as it can be without training."""
     import tempfile
 
-    from ldbench.record import finished
+    from ldbench.record import check_place, finished
     from ldbench.runner import Preparation, check_plan, plan, resolve_device
 
     planned = plan(experiment)
@@ -79,6 +80,7 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
         preparation = Preparation(experiment, Path(folder), resolve_device(experiment.device))
         problem = None
         try:
+            check_place(out, "results")
             check_plan(planned, preparation)
         except UserError as error:  # the plan is shown all the same, then what would stop it
             problem = error
@@ -89,9 +91,8 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
-        table.add_row(
-            str(number), row["model"], row["dataset"], row["title"], str(row["seed"]), str(row["epochs"]), state
-        )
+        named = (escape(row[key]) for key in ("model", "dataset", "title"))
+        table.add_row(str(number), *named, str(row["seed"]), str(row["epochs"]), state)
     screen = console()
     screen.print(table)
     screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
@@ -108,13 +109,24 @@ def _planned(cell: Cell, done: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_results(directory: Path) -> None:
+    """Raises ``UserError`` unless the folder of a run can be read."""
+    cells = directory / "cells"
+    try:
+        if cells.is_dir():
+            next(cells.iterdir(), None)
+            return
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}; give the --out of a run") from error
+    raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+
+
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.record import plain
     from ldbench.report import load_results, print_table, write_report
 
-    if not (directory / "cells").is_dir():
-        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    _check_results(directory)
     results = load_results(directory)
     page = write_report(directory, results=results, all_figures=all_figures)
     if as_json:
@@ -131,8 +143,7 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
     from ldbench.integrity import verify
 
-    if not (directory / "cells").is_dir():
-        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    _check_results(directory)
     damaged = list(verify(directory))
     cells = sum(path.is_dir() for path in (directory / "cells").iterdir())
     if as_json:
@@ -154,13 +165,15 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
     from ldbench.costs import StorePlan
     from ldbench.models import build_model
     from ldbench.profile import as_dict, cut_rows, plot, stage_rows
-    from ldbench.record import plain, write_json, write_text
+    from ldbench.record import check_place, plain, write_json, write_text
     from ldbench.resident import model_spec
     from ldbench.runner import Preparation, plan, resolve_device
     from ldbench.stages import legal_cuts, split_stages, stage_parameters
 
     cell = plan(experiment)[0]
     device = resolve_device(experiment.device)
+    if out is not None:
+        check_place(out, "the profile")  # before minutes of measuring
     if experiment.threads is not None:
         import torch
 
@@ -193,11 +206,11 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool) 
 
 def _print_profile(found: dict[str, Any], title: str) -> None:
     screen = console()
-    screen.print(f"{title}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
+    screen.print(f"{escape(title)}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
     table = Table("stage", "forward ms", "backward ms", "forward MFLOPs", "parameters", "output kB", box=None)
     for row in found["stages"]:
         table.add_row(
-            row["stage"], f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
+            escape(row["stage"]), f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
             f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
         )  # fmt: skip
     screen.print(table)
@@ -215,7 +228,7 @@ def _print_profile(found: dict[str, Any], title: str) -> None:
     for row in found["cuts"]:
         never = row["break_even_epochs"] is None
         cuts.add_row(
-            f"{row['cut']}: {row['after']}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
+            f"{row['cut']}: {escape(row['after'])}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
             "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
             "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
             f"{row['saved_flops'] / 1e9:.1f}", f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
