@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, shown
 from ldbench.kernels import gather_rows, quantize_rows, row_stride
 
 Tier = Literal["device", "pinned", "disk"]
@@ -50,10 +50,18 @@ class StoreBudget:
 
 def parse_bytes(text: str) -> int:
     """Bytes from "512MiB", "4GB", "1.5g" or a plain number. Raises ``UserError``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?i?)b?\s*", text.lower())
     if not match or match[2] == "i":
-        raise UserError(f"cache budget {text!r} is no size: write bytes or a size such as 512MiB or 4GB")
+        raise UserError(f"cache budget {shown(text)} is no size: write bytes or a size such as 512MiB or 4GB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_budget(text: str) -> list[int]:
+    """Bytes per tier from "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK". Raises ``UserError``."""
+    sizes = [parse_bytes(part) for part in text.split(",")]
+    if len(sizes) > 3:
+        raise UserError(f"cache budget {shown(text)} has more than three sizes (device, host, disk)")
+    return sizes
 
 
 def free_host_bytes() -> int:
@@ -82,9 +90,7 @@ def resolve_budget(text: str | None, device: torch.device, folder: Path) -> Stor
         host if on_gpu else 0,
         int(shutil.disk_usage(folder).free * AUTO_SHARE),
     ]
-    parts = [parse_bytes(part) for part in text.split(",")] if text is not None else []
-    if len(parts) > 3:
-        raise UserError(f"cache budget {text!r} has more than three sizes (device, host, disk)")
+    parts = parse_budget(text) if text is not None else []
     sizes = parts + auto[len(parts) :]
     return StoreBudget(sizes[0], sizes[1] if on_gpu else 0, sizes[2])
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+import io
 import sys
-import tomllib
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ldbench.errors import UserError
 from ldbench.signals import Interrupted
-
-if TYPE_CHECKING:
-    from ldbench.config import Experiment
 
 app = typer.Typer(
     name="ldbench", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -25,13 +21,15 @@ app = typer.Typer(
 # Typer carries Click inside or beside it, depending on its version; its own exceptions lead to the common base.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+LONGEST = 1000  # characters of an error
+
 Out = Annotated[Path | None, typer.Option(help="Results folder; finished cells in it are not run again.")]
 
 
 @app.command()
 def run(
     experiment: Annotated[str | None, typer.Argument(help="TOML or JSON file, or a shipped suite by name.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory, which imports and runs that module.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory, whose code is then run.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="full, short, learn-and-drop, freeze, freezeout or schedule.")] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.")] = None,
@@ -76,62 +74,13 @@ def run(
     options = {key: value for key, value in locals().items() if value is not None}
     for own in ("experiment", "out", "dry_run", "quiet", "json_", "set_"):
         options.pop(own, None)
-    chosen, name = _experiment(experiment, options, set_ or [])
     from ldbench.commands import run_command
+    from ldbench.options import experiment_from_options
 
+    chosen, name = experiment_from_options(experiment, options, set_ or [])
     raise typer.Exit(
         run_command(chosen, out or Path("ldbench-results") / name, dry_run=dry_run, quiet=quiet, as_json=json_)
     )
-
-
-def _experiment(source: str | None, options: dict[str, Any], settings: list[str]) -> tuple[Experiment, str]:
-    from ldbench.config import experiment_from_dict, read_experiment
-
-    if source is None and "model" not in options and "dataset" not in options:
-        source = "quickstart"
-    table = dict(read_experiment(source)) if source is not None else {}
-    table |= {key: _option(key, value) for key, value in options.items()}
-    policy = copy.deepcopy(table.get("policy", {})) if settings else None
-    if settings and not (isinstance(policy, dict) and all(isinstance(entry, dict) for entry in policy.values())):
-        raise UserError(f"{source}: policy must be a table, one sub-table per method, not {policy!r}")
-    for setting in settings:
-        method, dot, rest = setting.partition(".")
-        key, equals, text = rest.partition("=")
-        if not dot or not equals:
-            raise UserError(f"--set {setting}: write METHOD.OPTION=VALUE, such as learn-and-drop.patience=3")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            raise UserError(f"--set {setting}: {text!r} is no TOML value (text needs quotes)") from None
-        assert policy is not None
-        policy.setdefault(method, {})[key] = value
-    if policy is not None:
-        table["policy"] = policy
-    name = Path(source).name.removesuffix(".toml").removesuffix(".json") if source else "run"
-    return experiment_from_dict(table, "experiment"), name
-
-
-def _option(key: str, value: Any) -> Any:
-    """Options that hold lists or either of two types arrive as text."""
-    if key not in ("seeds", "short_budgets", "eval_every"):
-        return value
-    kind = float if key == "short_budgets" else int
-    if key == "eval_every" and value == "last":
-        return value
-    try:
-        numbers = [kind(part) for part in value.split(",")]
-    except ValueError:
-        wanted = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}[key]
-        raise UserError(f"--{key.replace('_', '-')} {value!r} is not understood: write {wanted}") from None
-    if key == "short_budgets":
-        return numbers
-    if key == "seeds" and len(numbers) > 1:
-        return numbers
-    if key == "seeds" and not 0 < numbers[0] < 10_000:
-        raise UserError(f"--seeds {value}: at least one seed and fewer than 10,000 are needed")
-    if len(numbers) > 1:
-        raise UserError(f"--eval-every {value!r} is not understood: write a number or last")
-    return numbers[0]
 
 
 @app.command()
@@ -159,7 +108,7 @@ def verify(
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory, which imports and runs that module.")] = "resnet18",
+    model: Annotated[str, typer.Option(help="Architecture of torchvision, or package.module:factory, whose code is then run.")] = "resnet18",
     dataset: Annotated[str, typer.Option(help="Data set whose images are used.")] = "digits",
     batch_size: Annotated[int | None, typer.Option(help="Samples per minibatch.")] = None,
     width: Annotated[float | None, typer.Option(help="Channel multiplier of VGG and ResNet.")] = None,
@@ -206,6 +155,9 @@ def main() -> None:
     if any("\0" in argument for argument in sys.argv):
         sys.exit(_fail("an argument holds a NUL character", debug))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path need not be text, nor the terminal able to show it
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False)
     except UserError as error:
@@ -226,5 +178,8 @@ def main() -> None:
 def _fail(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"ldbench: {' '.join(message.split())}", file=sys.stderr)
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(message.split()))
+    if len(text) > LONGEST:  # what is wrong stands first, the cure last
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    print(f"ldbench: {text}", file=sys.stderr)
     return 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ldbench.config import Cell, Experiment
@@ -109,7 +110,7 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     """What would run, checked as far as it can be without training."""
     import tempfile
 
-    from ldbench.record import finished
+    from ldbench.record import check_place, finished
     from ldbench.runner import Preparation, check_plan, plan, resolve_device
 
     planned = plan(experiment)
@@ -117,6 +118,7 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
         preparation = Preparation(experiment, Path(folder), resolve_device(experiment.device))
         problem = None
         try:
+            check_place(out, "results")
             check_plan(planned, preparation)
         except UserError as error:  # the plan is shown all the same, then what would stop it
             problem = error
@@ -127,9 +129,8 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
-        table.add_row(
-            str(number), row["model"], row["dataset"], row["title"], str(row["seed"]), str(row["epochs"]), state
-        )
+        named = (escape(row[key]) for key in ("model", "dataset", "title"))
+        table.add_row(str(number), *named, str(row["seed"]), str(row["epochs"]), state)
     screen = console()
     screen.print(table)
     screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
@@ -146,13 +147,24 @@ def _planned(cell: Cell, done: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_results(directory: Path) -> None:
+    """Raises ``UserError`` unless the folder of a run can be read."""
+    cells = directory / "cells"
+    try:
+        if cells.is_dir():
+            next(cells.iterdir(), None)
+            return
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}; give the --out of a run") from error
+    raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+
+
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.record import plain
     from ldbench.report import load_results, print_table
 
-    if not (directory / "cells").is_dir():
-        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    _check_results(directory)
     results = load_results(directory)
     page = _write_report(directory, results, all_figures)
     if as_json:
@@ -170,8 +182,7 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
     from ldbench.integrity import verify
 
-    if not (directory / "cells").is_dir():
-        raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
+    _check_results(directory)
     damaged = list(verify(directory))
     cells = sum(path.is_dir() for path in (directory / "cells").iterdir())
     if as_json:

@@ -6,23 +6,19 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import re
-import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from ldbench.errors import UserError, nearest
+from ldbench.coercion import coerce, seed_list
+from ldbench.errors import UserError, nearest, shown
+from ldbench.experiment_files import read_experiment as read_experiment
+from ldbench.experiment_files import suite_names as suite_names
 
 if typing.TYPE_CHECKING:
     from ldbench.models import Recipe
-
-Value = str | int | float | bool | list[Any] | dict[str, Any] | None
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "adam", "adamw"),
@@ -144,67 +140,19 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
     known = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"{origin}: unknown key {key!r}: {nearest(key, hints)}")
-        known[key] = _coerce(f"{origin}: {key}", _seeds(value) if key == "seeds" else value, hints[key])
+            raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
+        name = f"{origin}: {key}"
+        known[key] = coerce(name, seed_list(name, value) if key == "seeds" else value, hints[key])
     experiment = Experiment(**known)
     _check(experiment, origin)
     return experiment
-
-
-def _seeds(value: Value) -> Value:
-    """``seeds = 5`` means seeds 0 to 4; a list names them."""
-    return (
-        list(range(value)) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10_000 else value
-    )
-
-
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            if option is type(None):
-                continue
-            try:
-                return _coerce(name, value, option)
-            except UserError:
-                continue
-        wanted = " or ".join(_kind(option) for option in arguments if option is not type(None))
-        raise UserError(f"{name} must be {wanted}, not {value!r}")
-    if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if not items:
-            raise UserError(f"{name} must not be empty")
-        result = tuple(_coerce(name, item, arguments[0]) for item in items)
-        if len(set(result)) != len(result):
-            raise UserError(f"{name} names the same value twice: {', '.join(map(str, result))}")
-        return result
-    if origin is dict:
-        if not isinstance(value, dict) or (
-            name.endswith("policy") and not all(isinstance(v, dict) for v in value.values())
-        ):
-            raise UserError(f"{name} must be a table, one sub-table per method, not {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 10**300 else math.inf
-    if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{name} must not hold a NUL character")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{name} must be {_kind(hint)}, not {value!r}")
-    if hint is float and not abs(value) < float("inf"):
-        raise UserError(f"{name} must be a finite number, not {value!r}")
-    return value
-
-
-def _kind(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(hint, str(hint))
 
 
 def _check(experiment: Experiment, origin: str) -> None:
     for key, choices in CHOICES.items():
         value = getattr(experiment, key)
         if value is not None and value not in choices:
-            raise UserError(f"{origin}: {key} {value!r} is unknown: {nearest(value, choices)}")
+            raise UserError(f"{origin}: {key} {shown(value)} is unknown: {nearest(value, choices)}")
     for key in POSITIVE:
         value = getattr(experiment, key)
         if value is not None and not value > 0:
@@ -218,50 +166,19 @@ def _check(experiment: Experiment, origin: str) -> None:
         if value is not None and not value < 1:
             raise UserError(f"{origin}: {key} must be below 1, not {value}")
     if any(not 0 < budget < 1 for budget in experiment.short_budgets):
-        raise UserError(f"{origin}: short_budgets must lie between 0 and 1, not {experiment.short_budgets}")
+        raise UserError(f"{origin}: short_budgets must lie between 0 and 1, not {shown(experiment.short_budgets)}")
     if any(not 0 <= seed < 2**31 for seed in experiment.seeds):
-        raise UserError(f"{origin}: seeds must lie between 0 and 2**31 - 1, not {experiment.seeds}")
+        raise UserError(f"{origin}: seeds must lie between 0 and 2**31 - 1, not {shown(experiment.seeds)}")
     every = experiment.eval_every
     if (isinstance(every, str) and every != "last") or (isinstance(every, int) and every < 1):
-        raise UserError(f'{origin}: eval_every must be a number of epochs or "last", not {every!r}')
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", experiment.device):
-        raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {experiment.device!r}")
+        raise UserError(f'{origin}: eval_every must be a number of epochs or "last", not {shown(every)}')
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", experiment.device):
+        raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {shown(experiment.device)}")
     limits = {"epochs": 100_000, "batch_size": 1_000_000, "image_size": 4096, "width": 64, "threads": 4096}
     for key, most in limits.items():
         value = getattr(experiment, key)
         if value is not None and value > most:
             raise UserError(f"{origin}: {key} {value} is beyond what this tool can run (at most {most})")
-
-
-def suite_names() -> list[str]:
-    """Names of the experiments shipped with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in resources.files("ldbench.suites").iterdir() if p.name.endswith(".toml")
-    )
-
-
-def read_experiment(path: str) -> dict[str, Any]:
-    """The raw table of a TOML or JSON file, or of a shipped suite by name (``fashion``, ``suites/fashion.toml``)."""
-    file = Path(path)
-    name = file.name.removesuffix(".toml")
-    try:
-        if file.is_file():
-            text = file.read_text(encoding="utf-8")
-        elif name in suite_names() and path in (name, f"{name}.toml", f"suites/{name}.toml"):
-            text = (resources.files("ldbench.suites") / f"{name}.toml").read_text(encoding="utf-8")
-        else:
-            suites = ", ".join(suite_names())
-            raise UserError(f"experiment file {path} was not found, and it is no shipped suite ({suites})")
-        table = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a valid experiment file: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: an experiment file holds a table of options")
-    return {
-        key: value for key, value in table.items() if key not in ("schema_version", "sha256")
-    }  # a stored experiment.json
 
 
 def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:

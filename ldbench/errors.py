@@ -17,3 +17,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(near) + "?"
     return "choose from " + ", ".join(options) if len(options) <= 12 else f"{len(options)} names are known"
+
+
+def shown(value: object) -> str:
+    """``repr`` short enough for one line; also of what Python refuses to print, such as a number of 5,000 digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.maxvit import MaxVit
 
-from ldbench.errors import UserError, nearest
+from ldbench.errors import UserError, nearest, shown
 
 SMALL_IMAGE = 64  # pixels: up to here the stems made for 224 would throw most of the image away
 WIDTH_FAMILIES = ("vgg", "resnet")
@@ -52,7 +52,7 @@ def family(name: str) -> str:
         return "user"
     if name not in model_names():
         hint = f"{nearest(name, model_names())} (your own: package.module:factory)"
-        raise UserError(f"model {name!r} is unknown: {hint}")
+        raise UserError(f"model {shown(name)} is unknown: {hint}")
     return str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
 
 

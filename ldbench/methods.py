@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ldbench.errors import UserError, nearest
+from ldbench.errors import UserError, nearest, shown
 from ldbench.policies import FixedSchedule, FreezeOut, LearnAndDrop, NeverDrop, Policy, Replay
 
 Execution = Literal["store", "freeze"]
@@ -59,7 +59,7 @@ def register_method(name: str, method: Method) -> None:
 def get_method(name: str) -> Method:
     """The method called ``name``. Raises ``UserError`` with the nearest names."""
     if name not in _METHODS:
-        raise UserError(f"unknown method {name!r}: {nearest(name, _METHODS)}")
+        raise UserError(f"unknown method {shown(name)}: {nearest(name, _METHODS)}")
     return _METHODS[name]
 
 
@@ -74,7 +74,9 @@ def build_policy(name: str, options: Mapping[str, Any], events: Sequence[Sequenc
     known = inspect.signature(factory).parameters
     for key in options:
         if key not in known or key == "events":
-            raise UserError(f"method {name} has no option {key!r}: {nearest(key, [k for k in known if k != 'events'])}")
+            raise UserError(
+                f"method {name} has no option {shown(key)}: {nearest(key, [k for k in known if k != 'events'])}"
+            )
     try:
         return factory(**options) if events is None else factory(events=events, **options)
     except TypeError as error:

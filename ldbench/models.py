@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.errors import UserError, nearest
+from ldbench.errors import UserError, nearest, shown
 from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, model_names, set_dropout
+from ldbench.limits import check_memory
 from ldbench.recipes import Recipe, default_recipe
 
 __all__ = ["ModelSpec", "Recipe", "build_model", "default_recipe", "describe_model", "family", "model_names"]
@@ -108,6 +109,9 @@ def _check_runs(spec: ModelSpec) -> None:
     """Raises ``UserError`` naming a size that works, if the network cannot take images of ``spec.image_size``."""
     problem = _problem(spec)
     if problem is None:
+        if spec.width > 1:
+            size = sum(4 * parameter.numel() for parameter in blueprint(spec).parameters())
+            check_memory(f"{spec.name} at width {spec.width:g}", size, "take a smaller --width")
         return
 
     def sized(size: int) -> ModelSpec:
@@ -151,7 +155,12 @@ def _user_model(spec: ModelSpec) -> nn.Module:
         raise UserError(f"{wanted}: {error}") from error
     except ValueError:
         pass  # a factory without a readable signature: calling it will tell
-    model = factory(**options)
+    try:
+        model = factory(**options)
+    except Exception as error:
+        raise UserError(
+            f"{spec.name} failed: {type(error).__name__}: {_one_line(error)}; --debug shows where"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} must return a torch.nn.Module, not {type(model).__name__}")
     if spec.dropout is not None:
@@ -179,16 +188,18 @@ def _check_user_model(model: nn.Module, spec: ModelSpec) -> None:
 def _user_factory(name: str) -> Callable[..., Any]:
     path, _, attribute = name.partition(":")
     if not path or not attribute:
-        raise UserError(f"model {name!r}: write package.module:factory")
+        raise UserError(f"model {shown(name)}: write package.module:factory")
     if os.getcwd() not in sys.path:  # noqa: PTH109 - a console script does not look into the current folder by itself
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(path)
     except Exception as error:
-        raise UserError(f"model {name!r}: cannot import {path}: {type(error).__name__}: {_one_line(error)}") from error
+        raise UserError(
+            f"model {shown(name)}: cannot import {path}: {type(error).__name__}: {_one_line(error)}"
+        ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         what = "is not callable" if factory is not None else "does not exist"
-        raise UserError(f"model {name!r}: {attribute} {what} in {path}: {nearest(attribute, public)}")
+        raise UserError(f"model {shown(name)}: {attribute} {what} in {path}: {nearest(attribute, public)}")
     return factory  # type: ignore[no-any-return]

@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, shown
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,8 @@ class LearnAndDrop(NeverDrop):
     uses_scores = True
 
     def __init__(self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2) -> None:
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (remaining, patience, earliest))
         if (
-            not numbers
+            not all(map(_is_number, (remaining, patience, earliest)))
             or not isinstance(patience, int)
             or patience < 1
             or not 0 <= remaining <= 1
@@ -147,13 +150,10 @@ class FixedSchedule(NeverDrop):
     def __init__(self, drops: Sequence[Sequence[float]] = ((0.3, 0.25), (0.5, 0.5), (0.7, 0.75))) -> None:
         try:
             self.drops = sorted((float(at), cut) for at, cut in drops)
-        except (TypeError, ValueError):
-            raise UserError(f"schedule: drops is a list of [progress, stages] pairs, not {drops!r}") from None
-        if any(
-            not 0 <= at < 1 or isinstance(cut, bool) or not isinstance(cut, (int, float)) or cut < 0
-            for at, cut in self.drops
-        ):
-            raise UserError(f"schedule: progress lies in [0, 1) and stages from 0 up, not {drops!r}")
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"schedule: drops is a list of [progress, stages] pairs, not {shown(drops)}") from None
+        if not all(0 <= at < 1 and _is_number(cut) and 0 <= cut < math.inf for at, cut in self.drops):
+            raise UserError(f"schedule: progress lies in [0, 1) and stages from 0 up, not {shown(drops)}")
 
     def stopped(self, seen: Observation) -> int:
         cut = seen.dropped
@@ -176,8 +176,10 @@ class FreezeOut(NeverDrop):
     exact = True
 
     def __init__(self, t_first: float = 0.8, cubic: bool = True, scaled: bool = True) -> None:
-        if not 0 < t_first <= 1:
-            raise UserError(f"freezeout: t_first lies in (0, 1], not {t_first}")
+        if not _is_number(t_first) or not 1e-3 <= t_first <= 1:  # its cube is divided by
+            raise UserError(f"freezeout: t_first is a number in [0.001, 1], not {shown(t_first)}")
+        if not isinstance(cubic, bool) or not isinstance(scaled, bool):
+            raise UserError("freezeout: cubic and scaled are true or false")
         self.t_first, self.cubic, self.scaled = t_first, cubic, scaled
 
     def freeze_times(self, stages: int) -> list[float]:

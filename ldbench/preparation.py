@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ldbench.cache import resolve_budget, store_bytes
+from ldbench.cache import parse_budget, resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable
 from ldbench.data import ResidentSplit, derive_seed
-from ldbench.errors import UserError, nearest
+from ldbench.errors import UserError, nearest, shown
 from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.locks import folder_lock
 from ldbench.methods import build_policy, get_method, replay_source
@@ -46,13 +46,15 @@ def plan(experiment: Experiment) -> list[Cell]:
     """All cells of the grid, names and options checked. Raises ``UserError``."""
     for model in experiment.model:
         if ":" not in model and model not in model_names():
-            raise UserError(f"unknown model {model!r}: {nearest(model, model_names())}")
+            raise UserError(f"unknown model {shown(model)}: {nearest(model, model_names())}")
     for dataset in experiment.dataset:
         check_dataset_name(dataset)
     for method in experiment.method:
         get_method(method)
     for method, options in experiment.policy.items():
         build_policy(method, options)
+    if experiment.cache_budget is not None:
+        parse_budget(experiment.cache_budget)
     return list(cells(experiment, default_recipe))
 
 
@@ -153,10 +155,19 @@ class Preparation:
 
 def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
     """The table for ``what`` in a file or folder of an earlier run."""
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+    try:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    except OSError as error:
+        raise UserError(f"cost table: {path} cannot be read: {error.strerror}") from error
+    for file in files:
         saved = read_json(file)
         if saved is not None and saved.get("what") == what:
-            return CostTable.from_dict(saved["table"])
+            try:
+                return CostTable.from_dict(saved["table"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"cost table: {file} holds no cost table: measure one anew, without --cost-table"
+                ) from error
     raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ldbench.commands import console
@@ -25,7 +26,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.models import build_model
     from ldbench.optim import autocast_for, build_optimizer
     from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
-    from ldbench.record import plain, write_json, write_text
+    from ldbench.record import check_place, plain, write_json, write_text
     from ldbench.resident import model_spec
     from ldbench.runner import Preparation, plan, resolve_device
     from ldbench.stage_energy import measure_stage_energy
@@ -34,6 +35,8 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     keep_freed_memory()
     cell = plan(experiment)[0]
     device = resolve_device(experiment.device)
+    if out is not None:
+        check_place(out, "the profile")  # before minutes of measuring
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -73,11 +76,11 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
 
 def _print_profile(found: dict[str, Any], title: str) -> None:
     screen = console()
-    screen.print(f"{title}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
+    screen.print(f"{escape(title)}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
     table = Table("stage", "forward ms", "backward ms", "J", "forward MFLOPs", "parameters", "output kB", box=None)
     for row in found["stages"]:
         table.add_row(
-            row["stage"], f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
+            escape(row["stage"]), f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
             _joules(row["joules"]),
             f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
         )  # fmt: skip
@@ -97,7 +100,7 @@ def _print_profile(found: dict[str, Any], title: str) -> None:
     for row in found["cuts"]:
         never = row["break_even_epochs"] is None
         cuts.add_row(
-            f"{row['cut']}: {row['after']}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
+            f"{row['cut']}: {escape(row['after'])}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
             "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
             "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
             f"{row['saved_flops'] / 1e9:.1f}", _joules(row["saved_joules"]), f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",

@@ -22,7 +22,8 @@ from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, shown
+from ldbench.limits import check_memory
 from ldbench.pools import ArrayPool, Source, corrupt, download_errors, missing, one_line
 from ldbench.seeds import derive_seed, stratified_order
 
@@ -146,10 +147,12 @@ def parse_synthetic(argument: str) -> tuple[int, int, int, int]:
     Raises:
         UserError: not of that form, not square, or fewer images than classes.
     """
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*):([1-9]\d*):([1-9]\d*)", argument)
-    form = f"synthetic:{argument} is not of the form synthetic:CxHxW:CLASSES:N, as in synthetic:3x32x32:10:5000"
+    match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)x([1-9][0-9]*):([1-9][0-9]*):([1-9][0-9]*)", argument)
+    form = f"synthetic:{shown(argument)} is not of the form synthetic:CxHxW:CLASSES:N, as in synthetic:3x32x32:10:5000"
     if match is None:
         raise UserError(form)
+    if len(argument) > 60:
+        raise UserError(f"synthetic:{shown(argument)}: no machine holds so many images")
     channels, height, width, classes, images = map(int, match.groups())
     if height != width:
         raise UserError(f"synthetic:{argument}: images must be square, and {height}x{width} is not")
@@ -161,6 +164,8 @@ def parse_synthetic(argument: str) -> tuple[int, int, int, int]:
 def make_synthetic(argument: str, seed: int) -> Source:
     """Random images of pixels 1..255 (an image of zeros would flatter power and time) and labels that mean nothing."""
     channels, side, classes, count = parse_synthetic(argument)
+    size = channels * side * side * (count + max(1, count // 5))
+    check_memory(f"synthetic:{argument}", size, "take fewer or smaller images")
 
     def pool(part: str, images: int) -> ArrayPool:
         bits = np.random.Generator(np.random.Philox(derive_seed(seed, part)))

@@ -48,6 +48,19 @@ def finished(folder: Path) -> bool:
     return result is not None and result.get("status") in ("finished", "diverged")
 
 
+def check_place(path: Path, what: str) -> None:
+    """Raises ``UserError`` where ``path`` could not be made a folder to write ``what`` into; makes nothing."""
+    try:
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+        refused = None if there.is_dir() else "Not a directory"
+        if refused is None and not os.access(there, os.W_OK | os.X_OK):
+            refused = "Permission denied"
+    except OSError as error:  # such as a name too long for the file system
+        refused = error.strerror
+    if refused is not None:
+        raise UserError(f"{what} cannot be written to {path}: {refused}; choose another --out")
+
+
 def open_results(path: Path) -> Path:
     """The results folder, made if need be and proven writable. Raises ``UserError``."""
     try:

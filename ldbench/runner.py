@@ -21,7 +21,7 @@ from ldbench.locks import FolderLock
 from ldbench.methods import replay_source
 from ldbench.plans import Outcome, write_plan
 from ldbench.preparation import Preparation, check_plan, plan, resolve_device
-from ldbench.record import SCHEMA_VERSION, environment, open_results, read_json
+from ldbench.record import SCHEMA_VERSION, check_place, environment, open_results, read_json
 from ldbench.sealed import write_sealed, write_sealed_lines
 from ldbench.signals import StopRequest
 from ldbench.tensorfile import save_model
@@ -66,6 +66,7 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Out
     device = resolve_device(experiment.device)
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
+    check_place(out, "results")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     open_results(out)
     stop = StopRequest()

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldbench import image_files, readers
-from ldbench.errors import UserError, nearest
+from ldbench.errors import UserError, nearest, shown
+from ldbench.limits import check_memory
 from ldbench.pools import Pool, Source, one_line
 from ldbench.seeds import stratified_order
 
@@ -90,7 +91,7 @@ def check_dataset_name(name: str) -> None:
     if kind == "synthetic" and colon:
         readers.parse_synthetic(argument)
     elif not (name in DATASET_NAMES or (kind == "folder" and argument)):
-        raise UserError(f"unknown data set {name!r}: {nearest(name, DATASET_NAMES + DATASET_FORMS)}")
+        raise UserError(f"unknown data set {shown(name)}: {nearest(name, DATASET_NAMES + DATASET_FORMS)}")
 
 
 def data_root(root: Path | None) -> Path:
@@ -162,17 +163,6 @@ def _fingerprint(class_names: tuple[str, ...], splits: list[Split]) -> str:
     return digest.hexdigest()
 
 
-def _check_memory(name: str, source: Source, images: int, side: int) -> None:
-    """Raises UserError where the bytes could never fit: the system would kill the process without a word."""
-    needed = images * source.channels * side * side
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise UserError(
-            f"{name} at {side} pixels takes {needed / 1e9:.1f} GB and this machine has {present / 1e9:.1f} GB: "
-            "take fewer images (train size, test size) or a smaller image size"
-        )
-
-
 def load_dataset(
     name: str,
     *,
@@ -209,7 +199,9 @@ def load_dataset(
 
     pad = source.uniform and source.side == 28 and image_size in (None, 32)
     side = 28 if pad else image_size or source.default_side
-    _check_memory(name, source, len(train) + len(val) + len(test), side + 4 * pad)
+    padded = side + 4 * pad
+    size = (len(train) + len(val) + len(test)) * source.channels * padded * padded
+    check_memory(f"{name} at {side} pixels", size, "take fewer images (train size, test size) or a smaller image size")
 
     def read(pool: Pool, indices: Tensor) -> Split:
         images = pool.read(indices, side)

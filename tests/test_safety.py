@@ -14,8 +14,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hostile import everything_below, ldbench
 from report_records import make_record, write_cell
-from test_bad_input import run_main, snapshot
 
 from ldbench.checkpoint import read_checkpoint
 from ldbench.errors import UserError
@@ -57,9 +57,9 @@ def test_no_module_can_execute_what_it_reads(path: Path) -> None:
 
 def test_the_one_place_that_runs_user_code_says_so() -> None:
     assert "one place where code of yours is run" in (ROOT / "README.md").read_text()
-    code, out, _ = run_main(["run", "--help"])
+    code, out, _ = ldbench("run", "--help")
     assert code == 0
-    assert "imports and runs" in " ".join(out.split())
+    assert "whose code is then run" in " ".join(out.split())
 
 
 class Payload:
@@ -101,14 +101,12 @@ def test_a_pickle_in_place_of_a_file_of_ours_stays_unread(tmp_path: Path) -> Non
             read_checkpoint(cell / "checkpoint.safetensors")
         assert load_results(tmp_path / name).empty
         for command in ("report", "verify"):
-            code, _, err = run_main([command, str(tmp_path / name)])
+            code, _, err = ldbench(command, str(tmp_path / name))
             assert "Traceback" not in err
             assert code in (0, 1, 2)
-        code, _, err = run_main(
-            ["run", "--cost-table", str(cell / "result.json"), "--dry-run", "--out", str(tmp_path / "o")]
-        )
+        code, _, err = ldbench("run", "--cost-table", cell / "result.json", "--dry-run", "--out", tmp_path / "o")
         assert code == 2, err
-        code, _, err = run_main(["run", str(cell / "result.json"), "--dry-run", "--out", str(tmp_path / "o")])
+        code, _, err = ldbench("run", str(cell / "result.json"), "--dry-run", "--out", str(tmp_path / "o"))
         assert code == 2, err
     assert not target.exists()
 
@@ -152,11 +150,12 @@ def test_a_name_in_a_record_does_no_harm_in_the_report_or_on_disk(tmp_path: Path
         record["drops"] = [{**drop, "reason": name, "store_tier": name} for drop in record["drops"]]
         folder = write_cell(out, make_record(method, 0, budget=budget))
         write_sealed(folder / "result.json", record)
-    before = snapshot(tmp_path)
-    code, _, err = run_main(["report", str(out)])
+    before = everything_below(tmp_path)
+    code, _, err = ldbench("report", str(out))
     assert code == 0, err
-    new = snapshot(tmp_path).keys() - before.keys()
-    assert all(path.startswith(str(out / "report")) for path in new)
+    new = everything_below(tmp_path).keys() - before.keys()
+    assert new
+    assert all(path.startswith("results/report") for path in new)
     page = Elements()
     page.feed((out / "report" / "index.html").read_text())
     for tag, attributes in page.found:
@@ -171,9 +170,9 @@ def test_a_model_factory_is_the_only_thing_imported_by_name(tmp_path: Path) -> N
     (tmp_path / "planted.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")
     with mock.patch.object(sys, "path", [str(tmp_path), *sys.path]), contextlib.chdir(tmp_path):
         for option in ("--dataset", "--method", "--optimizer", "--set"):
-            code, _, err = run_main(["run", option, "planted:net", "--dry-run"])
+            code, _, err = ldbench("run", option, "planted:net", "--dry-run")
             assert code == 2, err
         assert not (tmp_path / "executed").exists()
-        run_main(["run", "--model", "planted:net", "--dry-run"])
+        ldbench("run", "--model", "planted:net", "--dry-run")
     assert (tmp_path / "executed").exists()
     shutil.rmtree(tmp_path / "executed")

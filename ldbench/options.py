@@ -1,0 +1,75 @@
+"""What the command line says, as an experiment: options laid over the table of a file or suite."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ldbench.coercion import MOST_SEEDS
+from ldbench.config import Experiment, experiment_from_dict
+from ldbench.errors import UserError, shown
+from ldbench.experiment_files import read_experiment
+
+# Options that hold lists or either of two types arrive as text; how to write them.
+AS_TEXT = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}
+
+
+def experiment_from_options(source: str | None, options: dict[str, Any], settings: list[str]) -> tuple[Experiment, str]:
+    """The experiment and a name for its results folder.
+
+    Args:
+        source: experiment file or suite; None without one.
+        options: option names with underscores -> values.
+        settings: ``METHOD.OPTION=VALUE`` each.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    if source is None and "model" not in options and "dataset" not in options:
+        source = "quickstart"
+    table = dict(read_experiment(source)) if source is not None else {}
+    table |= {key: _option(key, value) for key, value in options.items()}
+    if settings:
+        experiment_from_dict({"policy": table.get("policy", {})})  # before anything is laid over it
+        policy = {name: dict(entry) for name, entry in table.get("policy", {}).items()}
+        for setting in settings:
+            method, key, value = _setting(setting)
+            policy.setdefault(method, {})[key] = value
+        table["policy"] = policy
+    name = Path(source).name.removesuffix(".toml").removesuffix(".json") if source else "run"
+    return experiment_from_dict(table, "experiment"), name if name.strip(".") else "run"
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    method, dot, rest = text.partition(".")
+    key, equals, written = rest.partition("=")
+    if not dot or not equals:
+        raise UserError(f"--set {text}: write METHOD.OPTION=VALUE, such as learn-and-drop.patience=3")
+    try:
+        table = tomllib.loads(f"value = {written}")
+    except (ValueError, RecursionError):
+        table = {}
+    if table.keys() != {"value"}:
+        raise UserError(f"--set {text}: {shown(written)} is no TOML value (text needs quotes)")
+    return method, key, table["value"]
+
+
+def _option(key: str, value: Any) -> Any:
+    if key not in AS_TEXT or (key == "eval_every" and value == "last"):
+        return value
+    kind = float if key == "short_budgets" else int
+    try:
+        numbers = [kind(part) for part in value.split(",")]
+    except ValueError:
+        name = f"--{key.replace('_', '-')}"
+        raise UserError(f"{name} {shown(value)} is not understood: write {AS_TEXT[key]}") from None
+    if key == "short_budgets":
+        return numbers
+    if key == "seeds" and len(numbers) > 1:
+        return numbers
+    if key == "seeds" and not 0 < numbers[0] <= MOST_SEEDS:
+        raise UserError(f"--seeds {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed")
+    if len(numbers) > 1:
+        raise UserError(f"--eval-every {shown(value)} is not understood: write a number or last")
+    return numbers[0]
