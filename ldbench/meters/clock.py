@@ -29,9 +29,11 @@ class TrainClock:
         try:
             yield
         finally:
-            synchronize(self.device)
-            self.seconds += time.perf_counter() - began
-            self.energy.stop()
+            try:
+                synchronize(self.device)  # raises where the device was lost
+            finally:
+                self.seconds += time.perf_counter() - began
+                self.energy.stop()
 
 
 def reset_peak_memory(device: torch.device) -> None:
