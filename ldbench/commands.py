@@ -103,7 +103,7 @@ def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
             return None
         return value.item() if hasattr(value, "item") else value
 
-    return [{str(k): known(v) for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+    return [{str(k): known(v) for k, v in row.items() if not isinstance(v, (list, dict, bytes))} for row in rows]
 
 
 def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:

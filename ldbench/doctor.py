@@ -17,6 +17,7 @@ from rich.table import Table
 from ldbench import checks as software
 from ldbench import machine
 from ldbench.checks import FAIL, GAP, OK, UNTRIED, Check, one_line
+from ldbench.columns import clean
 
 CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
     ("Python", software.check_python),
@@ -45,7 +46,7 @@ def doctor(screen: Console, *, as_json: bool = False) -> int:
     table = Table("", "", "", box=None, show_header=False, pad_edge=False)
     colours = {OK: "green", GAP: "yellow", FAIL: "red", UNTRIED: "dim"}
     for check in checks:
-        text = check.found + (f"\n  -> {check.cure}" if check.cure else "")
+        text = clean(check.found) + (f"\n  -> {clean(check.cure)}" if check.cure else "")
         table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(text))
     screen.print(table)
     screen.print("Training works here." if works else "Training does not work here.")

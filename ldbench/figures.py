@@ -15,7 +15,7 @@ from ldbench.columns import clean
 from ldbench.comparisons import Record, total_flops, variant
 from ldbench.markup import Html, picture
 from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
-from ldbench.results import read_lines, read_object
+from ldbench.results import bounded, read_lines, read_object
 from ldbench.sealed import Damaged
 
 CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
@@ -99,9 +99,9 @@ def _stages(
         live: dict[int, list[float]] = defaultdict(list)
         for cell in cells[:CURVE_SEEDS]:
             for line in read_lines(directory / "cells" / cell["cell"] / "epochs.jsonl"):
-                epoch, stages = line.get("epoch"), line.get("live_stages")
-                if isinstance(epoch, int) and isinstance(stages, int):
-                    live[epoch].append(stages)
+                epoch, stages = bounded(line.get("epoch")), bounded(line.get("live_stages"))
+                if math.isfinite(epoch) and math.isfinite(stages):
+                    live[int(epoch)].append(stages)
         if live:
             epochs = sorted(live)
             values = [live[epoch] for epoch in epochs]
@@ -166,7 +166,7 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
             if isinstance(stages, list)
             else []
         )
-        checks = [line for line in read_lines(folder / "scores.jsonl") if isinstance(line.get("step"), int)]
+        checks = [line for line in read_lines(folder / "scores.jsonl") if math.isfinite(bounded(line.get("step")))]
         every = max(1, math.ceil(len(checks) / MOST_CHECKS))
         checks = checks[::every]
         if not names or len(checks) < 2:
@@ -180,7 +180,7 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
             f"score. Layer change: relative movement since the last check per unit of learning rate. Continuation: "
             f"how directly the stage still moves (1: straight on, 0: a random walk).{thinned}"
         )
-        steps = [line["step"] for line in checks]
+        steps = [int(line["step"]) for line in checks]
         figures = [score_figure("layer change (logarithmic)", names, steps, change, logarithmic=True)]
         figures.append(score_figure("continuation", names, steps, ahead, logarithmic=False))
         return picture(figures, f"scores per stage, {name}", caption, "wide")
@@ -189,6 +189,4 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
 
 def _levels(values: Any, count: int) -> NDArray[np.float64]:
     listed = values if isinstance(values, list) and len(values) == count else [None] * count
-    return np.array(
-        [v if isinstance(v, (int, float)) and math.isfinite(v) else math.nan for v in listed], dtype=np.float64
-    )
+    return np.array([bounded(value) for value in listed], dtype=np.float64)

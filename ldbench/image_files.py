@@ -25,6 +25,8 @@ from ldbench.pools import Source, corrupt, download_errors, missing, one_line
 from ldbench.seeds import stratified_order
 
 _GREY_MODES = {"1", "L", "LA"}
+# By content, whatever a file is called; among PIL's other formats is one (EPS) that hands the file to another program.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 _WIDE_MODES = ("I", "F")  # more than eight bits a channel, in PIL's names: I;16, F, ...
 
 # torchvision's names of the three releases, their folders, and the images in a complete one.
@@ -49,7 +51,7 @@ def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 def _opened(path: str, use: Callable[[Image.Image], R]) -> R:
     """Applies ``use`` to an open image; a file PIL cannot digest becomes a UserError that names it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             if image.mode.startswith(_WIDE_MODES):
                 raise UserError(f"{path} has more than 8 bits per channel (PIL mode {image.mode}): convert it first")
             return use(image)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ldbench.sealed import Damaged, check_file, check_lines, check_schema, parse, read_sealed, set_aside
+from ldbench.sealed import (
+    HEAD_BYTES,
+    Damaged,
+    check_file,
+    check_lines,
+    check_schema,
+    parse,
+    present,
+    read_sealed,
+    set_aside,
+)
 
 OBJECTS = ("result.json", "config.json")
 LINES = ("epochs.jsonl", "scores.jsonl")
@@ -17,7 +27,7 @@ def cell_problems(folder: Path, *, tensors: bool = True) -> Iterator[tuple[Path,
     for name in (*OBJECTS, *LINES, *(TENSORS if tensors else ())):
         path = folder / name
         try:
-            if path.exists():
+            if present(path):
                 check_any(path)
         except Damaged as reason:
             yield path, str(reason)
@@ -36,8 +46,9 @@ def check_any(path: Path) -> None:
 
 def _tensor_schema(path: Path) -> object:
     with path.open("rb") as file:
-        header = parse(file.read(int.from_bytes(file.read(8), "little")))
-    told = header.get("__metadata__", {}).get("schema_version")
+        header = parse(file.read(min(int.from_bytes(file.read(8), "little"), HEAD_BYTES)))
+    metadata = header.get("__metadata__")
+    told = metadata.get("schema_version") if isinstance(metadata, dict) else None
     return int(told) if isinstance(told, str) and told.isdigit() else told
 
 

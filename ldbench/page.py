@@ -23,7 +23,7 @@ from ldbench.columns import (
 from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant, variant_order
 from ldbench.figures import comparison_figures
 from ldbench.markup import Html, page, table, tag
-from ldbench.results import read_object
+from ldbench.results import bounded, read_object
 from ldbench.sealed import Damaged
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
@@ -138,9 +138,8 @@ def _drops(cells: Sequence[Record]) -> Html:
     lines = []
     for row in rows[:MOST_DROPS]:
         store = " ".join(_said(row[key]) for key in ("store_tier", "store_dtype") if row[key] is not None)
-        size = row["store_bytes"]
-        if isinstance(size, (int, float)) and size:
-            store += f", {quantity(float(size) / 2**20)} MiB"
+        if bounded(row["store_bytes"]) > 0:
+            store += f", {quantity(bounded(row['store_bytes']) / 2**20)} MiB"
         texts = [row["method"], str(row["seed"]), row["drop"], _said(row["epoch"]), _said(row["step"])]
         texts += [f"{_said(row['cut'])} of {row['stage_count']}", _said(row["reason"]), store or "-"]
         lines.append(("drop", [*texts, _said(row["build_seconds"]), _said(row["predicted_saving_seconds"])]))

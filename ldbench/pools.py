@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -78,10 +78,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def missing(name: str, places: list[Path], fetched: str = "") -> UserError:
-    """The error for a data set that is in none of ``places``; ``fetched`` names another way to get it."""
+def missing(name: str, places: list[Path], fetched: str = "", absent: Sequence[str] = ()) -> UserError:
+    """The error for a data set that is in none of ``places``.
+
+    ``fetched`` names another way to get it; ``absent`` the files that the first place lacks where it has others.
+    """
     where = " or ".join(str(place) for place in places)
-    return UserError(f"{name} not found in {where}: add --download to fetch it{fetched}, or point --data-root at it")
+    lacking = f" ({', '.join(absent)} missing in {places[0]})" if absent else ""
+    return UserError(
+        f"{name} not found in {where}{lacking}: add --download to fetch it{fetched}, or point --data-root at it"
+    )
 
 
 def corrupt(path: Path, reason: str) -> UserError:

@@ -1,7 +1,7 @@
 """Data sets that come as arrays: digits, IDX files, CIFAR-10, random images. Each becomes a `Source`.
 
-Downloads, checksums and file formats are torchvision's; what is added is that every failure is one line that says what
-to do.
+Downloads and checksums are torchvision's; what is added is that nothing is unpickled, and that every failure is one line
+that says what to do.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import gzip
 import hashlib
 import re
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.datasets as tv
 from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import download_and_extract_archive
 
+from ldbench.batches import NoBatch, read_batch
 from ldbench.errors import UserError, shown
 from ldbench.limits import check_memory
 from ldbench.pools import ArrayPool, Source, corrupt, download_errors, missing, one_line
@@ -99,16 +100,17 @@ def read_idx(name: str, root: Path, download: bool) -> Source:
         places.append(DEBIAN_FASHION_MNIST)
         other = " (or install Debian's package dataset-fashion-mnist)"
 
-    def complete(place: Path) -> bool:
-        return all((place / f"{file}.gz").is_file() or (place / file).is_file() for file in IDX_MD5[name])
+    def absent(place: Path) -> list[str]:
+        return [f for f in IDX_MD5[name] if not ((place / f"{f}.gz").is_file() or (place / f).is_file())]
 
-    folder = next(filter(complete, places), None)
+    folder = next((place for place in places if not absent(place)), None)
     if folder is None and download:
         with download_errors(name, root):
-            kind(str(root), download=True)
+            _fetch_idx(kind, places[0])
         folder = places[0]
     if folder is None:
-        raise missing(name, places, other)
+        lacking = absent(places[0])
+        raise missing(name, places, other, absent=lacking if len(lacking) < len(IDX_MD5[name]) else [])
     images, labels, test_images, test_labels = (
         _read_idx_file(folder, file, md5, read_image_file if "images" in file else read_label_file)
         for file, md5 in IDX_MD5[name].items()
@@ -117,28 +119,57 @@ def read_idx(name: str, root: Path, download: bool) -> Source:
     return Source(tuple(kind.classes), 1, train, test, side=28, uniform=True, default_side=28)
 
 
+def _fetch_idx(kind: type[tv.MNIST], folder: Path) -> None:
+    """torchvision's own class does the same, and loads whatever lies in an old folder "processed" besides."""
+    for file, md5 in kind.resources:
+        for mirror in kind.mirrors:
+            try:
+                download_and_extract_archive(mirror + file, str(folder), filename=file, md5=md5)
+            except (OSError, RuntimeError):
+                if mirror == kind.mirrors[-1]:
+                    raise
+            else:
+                break
+
+
 def read_cifar10(root: Path, download: bool) -> Source:
-    """CIFAR-10 in its "python version": pickled batches, opened by torchvision only after their checksums agree."""
+    """CIFAR-10 in its "python version": pickled batches, whose checksums are compared before `ldbench.batches` reads them."""
     folder = root / tv.CIFAR10.base_folder
     meta = (tv.CIFAR10.meta["filename"], tv.CIFAR10.meta["md5"])
     files = [*((file, md5) for file, md5 in tv.CIFAR10.train_list + tv.CIFAR10.test_list), meta]
-    if not all((folder / file).is_file() for file, _ in files):
-        if not download:
-            raise missing("cifar10", [folder])
+    absent = [file for file, _ in files if not (folder / file).is_file()]
+    if absent and not download:
+        raise missing("cifar10", [folder], absent=absent if len(absent) < len(files) else [])
+    if absent:
         with download_errors("cifar10", root):
-            tv.CIFAR10(str(root), download=True)
-    for file, md5 in files:
-        if not check_integrity(folder / file, md5):
-            raise corrupt(folder / file, "its checksum is not the published one")
-    with warnings.catch_warnings():
-        # The batches were pickled in 2009, and NumPy 2.4 finds their dtypes old-fashioned.
-        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-        parts = [tv.CIFAR10(str(root), train=train) for train in (True, False)]
-    pools = [
-        ArrayPool(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in parts
-    ]
-    return Source(tuple(parts[0].classes), 3, pools[0], pools[1], side=32, uniform=True, default_side=32)
+            # torchvision's class would unpickle what it has fetched.
+            download_and_extract_archive(
+                tv.CIFAR10.url, str(root), filename=tv.CIFAR10.filename, md5=tv.CIFAR10.tgz_md5
+            )
+    batches = {file: _read_batch_file(folder / file, md5) for file, md5 in files}
+    try:
+        pools = []
+        for part in (tv.CIFAR10.train_list, tv.CIFAR10.test_list):
+            pixels = np.concatenate([batches[file]["data"] for file, _ in part]).reshape(-1, 3, 32, 32)
+            labels = [label for file, _ in part for label in batches[file]["labels"]]
+            pools.append(ArrayPool(torch.from_numpy(pixels), torch.tensor(labels)))
+        names = tuple(map(str, batches[meta[0]][tv.CIFAR10.meta["key"]]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise corrupt(folder, f"a batch lacks {one_line(error)}") from error
+    return Source(names, 3, pools[0], pools[1], side=32, uniform=True, default_side=32)
+
+
+def _read_batch_file(path: Path, md5: str) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise corrupt(path, "its checksum is not the published one")
+    try:
+        return read_batch(content)
+    except NoBatch as error:
+        raise corrupt(path, one_line(error)) from error
 
 
 def parse_synthetic(argument: str) -> tuple[int, int, int, int]:

@@ -51,6 +51,8 @@ def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, 
         "index.html": build_page(root, cells, summary, all_figures=all_figures),
     }  # fmt: skip
     folder = root / "report"
+    if folder.is_symlink():  # in somebody else's results it may lead anywhere
+        raise UserError(f"{folder} is a link: the report is written within the results folder only; delete the link")
     try:
         folder.mkdir(exist_ok=True)
         for name, text in files.items():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ldbench.config import Cell
 from ldbench.errors import UserError
-from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, read_bytes, read_sealed
+from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
@@ -36,6 +36,7 @@ COLUMNS = (
     "cell", *TEXT, "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
     "drops", "declined",
 )  # fmt: skip
+LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
 OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset")
@@ -60,7 +61,11 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
         raise UserError(f"{root}: no results here (no folder {folder}); make some with: ldbench run --out {root}")
     rows: list[dict[str, Any]] = []
     left_out: list[tuple[str, str]] = []
-    for cell in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    try:
+        cells = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    for cell in cells:
         try:
             rows.append(_row(cell, stages))
         except Damaged as error:
@@ -90,7 +95,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    if not path.is_file():
+    if not present(path):
         raise Damaged(f"no {path.name}: still running, or interrupted")
     return read_bytes(path)
 
@@ -155,11 +160,15 @@ def _number(record: Mapping[str, Any], key: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Damaged(f"{key} is {value!r}, not a number"[:200])
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise Damaged(f"{key} is beyond any number that was measured") from error
-    return number if math.isfinite(number) else math.nan
+    if math.isfinite(number := bounded(value)) or value != value:
+        return number
+    raise Damaged(f"{key} is beyond any number that was measured")
+
+
+def bounded(value: Any) -> float:
+    """A measured number as it was written; NaN for what is none, and for what is too large to be drawn or added up."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+    return float(value) if known else math.nan
 
 
 def _list(record: Mapping[str, Any], key: str) -> list[Any]:

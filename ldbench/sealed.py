@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 from ldbench.files import write_bytes
 
 SCHEMA_VERSION = 1
+MOST_DEPTH = 50  # of nested objects and lists; honest files have about 5
 MAX_BYTES = 64 * 2**20  # no honest JSON file of a cell comes near this; a larger one would only eat the memory
 ZEROS = "0" * 64
 _BLANK = {"sha256": ZEROS, "schema_version": SCHEMA_VERSION}
 _SEAL = re.compile(
     rb'"sha256": ?"([0-9a-f]{64})"'
 )  # quotes within JSON text are escaped: only a key of its own matches
-_HEAD = 100 * 2**20  # the most a safetensors header may take
+HEAD_BYTES = 100 * 2**20  # the most a safetensors header may take
 _CHUNK = 2**22
 
 
@@ -71,6 +73,7 @@ def seal_file(path: Path) -> None:
 
 def check_file(path: Path) -> None:
     """Raises ``Damaged`` unless the file matches the checksum within it. Reads in pieces of 4 MiB."""
+    check_regular(path)
     try:
         _, told, digest = _digest(path)
     except OSError as error:
@@ -82,7 +85,7 @@ def check_file(path: Path) -> None:
 def _digest(path: Path) -> tuple[int, str, str]:
     """Where the checksum stands, what it says, and what the content gives."""
     with path.open("rb") as file:
-        size = min(8 + int.from_bytes(file.read(8), "little"), _HEAD)
+        size = min(8 + int.from_bytes(file.read(8), "little"), HEAD_BYTES)
         file.seek(0)
         head = file.read(size)
         start, told = _place(head)
@@ -123,11 +126,43 @@ def parse(data: bytes) -> dict[str, Any]:
         raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(value, dict):
         raise Damaged("holds no JSON object")
+    _check_depth(value)
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """Whoever walks a value does so recursively: a nesting that just about parses would end them."""
+    level, depth = [value], 0
+    while level:
+        if (depth := depth + 1) > MOST_DEPTH:
+            raise Damaged(f"nested deeper than {MOST_DEPTH} levels")
+        items = (item for held in level for item in (held.values() if isinstance(held, dict) else held))
+        level = [item for item in items if isinstance(item, (dict, list))]
+
+
+def check_regular(path: Path) -> None:
+    """Raises ``Damaged`` for a folder, a pipe (reading one would wait for ever) or a link that leads nowhere."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Damaged("is no file")
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from error
+
+
+def present(path: Path) -> bool:
+    """Whether anything has that name, be it a link that leads nowhere. Raises ``Damaged`` where that cannot be told."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from error
+    return True
 
 
 def read_bytes(path: Path) -> bytes:
     """A file's content. Raises ``Damaged`` when it cannot be read or is larger than ``MAX_BYTES``."""
+    check_regular(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Damaged(f"larger than {MAX_BYTES // 2**20} MiB")

@@ -7,18 +7,23 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hostile import anything, everything_below, ldbench, numbers, refused, scalars, text
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from report_records import make_record, write_cell, write_grid
 
 from ldbench.config import CHOICES, Experiment, experiment_from_dict
+from ldbench.doctor import CHECKS
 from ldbench.errors import UserError
 from ldbench.preparation import Preparation, plan
+from ldbench.sealed import write_sealed
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {
@@ -111,7 +116,7 @@ documents = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(documents, st.sampled_from(["e.toml", "e.json", "...toml", "a b.toml"]), st.booleans())
 def test_an_experiment_file_is_a_plan_or_one_line(document: str, name: str, as_json: bool) -> None:
     with workplace() as folder:
@@ -123,7 +128,7 @@ def test_an_experiment_file_is_a_plan_or_one_line(document: str, name: str, as_j
         assert everything_below(folder) == before
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(st.binary(max_size=40))
 def test_bytes_that_are_no_text_are_one_line(data: bytes) -> None:
     with workplace() as folder:
@@ -181,7 +186,7 @@ contradictions = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(contradictions)
 @example({"model": "resnet18", "dataset": "digits", "method": "full", "width": 64.0, "image_size": 32})
 @example({"model": "tiny_nets:failing", "dataset": "digits", "method": "full", "image_size": 8})
@@ -190,3 +195,154 @@ def test_options_that_contradict_each_other_are_refused_before_anything_runs(tab
         (folder / "e.json").write_text(json.dumps(table))
         refused(ldbench("run", "e.json", "--dry-run"))
         assert set(everything_below(folder)) == {"e.json"}
+
+
+# --- folders of results that somebody else made, or nobody --------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """A small, whole results folder."""
+    return write_grid(tmp_path / "results", seeds=range(2), methods=("learn-and-drop",))
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+HOSTILE_FILES: dict[str, bytes] = {
+    "list": b"[]", "null": b"null", "number": b"1e999", "empty": b"", "torn": b'{"schema_version": 1, "see', "not utf-8": b'{"\xff": 1}',
+    "utf-16": '{"schema_version": 1}'.encode("utf-16"), "deep": nested(900).encode(), "too deep": nested(100_000).encode(),
+    "long number": b'{"seed": ' + b"9" * 10_000 + b"}", "wide": json.dumps({str(i): i for i in range(200_000)}).encode(),
+    "pickle": b"\x80\x04cos\nsystem\n.", "html": b"<script>alert(1)</script>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE_FILES.values(), ids=HOSTILE_FILES)
+@pytest.mark.parametrize("name", ["result.json", "config.json"])
+def test_a_file_that_is_no_record_is_left_out_and_the_others_are_reported(
+    name: str, content: bytes, grid: Path
+) -> None:
+    odd = min((grid / "cells").glob("*learn-and-drop*"))
+    (odd / name).write_bytes(content)
+    ended = ldbench("report", grid, "--json")
+    assert not refused(ended)
+    assert len(json.loads(ended.out)["cells"]) == 9
+    assert f"cells/{odd.name}/result.json" in (grid / "report" / "index.html").read_text()
+    verified = ldbench("verify", grid)
+    assert verified.code == 1
+    assert f"cells/{odd.name}/{name}: " in verified.out
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def put_dangling(path: Path) -> None:
+    path.symlink_to("/nonexistent/result.json")
+
+
+def put_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def put_huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room
+
+
+@pytest.mark.parametrize("put", [put_folder, put_loop, put_dangling, put_pipe, put_endless, put_huge])
+def test_what_is_no_file_is_left_out_and_the_others_are_reported(put: Callable[[Path], None], grid: Path) -> None:
+    odd = min((grid / "cells").glob("*learn-and-drop*"))
+    for name in ("result.json", "config.json", "epochs.jsonl", "scores.jsonl"):
+        (odd / name).unlink()
+        put(odd / name)
+    (grid / "experiment.json").unlink()
+    put(grid / "experiment.json")
+    put(grid / "cells" / "odd")
+    ended = ldbench("report", grid, "--json")
+    assert not refused(ended)
+    assert len(json.loads(ended.out)["cells"]) == 9
+    assert f"cells/{odd.name}/result.json" in (grid / "report" / "index.html").read_text()
+    if put is not put_huge:  # a terabyte of zeros is read whole by the check of tensors alone
+        assert ldbench("verify", grid).code == 1
+
+
+@pytest.mark.parametrize("put", [put_folder, put_loop, put_dangling, put_pipe])
+@pytest.mark.parametrize("command", ["report", "verify", "run", "profile"])
+def test_what_is_no_folder_of_results_is_one_line(command: str, put: Callable[[Path], None], tmp_path: Path) -> None:
+    place = tmp_path / "odd"
+    put(place)
+    if put is put_folder:
+        put_loop(place / "cells")
+    before = sorted(tmp_path.rglob("*"))
+    if command == "run":
+        arguments: list[object] = ["run", "--model", "tiny_nets:net", "--dataset", "digits", "--out", place / "cells"]
+    else:
+        arguments = [command, place] if command != "profile" else ["profile", "--out", place / "cells"]
+    ended = ldbench(*arguments)
+    assert refused(ended)
+    assert "odd" in ended.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_is_not_written_through_a_link(grid: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (grid / "report").symlink_to(tmp_path / "elsewhere")
+    assert refused(ldbench("report", grid))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+RECORD = sorted(make_record("learn-and-drop", 0))
+changed = st.dictionaries(st.sampled_from(RECORD), anything, max_size=3)
+lines = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={key: scalars | st.lists(scalars, min_size=8, max_size=8) for key in ("epoch", "step", "live_stages", "change", "continuation")},
+    ), min_size=2, max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(changed, lines, lines)
+@example({"drops": [{"store_bytes": 10**400, "cut": 10**400}]}, [{"epoch": 10**400, "live_stages": 10**400}] * 2, [{"step": 10**400, "change": [10**400] * 8}] * 2)  # fmt: skip
+@example({"train_seconds": 1e308, "forward_flops": 1e308, "dropped_stages": 1e308}, [], [])
+def test_a_sealed_record_of_any_content_is_reported_or_left_out(
+    changes: dict[str, Any], epochs: list[Any], scores: list[Any]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for record in (make_record("full", 0), make_record("short", 0, budget=0.5), make_record("learn-and-drop", 0)):
+            folder = write_cell(root, record)
+        with contextlib.suppress(ValueError):  # what Python itself cannot write as JSON
+            write_sealed(folder / "result.json", make_record("learn-and-drop", 0) | changes)
+            (folder / "epochs.jsonl").write_text("\n".join(map(json.dumps, epochs)))
+            (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # numbers at the end of their range are told about by the libraries that draw
+            assert not refused(ldbench("report", root))
+        assert not refused(ldbench("report", root, "--json"))
+
+
+@pytest.mark.parametrize("arguments", [["--jsn"], ["extra"], ["--json", "--json=3"]])
+def test_doctor_refuses_what_it_does_not_know(arguments: list[str]) -> None:
+    assert refused(ldbench("doctor", *arguments))
+
+
+@pytest.mark.parametrize("root", ["x" * 5000, "/dev/null/x", "../..\x1b[31m", "[/red]"])
+def test_doctor_speaks_whatever_the_data_folder_is_called(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDBENCH_DATA", root)
+    monkeypatch.setattr("ldbench.doctor.CHECKS", tuple(c for c in CHECKS if c[0] in ("data sets", "disk", "memory")))
+    ended = ldbench("doctor")
+    assert (ended.code, ended.err) == (1, "")  # no training step was tried
+    assert "\x1b" not in ended.out
+    assert "mnist" in ended.out

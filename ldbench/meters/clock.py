@@ -30,10 +30,12 @@ class TrainClock:
         try:
             yield
         finally:
-            synchronize(self.device)
-            self.seconds += time.perf_counter() - began
-            self.energy.stop()
-            self.spans += 1
+            try:
+                synchronize(self.device)  # raises where the device was lost
+            finally:
+                self.seconds += time.perf_counter() - began
+                self.energy.stop()
+                self.spans += 1
 
 
 def reset_peak_memory(device: torch.device) -> None:
