@@ -125,7 +125,9 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     rows = [_planned(cell, finished(out / "cells" / cell.cell_id)) for cell in planned]
     if as_json:
         print(json.dumps({"out": str(out), "cells": rows, "problem": None if problem is None else str(problem)}))
-        return 0 if problem is None else 2
+        if problem is not None:
+            raise problem
+        return 0
     table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
