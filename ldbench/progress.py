@@ -47,7 +47,8 @@ class ConsoleProgress:
             self._first_number, self._began = number, time.monotonic()
         self._number, self._total, self._cell_began = number, total, time.monotonic()
         method = cell_title(cell.method, cell.budget)
-        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {method}, seed {cell.seed}"
+        scenario = "" if cell.scenario == "scratch" else f"{cell.scenario}, "
+        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {scenario}{method}, seed {cell.seed}"
         if self.quiet:
             return
         if self.console.is_terminal:
