@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchvision import models
@@ -58,10 +60,14 @@ class DeltaNormsRatio(_Norms):
     param_names = ("parameters of", "device")
 
     def track_norms_over_foreach(self, model: str, device: str) -> dict[str, object]:
-        return common.ratio_samples(lambda: self.run("ldbench"), lambda: self.run("foreach"))
+        def pair() -> tuple[Callable[[], None], Callable[[], None]]:
+            self.setup(model)
+            return lambda: self.run("ldbench"), lambda: self.run("foreach")
+
+        return common.ratio_samples(pair)
 
     track_norms_over_foreach.unit = "of the foreach lines"  # type: ignore[attr-defined]
-    track_norms_over_foreach.version = "1"  # type: ignore[attr-defined]
+    track_norms_over_foreach.version = "2"  # type: ignore[attr-defined]
 
 
 class _Gather:
@@ -112,7 +118,11 @@ class GatherRatio(_Gather):
     param_names = ("rows", "device")
 
     def track_gather_over_indexing(self, rows: str, device: str) -> dict[str, object]:
-        return common.ratio_samples(lambda: self.run("ldbench"), lambda: self.run("indexing"))
+        def pair() -> tuple[Callable[[], None], Callable[[], None]]:
+            self.setup(rows)
+            return lambda: self.run("ldbench"), lambda: self.run("indexing")
+
+        return common.ratio_samples(pair)
 
     track_gather_over_indexing.unit = "of indexing"  # type: ignore[attr-defined]
-    track_gather_over_indexing.version = "1"  # type: ignore[attr-defined]
+    track_gather_over_indexing.version = "2"  # type: ignore[attr-defined]

@@ -90,17 +90,21 @@ def samples(work: Callable[[], object], repeats: int = 9, least_seconds: float =
 
 
 def ratio_samples(
-    ours: Callable[[], object], peer: Callable[[], object], repeats: int = 9, least_seconds: float = 0.03
+    pair: Callable[[], tuple[Callable[[], object], Callable[[], object]]], repeats: int = 9, least_seconds: float = 0.03
 ) -> dict[str, object]:  # fmt: skip
-    """Seconds of ``ours`` over those of ``peer``, in turns: what slows the machine for a minute slows both alike."""
-    for work in (ours, peer):
-        work()
-    counts = [max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6))) for work in (ours, peer)]
-    ratios = []
-    for _ in range(repeats):
-        spans = [
-            [_span(work, count) / count for work, count in zip((ours, peer), counts, strict=True)] for _ in range(3)
-        ]
+    """Seconds of a piece of work over those of its peer, in turns: what slows the machine for a minute slows both alike.
+
+    ``pair`` makes both anew for every sample, at other addresses: one process is lucky or unlucky with where its buffers
+    lie (16 % of a gather), and an interval that holds one process's luck alone calls the next one a change.
+    """
+    ratios, ballast = [], []
+    for sample in range(repeats):
+        ballast.append(torch.empty((sample * 40_503) % 65_536 + 1))
+        works = pair()
+        for work in works:
+            work()
+        counts = [max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6))) for work in works]
+        spans = [[_span(work, count) / count for work, count in zip(works, counts, strict=True)] for _ in range(3)]
         ratios.append(min(span[0] for span in spans) / min(span[1] for span in spans))
     return {"samples": ratios, "number": 1}
 

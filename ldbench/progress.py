@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,25 +29,29 @@ def cell_title(method: str, budget: float | None) -> str:
     return method if budget is None else f"{method} {budget:g}"
 
 
+def epochs_run(cell: Cell) -> int:
+    """Epochs that the cell trains, a last, shorter one included."""
+    return max(1, math.ceil(cell.epochs * (cell.budget or 1.0)))
+
+
 class ConsoleProgress:
     """Tells the run to a person on ``console``."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
         self._status: Status | None = None
-        self._title, self._began, self._cell_began = "", time.monotonic(), 0.0
-        self._first_number = self._number = self._total = 0
+        self._title, self._cell_began, self._epoch_began = "", 0.0, 0.0
+        self._epochs, self._later, self._seen, self._spent = 0, 0, 0, 0.0
 
     def note(self, text: str) -> None:
         """Print a line."""
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        """Open the line of a cell."""
-        if not self._first_number:  # preparation is over: it would spoil the estimate of the time left
-            self._first_number, self._began = number, time.monotonic()
-        self._number, self._total, self._cell_began = number, total, time.monotonic()
+    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell]) -> None:
+        """Open the line of a cell, the ``number``-th of ``total``; ``later`` are those this process may run after it."""
+        self._epochs, self._later = epochs_run(cell), sum(map(epochs_run, later))
+        self._cell_began = self._epoch_began = time.monotonic()
         method = cell_title(cell.method, cell.budget)
         scenario = "" if cell.scenario == "scratch" else f"{cell.scenario}, "
         self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {scenario}{method}, seed {cell.seed}"
@@ -57,18 +63,18 @@ class ConsoleProgress:
         else:
             self.note(self._title)
 
-    def epoch(self, row: dict[str, Any], total_epochs: int) -> None:
-        """Tell an epoch: loss, accuracy, live stages, time left of the whole run."""
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Tell an epoch: loss, accuracy, live stages, time left of the whole run at the pace of this process so far."""
         if self.quiet:
             return
+        now = time.monotonic()
+        self._spent, self._seen, self._epoch_began = self._spent + now - self._epoch_began, self._seen + 1, now
         accuracy = next((row[key] for key in ("test_accuracy", "val_accuracy") if row[key] is not None), None)
         shown = "" if accuracy is None else f", accuracy {accuracy:.4f}"
         stages = f"{row['live_stages']} of {row['live_stages'] + row['dropped_stages']} stages live"
-        text = f"epoch {row['epoch'] + 1} of {total_epochs}: loss {row['train_loss']:.4f}{shown}, {stages}"
-        spent = time.monotonic() - self._began
-        share = (self._number - self._first_number + (row["epoch"] + 1) / total_epochs) or 1
-        left = spent / share * (self._total - self._first_number + 1) - spent
-        text += f", about {duration(max(left, 0))} left"
+        text = f"epoch {row['epoch'] + 1} of {self._epochs}: loss {row['train_loss']:.4f}{shown}, {stages}"
+        left = self._spent / self._seen * (self._epochs - row["epoch"] - 1 + self._later)
+        text += f", about {duration(left)} left"
         if self._status is not None:
             self._status.update(escape(f"{self._title} | {text}"))
         else:

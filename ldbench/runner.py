@@ -40,11 +40,11 @@ class Progress(Protocol):
         """A line worth keeping."""
         ...
 
-    def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        """A cell begins; ``number`` counts from 1."""
+    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell]) -> None:
+        """A cell begins; ``number`` counts from 1, ``later`` are those this process may run after it."""
         ...
 
-    def epoch(self, row: dict[str, Any], total_epochs: int) -> None:
+    def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is over."""
         ...
 
@@ -143,7 +143,8 @@ class _Run:
         for cell in company:
             own.add(cell.cell_id)
             self._refuse_other_data(cell)
-            self.progress.cell_started(cell, number[cell.cell_id], len(self.planned))
+            later = [other for other in self.todo if other.cell_id not in own | self.elsewhere]
+            self.progress.cell_started(cell, number[cell.cell_id], len(self.planned), later)
             result = self._run_one(cell)
             counts[result["status"]] += 1
             self.progress.cell_ended(result)
@@ -194,7 +195,7 @@ class _Run:
                 write_sealed_lines(folder / "epochs.jsonl", rows)
             except OSError as error:  # the next epoch tries again
                 keeper.tell(row["step"], f"epochs.jsonl not written: {error.strerror}")
-            self.progress.epoch(row, cell.epochs)
+            self.progress.epoch(row)
 
         try:
             run = run_cell(

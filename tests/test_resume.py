@@ -247,9 +247,9 @@ TABLE = {
 
 
 def start(experiment: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from ldbench.cli import main; main()", "run", str(experiment), "--quiet"]
+    command = [sys.executable, "-c", "from ldbench.cli import main; main()", "run", str(experiment), "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -299,4 +299,49 @@ def test_real_signals_end_a_run_in_time_and_the_same_command_ends_with_the_same_
         assert not (folder / CHECKPOINT).exists()
     records = [read_sealed(path) for path in out.glob("cells/*/result.json")]
     assert sum(record["resumes"] for record in records) == 3
+    assert list(verify(out)) == []
+
+
+WAITER = """
+import time
+from ldbench.signals import StopRequest
+stop = StopRequest()
+with stop.listening(), stop.deferred():
+    print("ready", flush=True)
+    time.sleep(60)
+    stop.check()
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_ends_the_process_in_the_middle_of_a_step(first: int, second: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(first)
+    assert process.stderr.readline() == b"\n"
+    assert b"ending this step and saving a checkpoint; once more to stop at once" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(second)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 128 + second
+    assert b"stopped at once; the last checkpoint is kept" in said
+    assert b"Traceback" not in said
+
+
+def test_two_training_processes_share_a_grid_and_its_records_are_those_of_one(tmp_path: Path) -> None:
+    table = TABLE | {"threads": 1, "epochs": 6, "seeds": [0, 1], "method": ["full", "learn-and-drop", "freeze"]}
+    run_experiment(experiment_from_dict(table), tmp_path / "one", ConsoleProgress(Console(), quiet=True))
+    out, experiment = tmp_path / "two", tmp_path / "experiment.json"
+    experiment.write_text(json.dumps(table | {"cost_table": str(tmp_path / "one" / "costs")}))
+    processes = [start(experiment, out) for _ in range(2)]
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    trained = [line for out_text, _ in told for line in out_text.splitlines() if "trained in" in line]
+    assert len(trained) == len(set(trained)) == 6
+    for folder in sorted((tmp_path / "one" / "cells").iterdir()):
+        shared = out / "cells" / folder.name
+        assert lasting_record(shared / "result.json") == lasting_record(folder / "result.json")
+        assert weights(shared) == weights(folder)
     assert list(verify(out)) == []
