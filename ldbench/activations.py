@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from ldbench.cache import ActivationStore, StoreLost, Tier
 from ldbench.feeds import Feed
 from ldbench.prefix import fill_store
 from ldbench.storefile import find_store, keep_store, prefix_fingerprint
+from ldbench.stream import Stream
 
 
 class Activations:
@@ -22,6 +24,7 @@ class Activations:
     Args:
         stages: the whole network's.
         feed: gives the images.
+        stream: which samples can be drawn when. A store holds the rows of those that can be drawn now, and no others.
         batch_size: samples per minibatch when a store is filled; part of what fixes its bits.
         dtype: of the store.
         folder: where a memory-mapped store lies.
@@ -30,25 +33,31 @@ class Activations:
     Attributes:
         store: None while images are read.
         cut: leading stages whose output is read (with a store), or that minibatches are sent through (without one).
-        chain: (cut, tier asked for) of every store made so far.
+        chunk: the set of the stream that is drawn from now.
+        chain: (cut, tier asked for, chunk then) of every store made so far.
         on_batch: called before every minibatch of a store being built.
         tell: told about trouble that was overcome.
     """
 
     def __init__(
-        self, stages: nn.Sequential, feed: Feed, *, batch_size: int, dtype: str, device: torch.device, folder: Path,
+        self, stages: nn.Sequential, feed: Feed, stream: Stream, *, batch_size: int, dtype: str, device: torch.device, folder: Path,
         channels_last: bool, autocast: Callable[[], AbstractContextManager[Any]], identity: str | None,
     ) -> None:  # fmt: skip
         self.stages, self.feed, self.dtype, self.device, self.folder = stages, feed, dtype, device, folder
         self.channels_last, self.autocast, self.identity = channels_last, autocast, identity
-        self.samples = len(feed)
-        self.batches = torch.split(torch.arange(self.samples), batch_size)
+        self.samples, self.stream, self.batch_size = len(feed), stream, batch_size
         self.store: ActivationStore | None = None
-        self.cut = 0
-        self.chain: list[tuple[int, Tier]] = []
+        self.cut = self.chunk = 0
+        self.chain: list[tuple[int, Tier, int]] = []
+        self._rows = torch.empty(0, dtype=torch.int64)  # per sample its row in the store; -1: it has none
         self.on_batch: Callable[[], None] = lambda: None
         self.tell: Callable[[str], None] = lambda what: None
         self._targets: Tensor | None = None
+
+    @property
+    def active(self) -> Tensor:
+        """The samples that can be drawn now, int64 ascending on the CPU."""
+        return self.stream.sets[self.chunk]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Stored activations [B, ...] and targets [B] of the samples ``indices`` (int64 [B], CPU)."""
@@ -59,11 +68,11 @@ class Activations:
         """Stored activations [B, ...]; a store whose file was truncated under us is rebuilt first."""
         assert self.store is not None
         try:
-            return self.store.read(indices)
+            return self.store.read(self._rows[indices])
         except StoreLost as lost:
             self.tell(f"{lost}: the store is rebuilt")
             self.rebuild()
-            return self.store.read(indices)
+            return self.store.read(self._rows[indices])
 
     def source(self, indices: Tensor) -> Tensor:
         """What the stages from ``cut`` on read, unaugmented. Targets that pass are kept for reading from the store."""
@@ -85,20 +94,62 @@ class Activations:
 
     def fill(self, cut: int, tier: Tier) -> tuple[ActivationStore, float]:
         """A store of the output of stage ``cut - 1`` made from what is read now, and its relative error. Raises ``NoRoom``."""
-        return fill_store(self.stages[self.cut : cut], self.batches, self.source, self.autocast, self._allocate, tier)
+        batches = torch.split(self.active, self.batch_size)
+        return fill_store(self.stages[self.cut : cut], batches, self.source, self.autocast, self._allocate, tier)
 
     def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
         return ActivationStore(
-            self.samples, shape, self.dtype, tier, self.device, channels_last=self.channels_last, folder=self.folder
+            self.stream.capacity,
+            shape,
+            self.dtype,
+            tier,
+            self.device,
+            channels_last=self.channels_last,
+            folder=self.folder,
         )
 
     def take(self, store: ActivationStore, cut: int, wanted: Tier) -> None:
         """Read from ``store`` from now on; the one before is freed."""
         self.close()
         self.store, self.cut = store, cut
-        self.chain.append((cut, wanted))
+        self.chain.append((cut, wanted, self.chunk))
+        self._rows = first_rows(self.active, self.samples)
         if store.tier != wanted:
             self.tell(f"no room for a store of {store.nbytes} bytes in tier {wanted}: it went to tier {store.tier}")
+
+    def advance(self, chunk: int) -> int:
+        """Draw from set ``chunk`` of the stream, the next one, from now on.
+
+        With a store, what arrives passes once through the dropped stages and takes the rows of what left. An exception on
+        the way leaves everything as it was, but for those rows.
+
+        Returns:
+            samples that passed; 0 without a store.
+        """
+        if self.store is None:
+            self.chunk = chunk
+            return 0
+        rows = next_rows(self._rows, self.stream.sets[chunk], self.stream.capacity)
+        new = self.stream.arrivals(chunk)
+        try:
+            self._admit(new, rows)
+        except StoreLost as lost:
+            self.tell(f"{lost}: the store is rebuilt")
+            self.rebuild()
+            self._admit(new, rows)
+        self._rows, self.chunk = rows, chunk
+        return len(new)
+
+    @torch.no_grad()
+    def _admit(self, new: Tensor, rows: Tensor) -> None:
+        assert self.store is not None
+        for indices in torch.split(new, self.batch_size):
+            self.on_batch()
+            x = self._images(indices)
+            with self.autocast():
+                for stage in self.stages[: self.cut]:
+                    x = stage(x)
+            self.store.write(rows[indices], x)
 
     def close(self, *, keep_file: bool = False) -> None:
         """Free the store, its file included unless ``keep_file``."""
@@ -111,9 +162,10 @@ class Activations:
     def fingerprint(self) -> str:
         """What the current store must hold, see `ldbench.storefile`."""
         facts = {
-            "data": self.identity, "samples": self.samples, "batch_size": len(self.batches[0]), "dtype": self.dtype,
-            "cuts": [cut for cut, _ in self.chain], "device": str(self.device), "channels_last": self.channels_last,
-            "threads": torch.get_num_threads(),
+            "data": self.identity, "samples": self.samples, "batch_size": self.batch_size, "dtype": self.dtype,
+            "cuts": [(cut, chunk) for cut, _, chunk in self.chain], "chunk": self.chunk,
+            "sets": [hashlib.sha256(chosen.numpy().data).hexdigest() for chosen in self.stream.sets],
+            "device": str(self.device), "channels_last": self.channels_last, "threads": torch.get_num_threads(),
         }  # fmt: skip
         with self.autocast():
             facts["autocast"] = torch.is_autocast_enabled(self.device.type)
@@ -127,20 +179,47 @@ class Activations:
 
     def recover(self) -> bool:
         """The store of ``chain``: from a file that fits in every byte (True), else by replaying the drops (False)."""
-        self.cut = self.chain[-1][0]
+        self.cut, _, filled = self.chain[-1]
         store = find_store(self.folder, self.fingerprint(), self.device) if self.identity is not None else None
         if store is None:
             self.rebuild()
             return False
-        for indices in self.batches:  # targets aren't in the file
+        for indices in torch.split(self.active, self.batch_size):  # targets aren't in the file
             self._images(indices)
-        self.store = store
+        self.store, self._rows = store, first_rows(self.stream.sets[filled], self.samples)
+        for chunk in range(filled + 1, self.chunk + 1):
+            self._rows = next_rows(self._rows, self.stream.sets[chunk], self.stream.capacity)
         return True
 
     def rebuild(self) -> None:
-        """Replay the chain of drops: the same cuts, dtypes and batch boundaries give the same bits."""
+        """Replay the chain of drops and arrivals: the same cuts, dtypes and batch boundaries give the same bits."""
         self.close()
-        chain, self.chain, self.cut = self.chain, [], 0
-        for cut, tier in chain:
+        chain, chunk = self.chain, self.chunk
+        self.chain, self.cut, self.chunk = [], 0, 0
+        for cut, tier, filled in chain:
+            self._advance_to(filled)
             store, _ = self.fill(cut, tier)
             self.take(store, cut, tier)
+        self._advance_to(chunk)
+
+    def _advance_to(self, chunk: int) -> None:
+        for later in range(self.chunk + 1, chunk + 1):
+            self.advance(later)
+
+
+def first_rows(active: Tensor, samples: int) -> Tensor:
+    """Per sample its row in a store that was filled with ``active`` in order, int64 [samples]; -1: it has none."""
+    rows = torch.full((samples,), -1, dtype=torch.int64)
+    rows[active] = torch.arange(len(active))
+    return rows
+
+
+def next_rows(rows: Tensor, active: Tensor, capacity: int) -> Tensor:
+    """The rows when the samples ``active`` are to be held: who stays keeps its row, who comes takes the lowest free one."""
+    following = torch.full_like(rows, -1)
+    following[active] = rows[active]
+    taken = torch.zeros(capacity, dtype=torch.bool)
+    taken[following[following >= 0]] = True
+    new = active[following[active] < 0]
+    following[new] = torch.nonzero(~taken).flatten()[: len(new)]
+    return following

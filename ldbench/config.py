@@ -18,12 +18,13 @@ from ldbench.experiment_checks import CHOICES as CHOICES
 from ldbench.experiment_checks import check_experiment
 from ldbench.experiment_files import read_experiment as read_experiment
 from ldbench.experiment_files import suite_names as suite_names
-from ldbench.scenarios import SCENARIOS, init_identity
+from ldbench.scenarios import CHUNKS, SCENARIOS, STREAMS, init_identity
 
 if typing.TYPE_CHECKING:
     from ldbench.models import Recipe
 
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
+OF_STREAMS = ("chunks", "memory", "stream")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Experiment:
     pretrain_dataset: str | None = None
     pretrain_epochs: int | None = None
     pretrain_size: int | None = None
+    chunks: int | None = None
+    memory: int | None = None
+    stream: str | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +129,9 @@ class Cell:
     pretrain_dataset: str | None = None
     pretrain_epochs: int | None = None
     pretrain_size: int | None = None
+    chunks: int | None = None
+    memory: int | None = None
+    stream: str | None = None
 
     @property
     def place(self) -> tuple[str, str, str, int]:
@@ -177,7 +184,6 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     Raises ``UserError`` when the file of weights to begin with cannot be read.
     """
     from ldbench.methods import replay_source
-    from ldbench.recipes import for_tuning
 
     methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
@@ -187,12 +193,14 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     ):
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)
-        if SCENARIOS[scenario].tuned:
-            recipe = for_tuning(recipe)
-            if experiment.pretrain_dataset is not None:
-                values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
-        else:
+        if not SCENARIOS[scenario].tuned:
             values |= dict.fromkeys(OF_TUNING)
+        elif experiment.pretrain_dataset is not None:
+            values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
+        if SCENARIOS[scenario].streamed:
+            values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
+        else:
+            values |= dict.fromkeys(OF_STREAMS)
         for entry in dataclasses.fields(recipe):
             if values.get(entry.name) is None:
                 values[entry.name] = getattr(recipe, entry.name)

@@ -93,12 +93,27 @@ class CutChoice:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What the store of this run may be: samples, dtype, bytes per tier, and where the present one lies."""
+    """What the store of this run may be.
+
+    Attributes:
+        samples: how many pass when it is built now.
+        dtype: of its rows.
+        budget: bytes allowed per tier.
+        current_tier: where the present store lies.
+        capacity: rows it has to hold at any time; None: ``samples``.
+        arrivals: samples that come later and will pass through all dropped stages on their way in.
+    """
 
     samples: int
     dtype: str
     budget: StoreBudget
     current_tier: Tier = "device"
+    capacity: int | None = None
+    arrivals: int = 0
+
+    def store_bytes(self, table: CostTable, cut: int) -> int:
+        """Bytes of the store behind ``cut`` stages."""
+        return store_bytes(self.capacity or self.samples, table.flops[cut - 1].output_shape, self.dtype)
 
     def row_bytes(self, table: CostTable, cut: int) -> float:
         """Bytes per sample of the store behind ``cut`` stages."""
@@ -122,15 +137,25 @@ def build_seconds(table: CostTable, plan: StorePlan, current: int, cut: int, tie
     return total
 
 
+def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> float:
+    """Time that the samples still to come take until they are in the store at ``cut``; nothing while images are read."""
+    if cut == 0:
+        return 0.0
+    per_batch = table.input_seconds + sum(table.inference[:cut])
+    per_batch += table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
+    return plan.arrivals / table.batch_size * per_batch
+
+
 def best_cut(
     table: CostTable, plan: StorePlan, current: int, stopped: int, remaining_steps: int, legal: Sequence[bool],
     exact: bool = False,
 ) -> CutChoice:  # fmt: skip
     """Among the stopped prefixes the cut with the largest remaining_steps x (step now - step there) - building cost.
 
-    Only a positive balance is taken; ``exact`` considers ``stopped`` alone.
+    What later samples take on their way into the store, beyond what they take now, is part of the building cost. Only a positive balance is taken; ``exact`` considers ``stopped`` alone.
     """
     now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
+    arriving = arrival_seconds(table, plan, current, plan.current_tier)
     best = CutChoice(current, "no stage has stopped")
     reasons = []
     for cut in range(stopped if exact else current + 1, stopped + 1):
@@ -139,12 +164,12 @@ def best_cut(
         if not legal[cut]:
             reasons.append(f"cut {cut} would split stages that share a parameter")
             continue
-        size = store_bytes(plan.samples, table.flops[cut - 1].output_shape, plan.dtype)
+        size = plan.store_bytes(table, cut)
         tier = plan.budget.tier_for(size)
         if tier is None:
             reasons.append(f"the store of cut {cut} takes {size} bytes and fits no tier")
             continue
-        build = build_seconds(table, plan, current, cut, tier)
+        build = build_seconds(table, plan, current, cut, tier) + arrival_seconds(table, plan, cut, tier) - arriving
         there = table.step_seconds(cut, plan.source_seconds(table, cut, tier))
         saving = remaining_steps * (now - there) - build
         if saving <= 0:

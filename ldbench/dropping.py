@@ -20,6 +20,7 @@ from torch.nn import functional
 from ldbench.activations import Activations
 from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, store_bytes
 from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
+from ldbench.course import full_steps
 from ldbench.data import derive_seed, sample_order
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
@@ -28,6 +29,7 @@ from ldbench.policies import LearnAndDrop, Observation, Policy
 from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
 from ldbench.scores import Scores, ScoreTracker
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.stream import Stream
 from ldbench.timing import measure_costs
 
 
@@ -81,6 +83,7 @@ class LayerDropper:
         augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
         refresh_statistics: re-estimate BatchNorm statistics of the stages being dropped.
         criterion: used to measure the cost table.
+        stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by default.
         identity: names the data's content; with it a memory-mapped store can be taken up again after an interruption.
 
     ``state_dict`` and ``load_state_dict`` carry a run over an interruption.
@@ -93,20 +96,21 @@ class LayerDropper:
         folder: Path | None = None, costs: CostTable | None = None, channels_last: bool = False, compile: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext, augment: Any = None,
         refresh_statistics: bool = True, criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
-        identity: str | None = None,
+        stream: Stream | None = None, identity: str | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.execution = model, optimizer, execution
         self.device = next(model.parameters()).device
         self.around_building: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # a meter's window
         self.feed = as_feed(data, self.device)
         self.samples = len(self.feed)
-        self.batch_size = min(batch_size, self.samples)
-        self.steps_per_epoch = self.samples // self.batch_size
+        self.stream = stream if stream is not None else Stream.whole(self.samples)
+        self.batch_size = min(batch_size, *map(len, self.stream.sets))
         if total_steps is None and epochs is None:
             raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
-        self.total_steps = total_steps if total_steps is not None else (epochs or 0) * self.steps_per_epoch
+        whole = full_steps(self.stream, self.batch_size, epochs or 0)
+        self.total_steps = total_steps if total_steps is not None else whole
         self.policy = policy if policy is not None else LearnAndDrop()
-        self.seed, self.check_every = seed, check_every or max(1, self.steps_per_epoch // 4)
+        self.seed, self.check_every = seed, check_every or max(1, len(self.stream.sets[0]) // self.batch_size // 4)
         self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
         self.autocast, self.augment, self.criterion = autocast, augment, criterion
         self.refresh_statistics, self.costs = refresh_statistics, costs
@@ -124,7 +128,7 @@ class LayerDropper:
         self.tracker = ScoreTracker(self.stage_parameters) if self.policy.uses_scores else None
         self.ledger: FlopLedger | None = None
         self.activations = Activations(
-            self.stages, self.feed, batch_size=self.batch_size, dtype=cache_dtype, device=self.device, folder=folder,
+            self.stages, self.feed, self.stream, batch_size=self.batch_size, dtype=cache_dtype, device=self.device, folder=folder,
             channels_last=channels_last, autocast=autocast, identity=identity,
         )  # fmt: skip
         self.activations.tell = self.tell
@@ -149,7 +153,7 @@ class LayerDropper:
 
     def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch."""
-        order = sample_order(self.samples, self.seed, epoch)
+        order = self.active[sample_order(len(self.active), self.seed, epoch)]
         for start in range(first * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
             indices = order[start : start + self.batch_size]
             if self.store is None:
@@ -160,6 +164,27 @@ class LayerDropper:
                 x, y = self.activations.batch(indices)
                 self.store_read_seconds += time.perf_counter() - began
                 yield x, y, indices
+
+    def begin_chunk(self, chunk: int) -> None:
+        """Draw from set ``chunk`` of the stream, the next one, from now on.
+
+        What is new in it passes once through the dropped stages and joins the store; what is not in it any more leaves.
+        """
+        if self.store is None:
+            self.activations.advance(chunk)
+            return
+        with self.around_building():
+            synchronize(self.device)
+            began = time.perf_counter()
+            try:
+                passed = self.activations.advance(chunk)
+            except BaseException:
+                self.abandoned_seconds += time.perf_counter() - began
+                raise
+            synchronize(self.device)
+            self.cache_build_seconds += time.perf_counter() - began
+        if self.ledger is not None:
+            self.ledger.add_forward(passed, 0, self.cut)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
@@ -185,6 +210,21 @@ class LayerDropper:
         table = self.costs.flops if self.costs is not None else count_stage_flops(self.stages, sample_shape)
         self.ledger = FlopLedger.empty(table)
         return self.ledger
+
+    @property
+    def chunk(self) -> int:
+        """The set of the stream that is drawn from now."""
+        return self.activations.chunk
+
+    @property
+    def active(self) -> Tensor:
+        """The samples that can be drawn now, int64 ascending on the CPU."""
+        return self.activations.active
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the samples that can be drawn now."""
+        return len(self.active) // self.batch_size
 
     @property
     def store(self) -> ActivationStore | None:
@@ -225,7 +265,10 @@ class LayerDropper:
             return self._drop(cut, "frozen", 0.0, None) if cut > self.cut else None
         table = self._cost_table()
         tier: Tier = self.store.tier if self.store is not None else "device"
-        plan = StorePlan(self.samples, self.cache_dtype, self._resolved_budget(), tier)
+        plan = StorePlan(
+            len(self.active), self.cache_dtype, self._resolved_budget(), tier, self.stream.capacity,
+            self.stream.still_to_come(self.chunk),
+        )  # fmt: skip
         remaining = self.total_steps - self.step_count
         choice = best_cut(table, plan, self.cut, stopped, remaining, self.legal, self.policy.exact)
         if choice.cut == self.cut:
@@ -238,7 +281,7 @@ class LayerDropper:
 
     def _cost_table(self) -> CostTable:
         if self.costs is None:
-            indices = torch.arange(self.batch_size)
+            indices = self.active[: self.batch_size]
             self.costs = measure_costs(
                 self.stages, self.stage_names, lambda: self.feed.batch(indices), self.optimizer, self.criterion,
                 device=self.device, folder=self.folder, cache_dtype=self.cache_dtype, autocast=self.autocast,
@@ -274,7 +317,7 @@ class LayerDropper:
                 passed = refresh_statistics(segment, batches, self.activations.source, self.autocast)
             if tier is not None:
                 store, error = self.activations.fill(cut, tier)
-                passed += self.samples
+                passed += len(self.active)
         except NoRoom as full:
             undo()
             self._decline_for_room(cut, full)
@@ -303,7 +346,7 @@ class LayerDropper:
         return drop
 
     def _statistics_batches(self) -> list[Tensor]:
-        order = sample_order(self.samples, 0, 0)[:STATISTICS_SAMPLES]
+        order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
         return [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
 
     def retire(self, cut: int) -> None:
@@ -316,7 +359,7 @@ class LayerDropper:
 
     def _decline_for_room(self, cut: int, full: NoRoom) -> None:
         """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
-        size = store_bytes(self.samples, full.shape, self.cache_dtype)
+        size = store_bytes(self.stream.capacity, full.shape, self.cache_dtype)
         budget = self._resolved_budget()
         self.budget = StoreBudget(*(min(free, size - 1) for free in astuple(budget)))
         self.declined.append({"step": self.step_count, "cut": cut, "reason": f"no room for its store: {full}"})

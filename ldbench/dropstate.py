@@ -26,6 +26,7 @@ def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
         **{name: list(getattr(dropper, name)) for name in LISTS},
         "drops": [dataclasses.asdict(drop) for drop in dropper.drops],
         "chain": dropper.activations.chain,
+        "chunk": dropper.chunk,
         "budget": dataclasses.asdict(budget) if isinstance(budget, StoreBudget) else None,
         "policy": dropper.policy.state_dict(),
         "tracker": None if dropper.tracker is None else dropper.tracker.state_dict(),
@@ -54,7 +55,8 @@ def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
         dropper.retire(dropper.drops[-1].cut)
     if dropper.tracker is not None and state["tracker"] is not None:
         dropper.tracker.load_state_dict(state["tracker"])
-    dropper.activations.chain = [(cut, tier) for cut, tier in state["chain"]]
+    dropper.activations.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]
+    dropper.activations.chunk = state["chunk"]
     if dropper.activations.chain:
         dropper.activations.recover()
     dropper.rebuild_live()

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.scenarios import SCENARIOS
+from ldbench.scenarios import SCENARIOS, STREAMS
 
 if TYPE_CHECKING:
     from ldbench.config import Experiment
@@ -18,11 +18,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp16"),
     "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
     "save_model": ("none", "final"),
+    "stream": STREAMS,
 }
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
 NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
-                "checkpoint_minutes")  # fmt: skip
+                "checkpoint_minutes", "memory")  # fmt: skip
 BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
 
 
@@ -83,7 +84,13 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
         )
     if sources and not tuned:
         option = f"--{sources[0].replace('_', '-')}"
-        raise UserError(f"{origin}: {option} is used by scenario fine-tune alone: add --scenario fine-tune")
+        raise UserError(f"{origin}: {option} needs a scenario that begins with weights: add --scenario fine-tune")
+    streamed = any(SCENARIOS[name].streamed for name in experiment.scenario)
+    for name in ("chunks", "memory", "stream"):
+        if getattr(experiment, name) is not None and not streamed:
+            raise UserError(f"{origin}: --{name} needs a scenario whose data arrive in chunks: add --scenario online")
+    if experiment.chunks is not None and not 2 <= experiment.chunks <= 100_000:
+        raise UserError(f"{origin}: chunks must be 2 to 100000, not {experiment.chunks}")
     for name in ("pretrain_epochs", "pretrain_size"):
         if getattr(experiment, name) is not None and experiment.pretrain_dataset is None:
             raise UserError(f"{origin}: --{name.replace('_', '-')} goes with --pretrain-dataset NAME")

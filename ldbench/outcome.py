@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
@@ -15,12 +15,14 @@ from ldbench.models import describe_model
 from ldbench.record import SCHEMA_VERSION, environment
 from ldbench.resident import Resident, model_spec
 
+if TYPE_CHECKING:
+    from ldbench.training import Training
 
-def cell_result(
-    cell: Cell, data: Resident, costs: CostTable, dropper: LayerDropper, train_seconds: float,
-    rows: Sequence[dict[str, Any]], status: str, full_steps: int,
-) -> dict[str, Any]:  # fmt: skip
+
+def cell_result(run: Training, data: Resident, status: str) -> dict[str, Any]:
     """A cell's ``result.json``, up to its energy and what only its caller knows."""
+    cell, costs, dropper, rows = run.cell, run.costs, run.dropper, run.rows
+    train_seconds, full_steps = run.clock.seconds, run.full_steps
     dataset, ledger, last = data.dataset, dropper.ledger, rows[-1]
     assert ledger is not None
     device = dropper.device
@@ -59,12 +61,34 @@ def cell_result(
         "peak_memory_bytes": memory[0], "peak_memory_kind": memory[1],
         "store_bytes": dropper.peak_store_bytes, "store_tier": dropper.drops[-1].store_tier if dropper.drops else None,
         "dropped_stages": dropper.cut, "stages": stages,
-        "drops": [{**dataclasses.asdict(d), "epoch": (d.step - 1) // dropper.steps_per_epoch} for d in dropper.drops],
-        "declined": dropper.declined,
+        "drops": [{**dataclasses.asdict(d), "epoch": run.epoch_of(d.step)} for d in dropper.drops],
+        "declined": dropper.declined, **_chunks(run, accuracy is not None),
         "augmentation": cell.augment, "augmentation_after_drop": _after_drop(cell, dropper),
         "precision": cell.precision, "width": cell.width, "padded_from": dataset.padded_from,
         "synthetic": dataset.synthetic, "data_fingerprint": dataset.fingerprint,
         **describe_model(model_spec(cell, dataset)), "image_size": dataset.image_size, "environment": environment(device),
+    }  # fmt: skip
+
+
+def _chunks(run: Training, scored: bool) -> dict[str, Any]:
+    """What each chunk of a stream came to, on the whole test set; nothing where all data were there from the beginning."""
+    stream, told = run.dropper.stream, []
+    if run.cell.chunks is None:
+        return {"chunks": [], "average_accuracy": None, "memory_size": None, "chunk_size": None}
+    for row in run.rows:
+        if not run.course[row["epoch"]].closes_chunk:
+            continue
+        new = len(stream.arrivals(row["chunk"]))
+        told.append({
+            "chunk": row["chunk"], "step": row["step"], "images_seen": new * (row["chunk"] + 1),
+            "remembered": len(stream.sets[row["chunk"]]) - new,
+            **{key: row[key] for key in ("test_accuracy", "test_loss", "train_seconds", "forward_flops", "backward_flops",
+               "dropped_stages", "store_bytes")},
+        })  # fmt: skip
+    accuracies = [entry["test_accuracy"] for entry in told]
+    return {
+        "chunks": told, "average_accuracy": sum(accuracies) / len(accuracies) if scored else None,
+        "memory_size": stream.capacity - len(stream.sets[0]), "chunk_size": len(stream.sets[0]),
     }  # fmt: skip
 
 

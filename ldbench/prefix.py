@@ -86,7 +86,7 @@ def fill_store(
     allocate: Callable[..., ActivationStore],
     tier: Tier,
 ) -> tuple[ActivationStore, float]:
-    """The segment's output in evaluation mode for every sample, in the first tier from ``tier`` on that has room.
+    """The segment's output in evaluation mode, row after row in the order of ``batches``, in the first tier from ``tier`` on that has room.
 
     Returns:
         the store, and the relative error of its first minibatch (what the store's dtype costs in precision).
@@ -119,18 +119,20 @@ def _fill(
     allocate: Callable[[torch.Size], ActivationStore],
 ) -> tuple[ActivationStore, float]:  # fmt: skip
     store: ActivationStore | None = None
-    precision_error = 0.0
+    precision_error, filled = 0.0, 0
     try:
         for indices in batches:
             x = source(indices)
             with autocast():
                 x = segment(x)
+            rows = torch.arange(filled, filled + len(indices))
+            filled += len(indices)
             if store is None:
                 store = _allocate(x.shape[1:], allocate)
-                store.write(indices, x)
-                precision_error = store.relative_error(indices, x)
+                store.write(rows, x)
+                precision_error = store.relative_error(rows, x)
             else:
-                store.write(indices, x)
+                store.write(rows, x)
     except (torch.OutOfMemoryError, MemoryError) as problem:  # the passes found no room beside the store
         if store is None:
             raise

@@ -25,7 +25,7 @@ from ldbench.models import build_model, default_recipe, model_names
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.record import environment, plain, read_json
-from ldbench.resident import Resident, model_spec
+from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.sealed import read_or_set_aside, write_sealed
 from ldbench.sources import check_dataset_name, load_dataset
@@ -182,6 +182,7 @@ class Preparation:
     def check(self, cell: Cell) -> list[StageFlops]:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
         data = self.data(cell.dataset)
+        stream = stream_of(cell, data.dataset)
         model = build_model(model_spec(cell, data.dataset))
         stages = split_stages(model)
         if SCENARIOS[cell.scenario].tuned:
@@ -192,7 +193,7 @@ class Preparation:
             self.costs(cell)
         if get_method(cell.method).execution == "store" and cell.method not in ("full", "short"):
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
-            smallest = min(store_bytes(len(data.train), f.output_shape, cell.cache_dtype) for f in flops[:-1])
+            smallest = min(store_bytes(stream.capacity, f.output_shape, cell.cache_dtype) for f in flops[:-1])
             if budget.tier_for(smallest) is None:
                 raise UserError(
                     f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and fits "

@@ -42,7 +42,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         **dataclasses.asdict(default_recipe(cell.model)), compile=False, train_size=cell.pretrain_size, test_size=None,
         val_size=0, image_size=image_size, eval_every="last", save_model="final", cache_dtype="fp32", cache_budget=None,
         check_every=None, policy={}, scenario="scratch", init=None, pretrain_dataset=None, pretrain_epochs=None,
-        pretrain_size=None,
+        pretrain_size=None, chunks=None, memory=None, stream=None,
     )  # fmt: skip
 
 

@@ -30,8 +30,8 @@ def cell_title(method: str, budget: float | None) -> str:
 
 
 def epochs_run(cell: Cell) -> int:
-    """Epochs that the cell trains, a last, shorter one included."""
-    return max(1, math.ceil(cell.epochs * (cell.budget or 1.0)))
+    """Epochs that the cell trains over all chunks, a last, shorter one of each included."""
+    return max(1, math.ceil(cell.epochs * (cell.budget or 1.0))) * (cell.chunks or 1)
 
 
 class ConsoleProgress:

@@ -1,4 +1,10 @@
-"""Default training recipes, one per kind of architecture, for small images: from scratch, and for fine-tuning."""
+"""Default training recipes, one per kind of architecture, for small images.
+
+Fine-tuning takes the same ones, learning rate included. The habit of a tenth to a third of it was tried (VGG-11-BN and
+ResNet-18 at width 0.25, pre-trained on five classes of Fashion-MNIST, tuned on 2,000 images of the other five, 8 epochs of
+16 steps, two seeds): half the rate ended 0.4 points lower, twice the rate broke one of two VGGs; with 1,000 images and 6 epochs, two
+fifths of the rate cost 3 points. Few steps need their size. Long fine-tuning of weights from a large data set may not.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +35,6 @@ class Recipe:
     batch_size: int = 128
     label_smoothing: float = 0.0
     clip_norm: float | None = None
-
-
-# Weights that already know something are forgotten at the rate that random ones need.
-TUNING_LR = 0.2
-
-
-def for_tuning(recipe: Recipe) -> Recipe:
-    """A recipe for training on from weights that were made before: a fifth of the learning rate, all else the same."""
-    return replace(recipe, lr=recipe.lr * TUNING_LR)
 
 
 def default_recipe(name: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""A data set's splits where training reads them, and the network that fits them."""
+"""A data set's splits where training reads them, the order in which they come, and the network that fits them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from ldbench.config import Cell
 from ldbench.data import Dataset, ResidentSplit
+from ldbench.errors import UserError
 from ldbench.models import ModelSpec
+from ldbench.scenarios import STREAMS
+from ldbench.stream import Stream, chunked
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,22 @@ class Resident:
     val: ResidentSplit | None
     test: ResidentSplit
     seconds: float
+
+
+def stream_of(cell: Cell, dataset: Dataset) -> Stream:
+    """Which training samples the cell can draw when. Raises ``UserError`` where a chunk would not fill a minibatch."""
+    samples = len(dataset.train)
+    if cell.chunks is None:
+        return Stream.whole(samples)
+    size = samples // cell.chunks
+    if size < cell.batch_size:
+        raise UserError(
+            f"{cell.dataset}: {cell.chunks} chunks of {samples} training images hold {size} each and fill no minibatch of "
+            f"{cell.batch_size}: take fewer --chunks, a smaller --batch-size or more images"
+        )
+    memory = size if cell.memory is None else cell.memory
+    labels, order = dataset.train.labels, cell.stream or STREAMS[0]
+    return chunked(labels, cell.seed, chunks=cell.chunks, memory=memory, stream=order)
 
 
 def model_spec(cell: Cell, dataset: Dataset) -> ModelSpec:

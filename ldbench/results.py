@@ -31,6 +31,7 @@ NUMBERS = (
     "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
     "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "dropped_stages", "width", "image_size",
     "init_tensors_taken", "pretrain_seconds", "pretrain_epochs", "pretrain_images", "pretrain_accuracy",
+    "average_accuracy", "memory_size", "chunk_size",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (

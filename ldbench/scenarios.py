@@ -1,4 +1,4 @@
-"""Scenarios: what training begins with."""
+"""Scenarios: what training begins with, and how its data arrive."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ class Scenario:
 
     Attributes:
         tuned: begins with weights that were made before, not with random ones.
+        streamed: the data arrive in chunks, beside a bounded memory of what came before.
     """
 
     tuned: bool = False
+    streamed: bool = False
 
 
-SCENARIOS: dict[str, Scenario] = {"scratch": Scenario(), "fine-tune": Scenario(tuned=True)}
+SCENARIOS: dict[str, Scenario] = {
+    "scratch": Scenario(),
+    "fine-tune": Scenario(tuned=True),
+    "online": Scenario(streamed=True),
+    "online-fine-tune": Scenario(tuned=True, streamed=True),
+}
+STREAMS = ("shuffled", "by-class")  # orders of arrival; the first is the default
+CHUNKS = 5
 
 
 def init_identity(init: str | None) -> str | None:

@@ -104,7 +104,7 @@ def run_cell(
     finally:
         run.dropper.close(keep_store_file=interrupted)
     dropper = run.dropper
-    result = cell_result(cell, data, run.costs, dropper, run.clock.seconds, run.rows, status, run.full_steps)
+    result = cell_result(run, data, status)
     result |= (
         run.beginning
         | run.energy_record()
@@ -117,7 +117,7 @@ def run_cell(
     result |= keeper.account() | {"incidents": keeper.incidents + dropper.incidents}
     if status == "finished" and run.correct is not None:
         result["test_correct_base64"] = pack_bits(run.correct.tolist())
-    scores = [{**check, "epoch": (check["step"] - 1) // dropper.steps_per_epoch} for check in dropper.checks]
+    scores = [{**check, "epoch": run.epoch_of(check["step"])} for check in dropper.checks]
     return CellRun(result, run.rows, scores, run.model)
 
 
@@ -137,7 +137,7 @@ def _start(build: Callable[[], Training], keeper: Keeper) -> Training:
 
 
 def _train(run: Training, keeper: Keeper, on_epoch: OnEpoch) -> None:
-    while len(run.rows) * run.dropper.steps_per_epoch < run.total_steps:
+    while len(run.rows) < len(run.course):
         while _train_span(run, keeper):
             keeper.save(run)
         row = run.end_epoch()
@@ -151,16 +151,18 @@ def _train(run: Training, keeper: Keeper, on_epoch: OnEpoch) -> None:
 
 def _train_span(run: Training, keeper: Keeper) -> bool:
     """Train to the end of the epoch, or up to a step after which a checkpoint is due (True)."""
-    dropper, epoch = run.dropper, len(run.rows)
-    first = dropper.step_count - epoch * dropper.steps_per_epoch
+    dropper, epoch = run.dropper, run.course[len(run.rows)]
+    first = dropper.step_count - epoch.first_step
     with run.clock.running():
         dropper.finish_drop()
-        if dropper.step_count >= run.total_steps or run.loss_is_broken():
+        if dropper.chunk != epoch.chunk:
+            dropper.begin_chunk(epoch.chunk)
+        if dropper.step_count >= epoch.end or run.loss_is_broken():
             return False
-        for x, y, _ in dropper.loader(epoch, first):
+        for x, y, _ in dropper.loader(len(run.rows), first):
             _step(run, x, y)
             keeper.stop.check()
-            if dropper.step_count >= run.total_steps or run.loss_is_broken():
+            if dropper.step_count >= epoch.end or run.loss_is_broken():
                 return False
             if keeper.due(run):
                 return True
@@ -185,8 +187,11 @@ def _step(run: Training, x: Tensor, y: Tensor) -> None:
 
 
 def _evaluate_epoch(run: Training, row: dict[str, Any], on_batch: Callable[[], None]) -> None:
-    """Fill in the row's accuracies where an evaluation is due; the test set waits for the end where a validation set is."""
-    every, last = run.cell.eval_every, row["step"] >= run.total_steps
+    """Fill in the row's accuracies where an evaluation is due, as it is after every chunk.
+
+    The test set waits for the end of a chunk where there is a validation set.
+    """
+    every, last = run.cell.eval_every, run.course[row["epoch"]].closes_chunk
     if not last and (every == "last" or (row["epoch"] + 1) % int(every) != 0):
         return
     began = time.perf_counter()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldbench.checkpoint import copy_into
 from ldbench.config import Cell
 from ldbench.costs import CostTable, synchronize
+from ldbench.course import full_steps, make_course
 from ldbench.data import Augment, derive_seed
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights
@@ -22,7 +23,7 @@ from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.methods import build_policy, get_method
 from ldbench.models import build_model
 from ldbench.optim import autocast_for, build_optimizer, stage_groups
-from ldbench.resident import Resident, model_spec
+from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.sealed import Damaged
 from ldbench.sessions import add_sessions, energy_from
 from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
@@ -32,6 +33,7 @@ class Training:
     """A cell's network, optimizer, engine and account, built from its configuration alone.
 
     Attributes:
+        course: the epochs to train, in order.
         rows: one entry per epoch that is over, evaluation included.
         loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
         correct: per test image, whether the last evaluation had it right (bool [N], CPU).
@@ -53,14 +55,17 @@ class Training:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         policy = build_policy(cell.method, cell.policy, replay)
         self.cell, self.data, self.costs, self.model = cell, data, costs, model
-        self.full_steps = cell.epochs * (len(data.train) // min(cell.batch_size, len(data.train)))
-        self.total_steps = max(1, round(self.full_steps * (cell.budget or 1.0)))
+        stream = stream_of(cell, dataset)
+        batch_size = min(cell.batch_size, *map(len, stream.sets))
+        self.full_steps = full_steps(stream, batch_size, cell.epochs)
+        self.course = make_course(stream, batch_size, cell.epochs, cell.budget)
+        self.total_steps = self.course[-1].end
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
         self.optimizer = build_optimizer(cell, [list(model.parameters())])
         augment = Augment(cell.augment, dataset.image_size, cell.seed)
         self.dropper = LayerDropper(
-            model, self.optimizer, data.train, batch_size=cell.batch_size, total_steps=self.total_steps, policy=policy,
+            model, self.optimizer, data.train, stream=stream, batch_size=cell.batch_size, total_steps=self.total_steps, policy=policy,
             execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
             cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
             compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
@@ -102,11 +107,12 @@ class Training:
             self._epoch_spans[len(self.rows)] = self._first_span, self.clock.spans
         self._first_span = self.clock.spans
         return {
-            "epoch": len(self.rows), "step": dropper.step_count, "train_loss": float(self.loss_sum) / self.summed,
+            "epoch": len(self.rows), "chunk": dropper.chunk, "step": dropper.step_count, "train_loss": float(self.loss_sum) / self.summed,
             "test_accuracy": None, "test_loss": None, "val_accuracy": None, "val_loss": None,
             "live_stages": dropper.live_stages, "dropped_stages": dropper.cut,
             "lr": self.optimizer.param_groups[-1]["lr"], "train_seconds": self.clock.seconds,
             "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward),
+            "store_bytes": 0 if dropper.store is None else dropper.store.nbytes,
         }  # fmt: skip
 
     def begin_epoch(self, row: dict[str, Any]) -> None:
@@ -114,6 +120,10 @@ class Training:
         self.rows.append(row)
         self.loss_sum.zero_()
         self.summed = 0
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that step number ``step`` (from 1) belongs to."""
+        return next(number for number, epoch in enumerate(self.course) if step <= epoch.end)
 
     def flops(self) -> int:
         """FLOPs executed so far, forward and backward."""

@@ -33,7 +33,8 @@ GOOD: dict[str, list[Any]] = {
     "momentum": [0.9], "augment": list(CHOICES["augment"]), "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
     "val_size": [0, 20], "train_size": [200], "image_size": [16, 32], "width": [0.25, 1], "dropout": [0.0, 0.5],
     "eval_every": [1, "last"], "cache_dtype": list(CHOICES["cache_dtype"]), "cache_budget": ["1GiB", "0,0,1g", "5"],
-    "scenario": ["scratch", "fine-tune", ["fine-tune", "scratch"]], "init": ["torchvision", "README.md"],
+    "scenario": ["scratch", "fine-tune", "online", ["fine-tune", "scratch"], ["online-fine-tune", "online"]],
+    "chunks": [2, 7], "memory": [0, 50], "stream": list(CHOICES["stream"]), "init": ["torchvision", "README.md"],
     "pretrain_dataset": ["mnist", "digits[0-4]"], "pretrain_epochs": [1], "pretrain_size": [100], "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
     "policy": [{}, {"schedule": {"drops": [[0.5, 1]]}}, {"learn-and-drop": {"patience": 1}}, {"freezeout": {"cubic": False}}],
 }  # fmt: skip

@@ -94,6 +94,11 @@ def test_the_hash_follows_every_field_that_decides_numbers_and_no_other() -> Non
         tuned | {"pretrain_epochs": 3},
         tuned | {"pretrain_size": 30},
         tuned | {"pretrain_dataset": "mnist"},
+        {"scenario": "online"},
+        {"scenario": "online", "chunks": 4},
+        {"scenario": "online", "memory": 4},
+        {"scenario": "online", "stream": "by-class"},
+        tuned | {"scenario": "online-fine-tune"},
     ]
     assert len({first_hash(**change) for change in changes}) == len(changes)
 
