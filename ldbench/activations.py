@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldbench.cache import ActivationStore, StoreLost, Tier
 from ldbench.feeds import Feed
 from ldbench.prefix import fill_store
-from ldbench.storefile import find_store, keep_store, prefix_fingerprint
+from ldbench.storefile import find_store, keep_store, prefix_fingerprint, unkeep_store
 from ldbench.stream import Stream
 
 
@@ -143,6 +143,7 @@ class Activations:
     @torch.no_grad()
     def _admit(self, new: Tensor, rows: Tensor) -> None:
         assert self.store is not None
+        unkeep_store(self.store)
         for indices in torch.split(new, self.batch_size):
             self.on_batch()
             x = self._images(indices)

@@ -63,6 +63,12 @@ def keep_store(store: ActivationStore, fingerprint: str) -> None:
     write_sealed(_card(store.file), card)
 
 
+def unkeep_store(store: ActivationStore) -> None:
+    """The store is about to change: what ``keep_store`` wrote beside it holds no longer."""
+    if store.file is not None:
+        _card(store.file).unlink(missing_ok=True)
+
+
 def find_store(folder: Path, fingerprint: str, device: torch.device) -> ActivationStore | None:
     """The kept store with this fingerprint whose every byte checks, mapped again; None when there is none."""
     for card_file in sorted(folder.glob("store-*.json")):

@@ -89,7 +89,7 @@ class Bench:
 def lasting(run: CellRun) -> dict[str, Any]:
     """What must be the same to the bit: the record without its volatile fields, epochs and scores, and every weight."""
     record = {key: value for key, value in run.result.items() if key not in VOLATILE_FIELDS}
-    for name in ("drops", "declined"):
+    for name in ("drops", "declined", "chunks"):
         gone = [field.removeprefix(f"{name}.") for field in VOLATILE_FIELDS if field.startswith(f"{name}.")]
         record[name] = [{k: v for k, v in entry.items() if k not in gone} for entry in record[name]]
     epochs = [{k: v for k, v in row.items() if f"epochs.{k}" not in VOLATILE_FIELDS} for row in run.epochs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -146,3 +147,16 @@ def test_many_stages_are_timed_at_some_cuts_and_interpolated_between() -> None:
     assert max(b - a for a, b in itertools.pairwise(cuts)) <= 4
     steps = between({0: 10.0, 3: 4.0, 4: 1.0}, [1.0, 4.0, 1.0, 2.0, 9.0])
     assert steps == [10.0, 9.0, 5.0, 4.0, 1.0]
+
+
+def test_samples_still_to_come_weigh_on_deep_cuts_and_make_a_store_larger() -> None:
+    # A later sample is read (0.25 a minibatch) and passes two stages (1.0): 40 of them are 4 minibatches.
+    streamed = dataclasses.replace(plan(), arrivals=40)
+    choice = best_cut(table(), streamed, 0, 2, 100, LEGAL)
+    assert choice.build_seconds == pytest.approx(12.5 + 4 * 1.25)
+    assert best_cut(table(), dataclasses.replace(plan(), arrivals=10_000), 0, 2, 100, LEGAL).cut == 0
+    # From cut 1 they would pass one stage anyway: only the second one is new.
+    deeper = best_cut(table(), streamed, 1, 2, 100, LEGAL)
+    assert deeper.build_seconds == pytest.approx(10 * 0.5 + 4 * 0.5)
+    small = StorePlan(50, "fp32", StoreBudget(50 * 16, 0, BIG), capacity=100)
+    assert best_cut(table(), small, 0, 1, 10_000, LEGAL).tier == "disk"
