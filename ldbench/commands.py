@@ -128,10 +128,10 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
         if problem is not None:
             raise problem
         return 0
-    table = Table("cell", "model", "data set", "method", "seed", "epochs", "state", box=None)
+    table = Table("cell", "model", "data set", "scenario", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
-        named = (escape(row[key]) for key in ("model", "dataset", "title"))
+        named = (escape(row[key]) for key in ("model", "dataset", "scenario", "title"))
         table.add_row(str(number), *named, str(row["seed"]), str(row["epochs"]), state)
     screen = console()
     screen.print(table)
@@ -144,7 +144,8 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
 def _planned(cell: Cell, done: bool) -> dict[str, Any]:
     title = cell_title(cell.method, cell.budget)
     return {
-        "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset, "method": cell.method, "title": title,
+        "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset, "scenario": cell.scenario,
+        "method": cell.method, "title": title,
         "budget": cell.budget, "seed": cell.seed, "epochs": cell.epochs, "finished": done,
     }  # fmt: skip
 

@@ -55,8 +55,7 @@ class Company:
     def _needs_one_of(self, cell: Cell, busy: Sequence[Cell]) -> bool:
         """Whether the cell repeats the drops of one that is being run elsewhere."""
         source = replay_source(cell.method)
-        key = (cell.model, cell.dataset, source, cell.seed)
-        return source is not None and any((c.model, c.dataset, c.method, c.seed) == key for c in busy)
+        return source is not None and any(c.method == source and c.place == cell.place for c in busy)
 
     def _lock(self, cell: Cell) -> FolderLock | None:
         lock = FolderLock(self.out / "cells" / cell.cell_id)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 BETWEEN = " | "  # separates the warnings of a comparison
-COMPARISON = ["model", "dataset", "setting"]
+COMPARISON = ["model", "dataset", "scenario", "setting"]
 CONTROLS = ("full", "short")
 HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
@@ -84,6 +84,11 @@ def comparison_warnings(records: list[Record], mixed: set[int], full: dict[int, 
         notes.append(f"times compare different machines within a seed ({some}): they decide nothing")
     if len({_said(record["data_fingerprint"]) for record in finished}) > 1:
         notes.append("the runs of this comparison saw different data")
+    begun: dict[int, set[str]] = defaultdict(set)
+    for record in finished:
+        begun[record["seed"]].add(_said(record.get("init_sha256")))
+    if any(len(weights) > 1 for weights in begun.values()):
+        notes.append("the runs of a seed began with different weights: their differences are not those of the methods")
     if any(record["at_chance"] for record in full.values()):
         notes.append("full training ended at chance level in some runs: the recipe does not work here")
     if finished and not full:
@@ -97,16 +102,23 @@ def _said(value: Any) -> str:
     return "none" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def setting_labels(keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
-    """For each (model, dataset, setting) the options in which it differs from its siblings; "" where it has none."""
-    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for model, dataset, setting in keys:
-        siblings[model, dataset].append(setting)
+def comparison_title(row: Mapping[str, Any]) -> str:
+    """Model, data set, scenario where it is not the ordinary one, and what tells the setting from its siblings."""
+    scenario = f", {row['scenario']}" if row["scenario"] != "scratch" else ""
+    label = f" ({row['setting_label']})" if row["setting_label"] else ""
+    return f"{row['model']} on {row['dataset']}{scenario}{label}"
+
+
+def setting_labels(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """For each (model, dataset, scenario, setting) the options in which it differs from its siblings; "" where it has none."""
+    siblings: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for *place, setting in keys:
+        siblings[tuple(place)].append(setting)
     names = {}
-    for (model, dataset), settings in siblings.items():
+    for place_of, settings in siblings.items():
         tables = {setting: json.loads(setting) for setting in settings}
         options = sorted({option for table in tables.values() for option in table})
         differing = [o for o in options if len({str(table.get(o)) for table in tables.values()}) > 1]
         for setting, table in tables.items():
-            names[model, dataset, setting] = ", ".join(f"{option}={table.get(option)}" for option in differing)
+            names[*place_of, setting] = ", ".join(f"{option}={table.get(option)}" for option in differing)
     return names

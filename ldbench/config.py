@@ -14,32 +14,25 @@ from typing import Any
 
 from ldbench.coercion import coerce, seed_list
 from ldbench.errors import UserError, nearest, shown
+from ldbench.experiment_checks import CHOICES as CHOICES
+from ldbench.experiment_checks import check_experiment
 from ldbench.experiment_files import read_experiment as read_experiment
 from ldbench.experiment_files import suite_names as suite_names
+from ldbench.scenarios import SCENARIOS, init_identity
 
 if typing.TYPE_CHECKING:
     from ldbench.models import Recipe
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer": ("sgd", "adam", "adamw"),
-    "schedule": ("cosine", "constant", "step"),
-    "augment": ("none", "flip", "crop", "flip+crop"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
-    "save_model": ("none", "final"),
-}
-POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads")
-NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
-                "checkpoint_minutes")  # fmt: skip
-BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
+OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid of cells (model x data set x method x seed). ``None`` in a recipe field means the model family's default."""
+    """A grid of cells (model x data set x scenario x method x seed). ``None`` in a recipe field means the model family's default."""
 
     model: tuple[str, ...] = ("resnet18",)
     dataset: tuple[str, ...] = ("digits",)
+    scenario: tuple[str, ...] = ("scratch",)
     method: tuple[str, ...] = ("full", "short", "learn-and-drop")
     seeds: tuple[int, ...] = (0,)
     short_budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -74,6 +67,10 @@ class Experiment:
     check_every: int | None = None
     cost_table: str | None = None
     checkpoint_minutes: float | None = None
+    init: str | None = None
+    pretrain_dataset: str | None = None
+    pretrain_epochs: int | None = None
+    pretrain_size: int | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +81,11 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, everything that decides its numbers resolved. ``budget`` is set for ``short`` alone."""
+    """One training run, everything that decides its numbers resolved. ``budget`` is set for ``short`` alone.
+
+    Fields with a default are hashed only where they differ from it: a cell that was run before a field existed keeps its
+    name. ``init`` is what ``init_identity`` makes of the option, so that a file's content counts and not its place.
+    """
 
     model: str
     dataset: str
@@ -119,19 +120,40 @@ class Cell:
     cache_budget: str | None
     check_every: int | None
     policy: dict[str, Any]
+    scenario: str = "scratch"
+    init: str | None = None
+    pretrain_dataset: str | None = None
+    pretrain_epochs: int | None = None
+    pretrain_size: int | None = None
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """What cells must share for one to repeat the other's drops: model, data set, scenario, seed."""
+        return self.model, self.dataset, self.scenario, self.seed
 
     @property
     def config_hash(self) -> str:
-        """SHA-256 over the canonical JSON of every field, first 12 hex digits."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """SHA-256 over the canonical JSON of every field that is not left at a default, first 12 hex digits."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if not at_default(key, value)}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def cell_id(self) -> str:
         """Folder name of the cell: readable, safe on any file system, unique through the hash."""
         method = self.method if self.budget is None else f"{self.method}-{self.budget:g}"
-        text = f"{self.model}-{self.dataset}-{method}-s{self.seed}"
+        scenario = "" if self.scenario == "scratch" else f"-{self.scenario}"
+        text = f"{self.model}-{self.dataset}{scenario}-{method}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', text)[:120].lstrip('._')}-{self.config_hash}"
+
+
+_DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(Cell)}
+
+
+def at_default(name: str, value: Any) -> bool:
+    """Whether a field of ``Cell`` has a default and ``value`` is it."""
+    default = _DEFAULTS.get(name, dataclasses.MISSING)
+    return default is not dataclasses.MISSING and bool(value == default)
 
 
 def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
@@ -144,61 +166,38 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
         name = f"{origin}: {key}"
         known[key] = coerce(name, seed_list(name, value) if key == "seeds" else value, hints[key])
     experiment = Experiment(**known)
-    _check(experiment, origin)
+    check_experiment(experiment, origin)
     return experiment
-
-
-def _check(experiment: Experiment, origin: str) -> None:
-    for key, choices in CHOICES.items():
-        value = getattr(experiment, key)
-        if value is not None and value not in choices:
-            raise UserError(f"{origin}: {key} {shown(value)} is unknown: {nearest(value, choices)}")
-    for key in POSITIVE:
-        value = getattr(experiment, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{origin}: {key} must be above 0, not {value}")
-    for key in NOT_NEGATIVE:
-        value = getattr(experiment, key)
-        if value is not None and value < 0:
-            raise UserError(f"{origin}: {key} must not be negative, not {value}")
-    for key in BELOW_ONE:
-        value = getattr(experiment, key)
-        if value is not None and not value < 1:
-            raise UserError(f"{origin}: {key} must be below 1, not {value}")
-    if any(not 0 < budget < 1 for budget in experiment.short_budgets):
-        raise UserError(f"{origin}: short_budgets must lie between 0 and 1, not {shown(experiment.short_budgets)}")
-    if any(not 0 <= seed < 2**31 for seed in experiment.seeds):
-        raise UserError(f"{origin}: seeds must lie between 0 and 2**31 - 1, not {shown(experiment.seeds)}")
-    every = experiment.eval_every
-    if (isinstance(every, str) and every != "last") or (isinstance(every, int) and every < 1):
-        raise UserError(f'{origin}: eval_every must be a number of epochs or "last", not {shown(every)}')
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", experiment.device):
-        raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {shown(experiment.device)}")
-    limits = {"epochs": 100_000, "batch_size": 1_000_000, "image_size": 4096, "width": 64, "threads": 4096}
-    for key, most in limits.items():
-        value = getattr(experiment, key)
-        if value is not None and value > most:
-            raise UserError(f"{origin}: {key} {value} is beyond what this tool can run (at most {most})")
 
 
 def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:
     """Every cell of the grid, seeds outermost so that whole comparisons finish early.
 
     ``recipe_of`` gives a model family's default recipe; an option of the experiment overrides each of its fields.
+    Raises ``UserError`` when the file of weights to begin with cannot be read.
     """
     from ldbench.methods import replay_source
+    from ldbench.recipes import for_tuning
 
     methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
-    for seed, dataset, model, method in itertools.product(
-        experiment.seeds, experiment.dataset, experiment.model, methods
+    init = init_identity(experiment.init)
+    for seed, dataset, scenario, model, method in itertools.product(
+        experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
     ):
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)
+        if SCENARIOS[scenario].tuned:
+            recipe = for_tuning(recipe)
+            if experiment.pretrain_dataset is not None:
+                values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
+        else:
+            values |= dict.fromkeys(OF_TUNING)
         for entry in dataclasses.fields(recipe):
             if values.get(entry.name) is None:
                 values[entry.name] = getattr(recipe, entry.name)
-        values |= {"model": model, "dataset": dataset, "method": method, "seed": seed}
+        values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
+        values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
         for budget in experiment.short_budgets if method == "short" else (None,):
             yield Cell(**values, budget=budget)

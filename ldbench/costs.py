@@ -62,6 +62,12 @@ class CostTable:
         """One training step with the first ``cut`` stages gone; ``source_seconds`` replaces reading images."""
         return self.steps[cut] + (self.input_seconds if source_seconds is None else source_seconds)
 
+    @classmethod
+    def untimed(cls, flops: list[StageFlops], batch_size: int) -> CostTable:
+        """A table for a run that drops nothing: FLOPs alone, no second of which was measured."""
+        none = [0.0] * len(flops)
+        return cls([], batch_size, none, none, none, none, 0.0, {}, flops, [False] * len(flops))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)

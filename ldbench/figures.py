@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldbench.columns import clean
-from ldbench.comparisons import Record, total_flops, variant
+from ldbench.comparisons import Record, comparison_title, total_flops, variant
 from ldbench.markup import Html, picture
 from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
 from ldbench.results import bounded, read_lines, read_object
@@ -36,7 +36,7 @@ def comparison_figures(
         if cell["status"] == "finished":
             by_label[labels[variant(cell)]].append(cell)
     shown = [row for row in rows if by_label[str(row["label"])]]
-    name = f"{clean(rows[0]['model'])} on {clean(rows[0]['dataset'])}"
+    name = clean(comparison_title(rows[0]))
     candidates = [_cost(shown, by_label, name)]
     if detailed:
         candidates += [_stages(directory, shown, by_label, name), _breakdown(shown, name)]

@@ -74,6 +74,9 @@ def verify(out: Path) -> Iterator[tuple[str, str]]:
                 read_sealed(path)
         except Damaged as reason:
             yield str(path.relative_to(out)), str(reason)
-    for folder in sorted(path for path in (out / "cells").iterdir() if path.is_dir()):
+    made = out / "pretrained"
+    for folder in sorted(
+        path for root in (out / "cells", made) if root.is_dir() for path in root.iterdir() if path.is_dir()
+    ):
         for path, said in cell_problems(folder):
             yield str(path.relative_to(out)), said

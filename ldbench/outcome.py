@@ -44,7 +44,7 @@ def cell_result(
     ]  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
-        "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": status, "error": None,
+        "scenario": cell.scenario, "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": status, "error": None,
         "test_accuracy": accuracy, "test_loss": last["test_loss"] if accuracy is not None else None,
         "val_accuracy": last["val_accuracy"], "test_images": len(test), "test_correct_base64": None,
         "chance_accuracy": chance, "at_chance": accuracy is not None and accuracy <= limit,

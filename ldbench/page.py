@@ -20,7 +20,16 @@ from ldbench.columns import (
     slope,
     verdict,
 )
-from ldbench.comparisons import BETWEEN, COMPARISON, Record, method_labels, records_of, variant, variant_order
+from ldbench.comparisons import (
+    BETWEEN,
+    COMPARISON,
+    Record,
+    comparison_title,
+    method_labels,
+    records_of,
+    variant,
+    variant_order,
+)
 from ldbench.figures import comparison_figures
 from ldbench.markup import Html, page, table, tag
 from ldbench.results import bounded, read_object
@@ -41,14 +50,10 @@ def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, a
     left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
     sections = [_opening(cells, groups, left_out)]
     for place, rows in enumerate(groups):
-        of_these = runs[rows[0]["model"], rows[0]["dataset"], rows[0]["setting"]]
+        of_these = runs[tuple(rows[0][name] for name in COMPARISON)]
         sections.append(_comparison(directory, place, rows, records_of(of_these), all_figures))
     sections += [_left_out(cells, left_out), _environment(cells), _glossary(), _configuration(directory)]
     return page(f"ldbench report: {directory.resolve().name}", sections)
-
-
-def _title(row: Record) -> str:
-    return f"{row['model']} on {row['dataset']}" + (f" ({row['setting_label']})" if row["setting_label"] else "")
 
 
 def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: Sequence[tuple[str, str]]) -> Html:
@@ -58,7 +63,7 @@ def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: 
     for place, rows in enumerate(groups):
         methods = [row for row in rows if row["verdict"] != "control"]
         for row in methods or rows[:1]:
-            link = tag("a", _title(row), href=f"#comparison-{place}")
+            link = tag("a", comparison_title(row), href=f"#comparison-{place}")
             texts = [row["label"], verdict(row)] if methods else ["controls only", ""]
             lines.append((_tone(row["verdict"]), [link, *texts, slope(row)]))
     heads = ["comparison", "method", "against shortened training", "frontier slope, points per doubled budget"]
@@ -91,7 +96,7 @@ def _comparison(
     notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}
     augmented = [tag("p", f"Augmentation after a drop: {'; '.join(sorted(notes))}")] if notes else []
     return tag(
-        "section", tag("h2", _title(first)), warnings,
+        "section", tag("h2", comparison_title(first)), warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
         tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented,
@@ -112,7 +117,7 @@ def drop_rows(cells: Sequence[Record]) -> list[Record]:
     for cell in sorted(cells, key=lambda cell: (variant_order(variant(cell)), cell["seed"])):
         for made, key in (("made", "drops"), ("declined", "declined")):
             for entry in cell[key]:
-                row = {name: cell[name] for name in ("model", "dataset", "setting", "seed", "cell")}
+                row = {name: cell[name] for name in (*COMPARISON, "seed", "cell")}
                 row |= {"method": labels[variant(cell)], "drop": made, "stage_count": cell["stage_count"]}
                 wanted = ("step", "epoch", "cut", "reason", "store_tier", "store_dtype", "store_bytes", "build_seconds")
                 rows.append(row | {name: entry.get(name) for name in (*wanted, "predicted_saving_seconds")})

@@ -12,6 +12,7 @@ from typing import Any
 from ldbench.config import Experiment
 from ldbench.integrity import cell_problems
 from ldbench.record import finished, read_json
+from ldbench.scenarios import init_identity
 from ldbench.sealed import plain, write_sealed
 
 PLAN = "plan.json"
@@ -29,9 +30,12 @@ class Outcome:
 
 
 def _key(experiment: Experiment) -> dict[str, Any]:
-    """What decides the cells of a plan: the experiment, and the default recipes."""
+    """What decides the cells of a plan: the experiment, the weights it begins with, and the default recipes."""
     recipes = (resources.files("ldbench") / "recipes.py").read_bytes()
-    whole: dict[str, Any] = plain({"experiment": experiment.to_dict(), "recipes": hashlib.sha256(recipes).hexdigest()})
+    init = init_identity(experiment.init)
+    whole: dict[str, Any] = plain(
+        {"experiment": experiment.to_dict(), "init": init, "recipes": hashlib.sha256(recipes).hexdigest()}
+    )
     return whole
 
 

@@ -14,15 +14,19 @@ import torch
 from ldbench.cache import parse_budget, resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable
-from ldbench.data import ResidentSplit, derive_seed
+from ldbench.data import Dataset, ResidentSplit, derive_seed
 from ldbench.errors import UserError, nearest, shown
 from ldbench.flops import StageFlops, count_stage_flops
+from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
+from ldbench.keeper import Keeper
 from ldbench.locks import folder_lock
 from ldbench.methods import build_policy, get_method, replay_source
 from ldbench.models import build_model, default_recipe, model_names
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
+from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.record import environment, plain, read_json
 from ldbench.resident import Resident, model_spec
+from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.sealed import read_or_set_aside, write_sealed
 from ldbench.sources import check_dataset_name, load_dataset
 from ldbench.stages import split_stages
@@ -47,7 +51,8 @@ def plan(experiment: Experiment) -> list[Cell]:
     for model in experiment.model:
         if ":" not in model and model not in model_names():
             raise UserError(f"unknown model {shown(model)}: {nearest(model, model_names())}")
-    for dataset in experiment.dataset:
+    source = experiment.pretrain_dataset
+    for dataset in (*experiment.dataset, *([source] if source is not None else [])):
         check_dataset_name(dataset)
     for method in experiment.method:
         get_method(method)
@@ -70,30 +75,72 @@ class Preparation:
     ) -> None:
         self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
         self._data: dict[str, Resident] = {}
+        self._pretrained: dict[str, Pretrained] = {}
 
     def data(self, name: str) -> Resident:
         """The splits of a data set, resident on the device."""
         if name not in self._data:
             self._data.clear()  # one data set at a time: cells of one data set follow each other
-            began = time.perf_counter()
             options = self.experiment
-            root = Path(options.data_root) if options.data_root else None
-            dataset = load_dataset(
-                name, root=root, download=options.download, image_size=options.image_size,
-                train_size=options.train_size, test_size=options.test_size, val_size=options.val_size,
+            self._data[name] = self._resident(
+                name, image_size=options.image_size, train_size=options.train_size, test_size=options.test_size,
+                val_size=options.val_size,
             )  # fmt: skip
-            budget = int(torch.cuda.mem_get_info(self.device)[0] * 0.4) if self.device.type == "cuda" else None
-
-            def resident(split: Any) -> ResidentSplit:
-                layout = options.channels_last
-                return ResidentSplit(
-                    split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=budget
-                )
-
-            val = resident(dataset.val) if len(dataset.val.labels) else None
-            splits = resident(dataset.train), val, resident(dataset.test)
-            self._data[name] = Resident(dataset, *splits, time.perf_counter() - began)
         return self._data[name]
+
+    def _load(self, name: str, **sizes: Any) -> Dataset:
+        options = self.experiment
+        root = Path(options.data_root) if options.data_root else None
+        return load_dataset(name, root=root, download=options.download, **sizes)
+
+    def _resident(self, name: str, **sizes: Any) -> Resident:
+        began = time.perf_counter()
+        dataset, layout = self._load(name, **sizes), self.experiment.channels_last
+        budget = int(torch.cuda.mem_get_info(self.device)[0] * 0.4) if self.device.type == "cuda" else None
+
+        def resident(split: Any) -> ResidentSplit:
+            return ResidentSplit(
+                split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=budget
+            )
+
+        val = resident(dataset.val) if len(dataset.val.labels) else None
+        splits = resident(dataset.train), val, resident(dataset.test)
+        return Resident(dataset, *splits, time.perf_counter() - began)
+
+    def initial(self, cell: Cell, keeper: Callable[[Path], Keeper]) -> InitialWeights | None:
+        """The weights a cell begins with, made now where they have to be; None for random ones.
+
+        ``keeper`` keeps the checkpoints of a pre-training. Raises ``UserError`` where there are no such weights.
+        """
+        if not SCENARIOS[cell.scenario].tuned:
+            return None
+        if cell.pretrain_dataset is None:
+            return self._given_weights(cell)
+        target = self.data(cell.dataset).dataset
+        source = source_cell(cell, target.image_size)
+        if source.cell_id not in self._pretrained:
+            self._pretrained.clear()  # a seed's cells follow each other
+            self._pretrained[source.cell_id] = pretrained(
+                source, self.folder, lambda c: self._resident(c.dataset, **_source_sizes(c)), keeper, self.note
+            )
+        return self._pretrained[source.cell_id].for_classes(target.class_names)
+
+    def _given_weights(self, cell: Cell) -> InitialWeights:
+        init = self.experiment.init
+        assert init is not None, "the experiment's own check asks for it"
+        if init == TORCHVISION:
+            return torchvision_weights(cell.model, self.experiment.download)
+        return weights_from_file(Path(init).expanduser(), Path(init).name)
+
+    def _check_beginning(self, cell: Cell, model: torch.nn.Module) -> None:
+        """Hold the weights a cell would begin with against its network, made or not. Raises ``UserError``."""
+        dataset = self.data(cell.dataset).dataset
+        if cell.pretrain_dataset is None:
+            weights = self._given_weights(cell)
+        else:
+            source = source_cell(cell, dataset.image_size)
+            weights = blank_weights(source, self._load(source.dataset, **_source_sizes(source)))
+        weights.put_into(model, model_spec(cell, dataset))
 
     def costs(self, cell: Cell) -> CostTable:
         """The cost table of a cell's model and data: from the results folder if it was measured there, else measured."""
@@ -137,6 +184,8 @@ class Preparation:
         data = self.data(cell.dataset)
         model = build_model(model_spec(cell, data.dataset))
         stages = split_stages(model)
+        if SCENARIOS[cell.scenario].tuned:
+            self._check_beginning(cell, model)
         size = data.dataset.image_size
         flops = count_stage_flops(stages, (data.dataset.channels, size, size))
         if self.experiment.cost_table is not None:
@@ -151,6 +200,10 @@ class Preparation:
                     "raise --cache-budget or choose --cache-dtype fp16"
                 )
         return flops
+
+
+def _source_sizes(cell: Cell) -> dict[str, Any]:
+    return {"image_size": cell.image_size, "train_size": cell.train_size}
 
 
 def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
@@ -179,12 +232,12 @@ def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
 def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
     """Everything about a plan that can be known before training: models, data, stores, replays. Raises ``UserError``."""
     seen: set[tuple[str, ...]] = set()
-    wanted = {(cell.model, cell.dataset, cell.method, str(cell.seed)) for cell in planned}
+    wanted = {(*cell.place, cell.method) for cell in planned}
     for cell in planned:
         source = replay_source(cell.method)
-        if source is not None and (cell.model, cell.dataset, source, str(cell.seed)) not in wanted:
+        if source is not None and (*cell.place, source) not in wanted:
             raise UserError(f"method {cell.method} repeats the drops of {source}: add --method {source}")
-        key = (cell.model, cell.dataset, cell.method)
+        key = (cell.model, cell.dataset, cell.scenario, cell.method)
         if key not in seen:
             seen.add(key)
             preparation.check(cell)

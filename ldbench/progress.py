@@ -53,7 +53,8 @@ class ConsoleProgress:
         self._epochs, self._later = epochs_run(cell), sum(map(epochs_run, later))
         self._cell_began = self._epoch_began = time.monotonic()
         method = cell_title(cell.method, cell.budget)
-        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {method}, seed {cell.seed}"
+        scenario = "" if cell.scenario == "scratch" else f"{cell.scenario}, "
+        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {scenario}{method}, seed {cell.seed}"
         if self.quiet:
             return
         if self.console.is_terminal:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ldbench.columns import accuracy, clean, plus_minus, runs, slope, verdict
-from ldbench.comparisons import BETWEEN, COMPARISON, records_of
+from ldbench.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.errors import UserError
 from ldbench.record import write_text
 from ldbench.results import load_results
@@ -75,8 +75,7 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
     for _, group in summary.groupby(COMPARISON, sort=False):
         rows = records_of(group)
         first = rows[0]
-        label = f" ({first['setting_label']})" if first["setting_label"] else ""
-        title = Text(clean(f"{first['model']} on {first['dataset']}{label}"), style="bold")
+        title = Text(clean(comparison_title(first)), style="bold")
         table = Table(
             title=title,
             title_justify="left",

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ldbench.config import Cell
+from ldbench.config import Cell, at_default
 from ldbench.errors import UserError
 from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
     "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method", "augmentation", "augmentation_after_drop",
-    "precision", "stem", "head", "data_fingerprint",
+    "precision", "stem", "head", "data_fingerprint", "init_origin", "init_sha256", "pretrain_dataset",
 )  # fmt: skip
 NUMBERS = (
     "budget", "test_accuracy", "test_loss", "val_accuracy", "test_images", "chance_accuracy", "steps", "epochs",
@@ -30,21 +30,22 @@ NUMBERS = (
     "data_seconds", "cost_table_seconds", "compile_seconds", "forward_flops", "backward_flops", "cache_build_flops",
     "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
     "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "dropped_stages", "width", "image_size",
+    "init_tensors_taken", "pretrain_seconds", "pretrain_epochs", "pretrain_images", "pretrain_accuracy",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
-    "cell", *TEXT, "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
+    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
     "drops", "declined",
 )  # fmt: skip
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
-OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset")
+OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset", "scenario")
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
 
 def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame:
-    """Every readable cell of ``directory`` as one row, sorted by model, data set, method, budget and seed.
+    """Every readable cell of ``directory`` as one row, sorted by model, data set, scenario, method, budget and seed.
 
     Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
     entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
@@ -71,7 +72,7 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
         except Damaged as error:
             left_out.append((f"cells/{cell.name}/result.json", str(error)))
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
-    frame = frame.sort_values(["model", "dataset", "method", "budget", "seed", "cell"], ignore_index=True)
+    frame = frame.sort_values(["model", "dataset", "scenario", "method", "budget", "seed", "cell"], ignore_index=True)
     frame.attrs["left_out"] = left_out
     return frame
 
@@ -111,6 +112,7 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
     row |= {key: _text(record, key) for key in TEXT}
     if row["status"] not in STATUSES:
         raise Damaged(f"status is {row['status']!r}"[:200])
+    row["scenario"] = _text(record, "scenario") if record.get("scenario") is not None else "scratch"
     row |= {key: record[key] if isinstance(record.get(key), str) else None for key in OPTIONAL_TEXT}
     row |= {key: _number(record, key) for key in NUMBERS}
     row |= {key: record.get(key) is True for key in FLAGS}
@@ -137,7 +139,7 @@ def _configuration(path: Path) -> dict[str, str]:
             config = read_sealed(path)
         except Damaged as error:
             raise Damaged(f"its config.json {error}") from error
-    setting = {key: config[key] for key in SETTING if config.get(key) is not None}
+    setting = {key: config[key] for key in SETTING if config.get(key) is not None and not at_default(key, config[key])}
     policy = config.get("policy")
     return {"setting": canonical(setting), "policy": canonical(policy if isinstance(policy, dict) else {})}
 

@@ -170,10 +170,13 @@ class _Run:
                     "restore them, or choose another --out"
                 )
 
+    def _keeper(self, folder: Path) -> Keeper:
+        return Keeper(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
+
     def _run_one(self, cell: Cell) -> dict[str, Any]:
         folder = self.folder(cell)
         mend_cell(folder, self.progress.note)  # now that the lock is held
-        keeper = Keeper(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
+        keeper = self._keeper(folder)
         result = self._train(cell, folder, keeper)
         result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
         write_sealed(folder / "result.json", result)
@@ -198,6 +201,7 @@ class _Run:
             run = run_cell(
                 cell, self.preparation.data(cell.dataset), self.preparation.costs(cell), folder,
                 device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, keeper=keeper,
+                initial=self.preparation.initial(cell, self._keeper),
             )  # fmt: skip
         except Exception as error:  # a failed cell is recorded with its error and the others go on
             if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -213,7 +217,7 @@ class _Run:
         text = " ".join(str(error).split()) or type(error).__name__
         return {
             "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
-            "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": "failed",
+            "scenario": cell.scenario, "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": "failed",
             "error": text if isinstance(error, UserError) else f"{type(error).__name__}: {text}",
             "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
             "environment": environment(self.preparation.device),
@@ -223,8 +227,7 @@ class _Run:
         source = replay_source(cell.method)
         if source is None:
             return None
-        key = (cell.model, cell.dataset, source, cell.seed)
-        origin = next(c for c in self.planned if (c.model, c.dataset, c.method, c.seed) == key)
+        origin = next(c for c in self.planned if c.method == source and c.place == cell.place)
         recorded = read_json(self.folder(origin) / "result.json")
         if recorded is None or recorded.get("status") != "finished":
             raise UserError(f"{cell.method} repeats the drops of {source} for seed {cell.seed}, which did not finish")

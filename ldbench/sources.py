@@ -21,6 +21,7 @@ from ldbench.errors import UserError, nearest, shown
 from ldbench.limits import check_memory
 from ldbench.pools import Pool, Source, one_line
 from ldbench.seeds import stratified_order
+from ldbench.selection import select, split_selection
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "imagenette")
 DATASET_FORMS = ("folder:PATH", "synthetic:CxHxW:CLASSES:N")
@@ -87,11 +88,12 @@ class Dataset:
 
 def check_dataset_name(name: str) -> None:
     """Raises UserError, with the nearest names, unless ``name`` could be a data set; reads nothing."""
-    kind, colon, argument = name.partition(":")
+    whole, _ = split_selection(name)
+    kind, colon, argument = whole.partition(":")
     if kind == "synthetic" and colon:
         readers.parse_synthetic(argument)
-    elif not (name in DATASET_NAMES or (kind == "folder" and argument)):
-        raise UserError(f"unknown data set {shown(name)}: {nearest(name, DATASET_NAMES + DATASET_FORMS)}")
+    elif not (whole in DATASET_NAMES or (kind == "folder" and argument)):
+        raise UserError(f"unknown data set {shown(name)}: {nearest(whole, DATASET_NAMES + DATASET_FORMS)}")
 
 
 def data_root(root: Path | None) -> Path:
@@ -100,6 +102,9 @@ def data_root(root: Path | None) -> Path:
 
 
 def _open(name: str, root: Path, download: bool, image_size: int | None) -> Source:
+    whole, ranges = split_selection(name)
+    if ranges is not None:
+        return select(name, _open(whole, root, download, image_size), ranges)
     kind, _, argument = name.partition(":")
     if kind == "folder":
         return image_files.open_folder(Path(argument).expanduser(), DATA_SEED)
@@ -176,7 +181,8 @@ def load_dataset(
     """Loads a data set into memory.
 
     Args:
-        name: one of DATASET_NAMES; "folder:PATH"; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test).
+        name: one of DATASET_NAMES; "folder:PATH"; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test);
+            each may choose some of its classes, "mnist[5-9]", see `ldbench.selection`. Sizes apply to what is chosen.
         root: see data_root.
         download: fetch what is missing into ``root``.
         image_size: side in pixels to bring the images to (bilinear, antialiased; 28 to 32 is padding instead). None:

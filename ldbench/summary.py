@@ -1,4 +1,4 @@
-"""Cells -> one row per model, data set, setting and method: paired with the same seeds' controls, with intervals."""
+"""Cells -> one row per model, data set, scenario, setting and method: paired with the same seeds' controls, with intervals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Pair = tuple[Estimate, Estimate]
 
 
 def summarize(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per model x data set x setting x method (x budget, x policy), controls first.
+    """One row per model x data set x scenario x setting x method (x budget, x policy), controls first.
 
     Units stand in the column names; ``<name>_mean/_low/_high/_n`` belong together. ``warnings`` (text, " | " between)
     is the same in every row of a comparison. ``cells`` is what ``load_results`` gives.
@@ -55,9 +55,9 @@ def summarize(cells: pd.DataFrame) -> pd.DataFrame:
     rows: list[Record] = []
     for key, group in cells.groupby(COMPARISON, sort=True):
         rows += _comparison(dict(zip(COMPARISON, key, strict=True)), records_of(group))
-    names = setting_labels({(row["model"], row["dataset"], row["setting"]) for row in rows})
+    names = setting_labels({tuple(row[name] for name in COMPARISON) for row in rows})
     for row in rows:
-        row["setting_label"] = names[row["model"], row["dataset"], row["setting"]]
+        row["setting_label"] = names[tuple(row[name] for name in COMPARISON)]
     return pd.DataFrame(rows)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.data import ResidentSplit
+from ldbench.initial import InitialWeights
 from ldbench.keeper import Keeper
 from ldbench.meters import reset_peak_memory
 from ldbench.optim import set_learning_rate
@@ -68,7 +69,7 @@ def evaluate(
 def run_cell(
     cell: Cell, data: Resident, costs: CostTable, folder: Path, *, device: torch.device,
     replay: Sequence[Sequence[int]] | None = None, on_epoch: OnEpoch = lambda row, rows: None,
-    keeper: Keeper | None = None,
+    keeper: Keeper | None = None, initial: InitialWeights | None = None,
 ) -> CellRun:  # fmt: skip
     """Train one cell and measure it.
 
@@ -77,12 +78,13 @@ def run_cell(
         folder: existing folder for a memory-mapped store.
         on_epoch: called after every epoch with its row and all rows so far.
         keeper: keeps checkpoints, and may hold one to go on from.
+        initial: weights to begin with; None for random ones.
 
     Raises:
         Interrupted: a signal came; a checkpoint holds everything.
     """
     keeper = keeper if keeper is not None else Keeper(None)
-    run = _start(lambda: Training(cell, data, costs, folder, device, replay), keeper)
+    run = _start(lambda: Training(cell, data, costs, folder, device, replay, initial), keeper)
     if cell.compile:
         run.compile()
     reset_peak_memory(device)
@@ -103,11 +105,15 @@ def run_cell(
         run.dropper.close(keep_store_file=interrupted)
     dropper = run.dropper
     result = cell_result(cell, data, run.costs, dropper, run.clock.seconds, run.rows, status, run.full_steps)
-    result |= run.energy_record() | {
-        "error": error,
-        "eval_seconds": run.eval_seconds,
-        "compile_seconds": run.compile_seconds,
-    }
+    result |= (
+        run.beginning
+        | run.energy_record()
+        | {
+            "error": error,
+            "eval_seconds": run.eval_seconds,
+            "compile_seconds": run.compile_seconds,
+        }
+    )
     result |= keeper.account() | {"incidents": keeper.incidents + dropper.incidents}
     if status == "finished" and run.correct is not None:
         result["test_correct_base64"] = pack_bits(run.correct.tolist())

@@ -17,6 +17,7 @@ from ldbench.config import Cell
 from ldbench.costs import CostTable, synchronize
 from ldbench.data import Augment, derive_seed
 from ldbench.dropping import LayerDropper
+from ldbench.initial import RANDOM, InitialWeights
 from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.methods import build_policy, get_method
 from ldbench.models import build_model
@@ -34,16 +35,20 @@ class Training:
         rows: one entry per epoch that is over, evaluation included.
         loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
         correct: per test image, whether the last evaluation had it right (bool [N], CPU).
+        beginning: the record's account of the weights it began with.
         identity: what a checkpoint must share with this run to be its own.
     """
 
     def __init__(
         self, cell: Cell, data: Resident, costs: CostTable, folder: Path, device: torch.device,
-        replay: Sequence[Sequence[int]] | None,
+        replay: Sequence[Sequence[int]] | None, initial: InitialWeights | None = None,
     ) -> None:  # fmt: skip
         dataset, method = data.dataset, get_method(cell.method)
         torch.manual_seed(derive_seed(cell.seed, "weights"))
-        model = build_model(model_spec(cell, dataset)).to(device).train()
+        spec = model_spec(cell, dataset)
+        model = build_model(spec)
+        self.beginning = initial.put_into(model, spec) if initial is not None else RANDOM
+        model = model.to(device).train()
         if cell.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         policy = build_policy(cell.method, cell.policy, replay)
@@ -77,7 +82,13 @@ class Training:
         self.correct: Tensor | None = None
         self._energy_before: Energy | None = None
         self._seconds_before = 0.0
-        self.identity = {"config_hash": cell.config_hash, "data_fingerprint": dataset.fingerprint, "replay": replay}
+        self.identity: dict[str, Any] = {
+            "config_hash": cell.config_hash,
+            "data_fingerprint": dataset.fingerprint,
+            "replay": replay,
+        }
+        if initial is not None:
+            self.identity["init_sha256"] = self.beginning["init_sha256"]
 
     def loss_is_broken(self) -> bool:
         """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 # Triton reads this when a kernel is decorated, so it must stand before any import of ldbench.kernels.
@@ -19,3 +21,12 @@ settings.register_profile(
     "nightly", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("default")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread per operation: small networks are faster so, and feel the machine's other work less."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

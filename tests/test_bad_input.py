@@ -27,13 +27,14 @@ from ldbench.sealed import write_sealed
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {
-    "model": ["resnet18", ["vgg11", "resnet18"], "tiny_nets:net"], "dataset": ["digits", "mnist", ["digits", "cifar10"]],
+    "model": ["resnet18", ["vgg11", "resnet18"], "tiny_nets:net"], "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
     "method": ["full", ["full", "short"], ["learn-and-drop", "freeze"], "schedule"], "seeds": [1, 3, [0, 7]],
     "short_budgets": [0.5, [0.25, 0.5]], "epochs": [1, 12], "batch_size": [1, 128], "lr": [0.1, 1], "weight_decay": [0, 0.1],
     "momentum": [0.9], "augment": list(CHOICES["augment"]), "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
     "val_size": [0, 20], "train_size": [200], "image_size": [16, 32], "width": [0.25, 1], "dropout": [0.0, 0.5],
     "eval_every": [1, "last"], "cache_dtype": list(CHOICES["cache_dtype"]), "cache_budget": ["1GiB", "0,0,1g", "5"],
-    "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
+    "scenario": ["scratch", "fine-tune", ["fine-tune", "scratch"]], "init": ["torchvision", "README.md"],
+    "pretrain_dataset": ["mnist", "digits[0-4]"], "pretrain_epochs": [1], "pretrain_size": [100], "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
     "policy": [{}, {"schedule": {"drops": [[0.5, 1]]}}, {"learn-and-drop": {"patience": 1}}, {"freezeout": {"cubic": False}}],
 }  # fmt: skip
 fields = st.sampled_from(FIELDS)

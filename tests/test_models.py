@@ -16,13 +16,7 @@ from ldbench.errors import UserError
 from ldbench.fitting import blueprint
 from ldbench.models import ModelSpec, build_model, default_recipe, describe_model, family, model_names
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:

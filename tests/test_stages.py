@@ -24,12 +24,7 @@ SLOW_FAMILIES = {"inception", "mobilenetv2"}  # much like googlenet and mobilene
 SIZES = {"alexnet": 64, "inception_v3": 75, "vit_h_14": 28}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def names(stages: nn.Sequential) -> list[str]:

@@ -1,0 +1,89 @@
+"""What values an experiment may hold: choices, ranges, and options that need one another."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ldbench.errors import UserError, nearest, shown
+from ldbench.scenarios import SCENARIOS
+
+if TYPE_CHECKING:
+    from ldbench.config import Experiment
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("cosine", "constant", "step"),
+    "augment": ("none", "flip", "crop", "flip+crop"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
+    "save_model": ("none", "final"),
+}
+POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
+            "pretrain_epochs", "pretrain_size")  # fmt: skip
+NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
+                "checkpoint_minutes")  # fmt: skip
+BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
+
+
+def check_experiment(experiment: Experiment, origin: str) -> None:
+    """Raises ``UserError`` that begins with ``origin`` and names key, value and cure."""
+    for key, choices in CHOICES.items():
+        value = getattr(experiment, key)
+        if value is not None and value not in choices:
+            raise UserError(f"{origin}: {key} {shown(value)} is unknown: {nearest(value, choices)}")
+    for key in POSITIVE:
+        value = getattr(experiment, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{origin}: {key} must be above 0, not {value}")
+    for key in NOT_NEGATIVE:
+        value = getattr(experiment, key)
+        if value is not None and value < 0:
+            raise UserError(f"{origin}: {key} must not be negative, not {value}")
+    for key in BELOW_ONE:
+        value = getattr(experiment, key)
+        if value is not None and not value < 1:
+            raise UserError(f"{origin}: {key} must be below 1, not {value}")
+    if any(not 0 < budget < 1 for budget in experiment.short_budgets):
+        raise UserError(f"{origin}: short_budgets must lie between 0 and 1, not {shown(experiment.short_budgets)}")
+    if any(not 0 <= seed < 2**31 for seed in experiment.seeds):
+        raise UserError(f"{origin}: seeds must lie between 0 and 2**31 - 1, not {shown(experiment.seeds)}")
+    every = experiment.eval_every
+    if (isinstance(every, str) and every != "last") or (isinstance(every, int) and every < 1):
+        raise UserError(f'{origin}: eval_every must be a number of epochs or "last", not {shown(every)}')
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", experiment.device):
+        raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {shown(experiment.device)}")
+    _check_scenarios(experiment, origin)
+    limits = {
+        "epochs": 100_000,
+        "pretrain_epochs": 100_000,
+        "batch_size": 1_000_000,
+        "image_size": 4096,
+        "width": 64,
+        "threads": 4096,
+    }
+    for key, most in limits.items():
+        value = getattr(experiment, key)
+        if value is not None and value > most:
+            raise UserError(f"{origin}: {key} {value} is beyond what this tool can run (at most {most})")
+
+
+def _check_scenarios(experiment: Experiment, origin: str) -> None:
+    """Every scenario is known and has what it needs; nothing is asked for that no scenario uses."""
+    for name in experiment.scenario:
+        if name not in SCENARIOS:
+            raise UserError(f"{origin}: scenario {shown(name)} is unknown: {nearest(name, SCENARIOS)}")
+    tuned = [name for name in experiment.scenario if SCENARIOS[name].tuned]
+    sources = [name for name in ("init", "pretrain_dataset") if getattr(experiment, name) is not None]
+    if tuned and len(sources) != 1:
+        what = "needs weights to begin with" if not sources else "begins with one kind of weights, not with two"
+        raise UserError(
+            f"{origin}: scenario {tuned[0]} {what}: give either --init FILE.safetensors, --init torchvision or "
+            "--pretrain-dataset NAME"
+        )
+    if sources and not tuned:
+        option = f"--{sources[0].replace('_', '-')}"
+        raise UserError(f"{origin}: {option} is used by scenario fine-tune alone: add --scenario fine-tune")
+    for name in ("pretrain_epochs", "pretrain_size"):
+        if getattr(experiment, name) is not None and experiment.pretrain_dataset is None:
+            raise UserError(f"{origin}: --{name.replace('_', '-')} goes with --pretrain-dataset NAME")

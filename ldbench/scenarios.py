@@ -1,0 +1,45 @@
+"""Scenarios: what training begins with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldbench.errors import UserError, shown
+from ldbench.sealed import Damaged, check_regular
+
+TORCHVISION = "torchvision"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way in which training meets its data.
+
+    Attributes:
+        tuned: begins with weights that were made before, not with random ones.
+    """
+
+    tuned: bool = False
+
+
+SCENARIOS: dict[str, Scenario] = {"scratch": Scenario(), "fine-tune": Scenario(tuned=True)}
+
+
+def init_identity(init: str | None) -> str | None:
+    """What weights ``--init`` names, independent of where they lie: "torchvision", or "sha256:" and 16 digits of a file's.
+
+    Raises ``UserError`` when the file cannot be read.
+    """
+    if init is None or init == TORCHVISION:
+        return init
+    path = Path(init).expanduser()
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    except (Damaged, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"--init {shown(init)}: {reason}; give a .safetensors file of weights, or the word torchvision"
+        ) from error

@@ -1,0 +1,80 @@
+"""Some classes of a data set: ``fashion-mnist[5-9]``, ``digits[0,2,7-9]``, labels renumbered from 0 in their own order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldbench.errors import UserError, shown
+from ldbench.pools import Pool, Source
+
+_MARKED = re.compile(r"(?P<name>.+)\[(?P<classes>[0-9,\- ]*)\]", re.DOTALL)
+_PART = re.compile(r" *([0-9]{1,6}) *(?:- *([0-9]{1,6}) *)?")
+
+
+def split_selection(name: str) -> tuple[str, list[tuple[int, int]] | None]:
+    """The data set's own name, and the ranges of classes (both ends included) that are chosen; None for all of them.
+
+    A folder whose own name ends like a selection is written with a slash behind it.
+
+    Raises:
+        UserError: the brackets hold no list of classes, or one class twice, or fewer than two.
+    """
+    marked = _MARKED.fullmatch(name)
+    if marked is None:
+        return name, None
+    ranges = []
+    for part in marked["classes"].split(","):
+        found = _PART.fullmatch(part)
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            raise UserError(f"data set {shown(name)}: {shown(part)} chooses no classes: write [5-9] or [0,2,7-9]")
+        ranges.append((int(found[1]), int(found[2] or found[1])))
+    ranges.sort()
+    if any(after[0] <= before[1] for before, after in itertools.pairwise(ranges)):
+        raise UserError(f"data set {shown(name)}: a class is chosen twice")
+    if sum(last - first + 1 for first, last in ranges) < 2:
+        raise UserError(f"data set {shown(name)}: a classifier needs at least 2 classes")
+    return marked["name"], ranges
+
+
+@dataclass(frozen=True)
+class _ChosenPool:
+    """Those images of ``pool`` that stand at ``places``, with labels of their own."""
+
+    pool: Pool
+    places: Tensor
+    labels: Tensor
+
+    def read(self, indices: Tensor, side: int) -> Tensor:
+        """See Pool.read."""
+        return self.pool.read(self.places[indices], side)
+
+
+def select(name: str, source: Source, ranges: list[tuple[int, int]]) -> Source:
+    """``source`` with the chosen classes alone. Raises ``UserError`` for classes it does not have, or without images."""
+    have = len(source.class_names)
+    if ranges[-1][1] >= have:
+        raise UserError(f"data set {shown(name)}: there is no class {ranges[-1][1]}: its classes are 0 to {have - 1}")
+    chosen = [number for first, last in ranges for number in range(first, last + 1)]
+    renumbered = torch.full((have,), -1, dtype=torch.int64)
+    renumbered[chosen] = torch.arange(len(chosen))
+
+    def pool(whole: Pool, part: str) -> Pool:
+        labels = renumbered[whole.labels]
+        places = torch.nonzero(labels >= 0).flatten()
+        counts = torch.bincount(labels[places], minlength=len(chosen))
+        if part == "train" and not bool(counts.all()):
+            raise UserError(f"data set {shown(name)}: class {chosen[int(counts.argmin())]} has no training image")
+        if not len(places):
+            raise UserError(f"data set {shown(name)}: these classes have no {part} image")
+        return _ChosenPool(whole, places, labels[places])
+
+    names = tuple(source.class_names[number] for number in chosen)
+    return dataclasses.replace(
+        source, class_names=names, train=pool(source.train, "train"), test=pool(source.test, "test")
+    )
