@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ldbench.models import ModelSpec as ModelSpec
     from ldbench.models import build_model as build_model
     from ldbench.policies import FixedSchedule as FixedSchedule
-    from ldbench.policies import FreezeOut as FreezeOut
     from ldbench.policies import LearnAndDrop as LearnAndDrop
     from ldbench.policies import Observation as Observation
     from ldbench.report import load_results as load_results
     from ldbench.report import write_report as write_report
+    from ldbench.rivals import FreezeOut as FreezeOut
     from ldbench.stages import split_stages as split_stages
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOME = {
     "CostTable": "costs",
     "Drop": "dropping",
     "FixedSchedule": "policies",
-    "FreezeOut": "policies",
+    "FreezeOut": "rivals",
     "LayerDropper": "dropping",
     "LearnAndDrop": "policies",
     "Method": "methods",

@@ -77,6 +77,10 @@ class Activations:
     def source(self, indices: Tensor) -> Tensor:
         """What the stages from ``cut`` on read, unaugmented. Targets that pass are kept for reading from the store."""
         self.on_batch()
+        return self.peek(indices)
+
+    def peek(self, indices: Tensor) -> Tensor:
+        """``source``, without being a place to stop."""
         if self.store is not None:
             return self.read(indices)
         x = self._images(indices)

@@ -22,15 +22,18 @@ from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, st
 from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
 from ldbench.course import full_steps
 from ldbench.data import derive_seed, sample_order
+from ldbench.errors import UserError
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.methods import Execution
 from ldbench.policies import LearnAndDrop, Observation, Policy
 from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
-from ldbench.scores import Scores, ScoreTracker
+from ldbench.residual import RandomDepth
+from ldbench.scores import ScoreTracker
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
 from ldbench.timing import measure_costs
+from ldbench.watchers import make_watchers
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,17 @@ class LayerDropper:
         self.legal = legal_cuts(self.stages)
         self.stage_parameters = stage_parameters(self.stages)
         self._random = [has_randomness(stage) for stage in self.stages]
-        self.tracker = ScoreTracker(self.stage_parameters) if self.policy.uses_scores else None
+        self.tracker = ScoreTracker(self.stage_parameters) if "scores" in self.policy.needs else None
         self.ledger: FlopLedger | None = None
         self.activations = Activations(
             self.stages, self.feed, self.stream, batch_size=self.batch_size, dtype=cache_dtype, device=self.device, folder=folder,
             channels_last=channels_last, autocast=autocast, identity=identity,
         )  # fmt: skip
         self.activations.tell = self.tell
+        self.watchers = make_watchers(self)
+        self.depth = RandomDepth(self.stages, seed) if self.policy.survival(0.0, 1) is not None else None
+        if self.depth is not None and compile:
+            raise UserError("stochastic depth runs another network at every step: leave --compile off")
         self.cut = self.step_count = self.epoch_count = 0
         self.drops: list[Drop] = []
         self.declined: list[dict[str, Any]] = []
@@ -172,7 +179,12 @@ class LayerDropper:
         """
         if self.store is None:
             self.activations.advance(chunk)
-            return
+        else:
+            self._admit(chunk)
+        for watcher in self.watchers.values():
+            watcher.begin_chunk()
+
+    def _admit(self, chunk: int) -> None:
         with self.around_building():
             synchronize(self.device)
             began = time.perf_counter()
@@ -188,6 +200,9 @@ class LayerDropper:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
+        if self.depth is not None:
+            survival = self.policy.survival(self.step_count / self.total_steps, len(self.depth.places))
+            self.depth.draw(self.step_count, survival or [])
         if self.execution == "freeze" and self.cut:
             with torch.no_grad():
                 for stage in self.stages[: self.cut]:
@@ -198,7 +213,14 @@ class LayerDropper:
         """Call after ``optimizer.step()``: counts the step, checks the scores when due, drops what has stopped."""
         if self.ledger is not None:
             forward_from = 0 if self.execution == "freeze" else self.cut
-            self.ledger.add_step(samples or self.batch_size, self.cut, forward_from)
+            left_out = self.depth.skipped if self.depth is not None else frozenset()
+            self.ledger.add_step(samples or self.batch_size, self.cut, forward_from, left_out)
+        if self.depth is not None:
+            self.depth.count()
+        for watcher in self.watchers.values():
+            began = time.perf_counter()
+            watcher.after_step()
+            self.scoring_seconds += time.perf_counter() - began
         self.step_count += 1
         self.summed_lr += float(self.optimizer.param_groups[0]["lr"])
         if self.step_count % self.check_every or self.step_count >= self.total_steps:
@@ -209,6 +231,8 @@ class LayerDropper:
         """Start counting executed FLOPs, for samples of ``sample_shape`` (C, H, W)."""
         table = self.costs.flops if self.costs is not None else count_stage_flops(self.stages, sample_shape)
         self.ledger = FlopLedger.empty(table)
+        if self.depth is not None:
+            self.ledger.shortcuts = self.depth.shortcut_flops(table, sample_shape)
         return self.ledger
 
     @property
@@ -246,14 +270,17 @@ class LayerDropper:
     def _check(self) -> Drop | None:
         synchronize(self.device)
         began = time.perf_counter()
-        scores = self.tracker.check(self.summed_lr) if self.tracker is not None else Scores([], [])
+        scores = {} if self.tracker is None else asdict(self.tracker.check(self.summed_lr))
         self.summed_lr = 0.0
-        seen = Observation(
-            self.step_count, self.total_steps, self.cut, len(self.stages), scores.change, scores.continuation
+        for name, watcher in self.watchers.items():
+            scores[name] = watcher.check(self.step_count / self.total_steps)
+            if self.ledger is not None:
+                self.ledger.add_scoring(watcher.probed, 0 if self.execution == "freeze" else self.cut, watcher.flops)
+        stopped = self.policy.stopped(
+            Observation(self.step_count, self.total_steps, self.cut, len(self.stages), **scores)
         )
-        stopped = self.policy.stopped(seen)
-        if self.tracker is not None:
-            self.checks.append({"step": self.step_count, "dropped": self.cut, **asdict(scores)})
+        if scores:
+            self.checks.append({"step": self.step_count, "dropped": self.cut, **scores})
         self.scoring_seconds += time.perf_counter() - began
         return self._consider(stopped) if stopped > self.cut else None
 
@@ -356,6 +383,8 @@ class LayerDropper:
         self.cut = self.activations.cut = cut
         if self.tracker is not None:
             self.tracker.drop(cut)
+        for watcher in self.watchers.values():
+            watcher.drop(cut)
 
     def _decline_for_room(self, cut: int, full: NoRoom) -> None:
         """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
@@ -397,7 +426,7 @@ class LayerDropper:
             for offset, stage in enumerate(live):
                 if random[offset]:  # a stream per step and stage: the same masks whatever else was dropped
                     torch.manual_seed((base + self.step_count * 1_000_003 + (first + offset) * 7919) % 2**63)
-                x = stage(x)
+                x = stage(x) if self.depth is None else self.depth.run(first + offset, stage, x)
             return x
 
         def run_compiled(x: Tensor) -> Tensor:

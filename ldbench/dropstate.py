@@ -30,7 +30,9 @@ def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
         "budget": dataclasses.asdict(budget) if isinstance(budget, StoreBudget) else None,
         "policy": dropper.policy.state_dict(),
         "tracker": None if dropper.tracker is None else dropper.tracker.state_dict(),
-        "ledger": None if ledger is None else [ledger.forward, ledger.backward, ledger.building],
+        "watchers": {name: watcher.state_dict() for name, watcher in dropper.watchers.items()},
+        "skipped_steps": None if dropper.depth is None else list(dropper.depth.skipped_steps),
+        "ledger": None if ledger is None else [ledger.forward, ledger.backward, ledger.building, ledger.scoring],
     }
 
 
@@ -49,12 +51,16 @@ def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
         dropper.budget = StoreBudget(**state["budget"])
     dropper.policy.load_state_dict(state["policy"])
     if dropper.ledger is not None and state["ledger"] is not None:
-        forward, backward, dropper.ledger.building = state["ledger"]
+        forward, backward, dropper.ledger.building, dropper.ledger.scoring = state["ledger"]
         dropper.ledger.forward, dropper.ledger.backward = list(forward), list(backward)
     if dropper.drops:
         dropper.retire(dropper.drops[-1].cut)
     if dropper.tracker is not None and state["tracker"] is not None:
         dropper.tracker.load_state_dict(state["tracker"])
+    for name, watcher in dropper.watchers.items():
+        watcher.load_state_dict(state["watchers"][name])
+    if dropper.depth is not None:
+        dropper.depth.skipped_steps = list(state["skipped_steps"])
     dropper.activations.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]
     dropper.activations.chunk = state["chunk"]
     if dropper.activations.chain:

@@ -166,7 +166,11 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
             if isinstance(stages, list)
             else []
         )
-        checks = [line for line in read_lines(folder / "scores.jsonl") if math.isfinite(bounded(line.get("step")))]
+        checks = [
+            line
+            for line in read_lines(folder / "scores.jsonl")
+            if math.isfinite(bounded(line.get("step"))) and "change" in line
+        ]
         every = max(1, math.ceil(len(checks) / MOST_CHECKS))
         checks = checks[::every]
         if not names or len(checks) < 2:

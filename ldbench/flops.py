@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,8 @@ def _count(stage: nn.Module, x: Tensor) -> StageFlops:
             y = stage(inputs)
         forward = counter.get_total_flops()
         with _counter() as counter:
-            y.sum().backward()
+            if y.requires_grad:  # a bare shortcut has nothing to learn
+                y.sum().backward()
         backward[needs_gradient] = counter.get_total_flops()
     return StageFlops(forward // BATCH, backward[True] // BATCH, backward[False] // BATCH, tuple(y.shape[1:]))
 
@@ -88,18 +90,23 @@ class FlopLedger:
     forward: list[int]
     backward: list[int]
     building: int = 0
+    scoring: int = 0
+    shortcuts: Sequence[StageFlops] = ()  # of stages whose branch is left out
 
     @classmethod
     def empty(cls, table: Sequence[StageFlops]) -> FlopLedger:
         """A ledger at zero for these stages."""
         return cls(table, [0] * len(table), [0] * len(table))
 
-    def add_step(self, samples: int, dropped: int, forward_from: int) -> None:
-        """A training step of ``samples`` that runs forward from stage ``forward_from`` and backward from ``dropped``."""
+    def add_step(self, samples: int, dropped: int, forward_from: int, left_out: AbstractSet[int] = frozenset()) -> None:
+        """A training step of ``samples`` that runs forward from stage ``forward_from`` and backward from ``dropped``.
+
+        Of the stages in ``left_out`` only the shortcut runs.
+        """
         for s in range(forward_from, len(self.table)):
-            self.forward[s] += samples * self.table[s].forward
+            entry = self.shortcuts[s] if s in left_out else self.table[s]
+            self.forward[s] += samples * entry.forward
             if s >= dropped:
-                entry = self.table[s]
                 self.backward[s] += samples * (entry.backward_first if s == dropped else entry.backward)
 
     def add_forward(self, samples: int, first: int, last: int) -> None:
@@ -107,3 +114,10 @@ class FlopLedger:
         for s in range(first, last):
             self.forward[s] += samples * self.table[s].forward
             self.building += samples * self.table[s].forward
+
+    def add_scoring(self, samples: int, first: int, own: Sequence[int]) -> None:
+        """A forward pass of ``samples`` from stage ``first`` to the end for a score, which itself took ``own`` per stage."""
+        for s, flops in enumerate(own):
+            passed = samples * self.table[s].forward if s >= first else 0
+            self.forward[s] += passed + flops
+            self.scoring += passed + flops

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.policies import FixedSchedule, FreezeOut, LearnAndDrop, NeverDrop, Policy, Replay
+from ldbench.policies import FixedSchedule, LearnAndDrop, NeverDrop, Policy, Replay
+from ldbench.rivals import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
 
 Execution = Literal["store", "freeze"]
 
@@ -24,29 +26,39 @@ class Method:
         replays: name of the method whose recorded drops this one repeats for the same seed, or None.
         refresh_statistics: re-estimate BatchNorm's population statistics when a stage is dropped. Off for rivals whose
             papers do not, since it costs forward passes.
-        own_schedule: the policy's ``lr_scales`` replace the recipe's decay.
+        stops: there is something to drop, so that ``NAME+store`` and ``NAME+freeze`` are methods, too.
     """
 
     policy: Callable[..., Policy]
     execution: Execution = "store"
     replays: str | None = None
     refresh_statistics: bool = True
-    own_schedule: bool = False
+    stops: bool = True
 
 
 _METHODS: dict[str, Method] = {
-    "full": Method(NeverDrop),
-    "short": Method(NeverDrop),
+    "full": Method(NeverDrop, stops=False),
+    "short": Method(NeverDrop, stops=False),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
-    "freezeout": Method(FreezeOut, "freeze", refresh_statistics=False, own_schedule=True),
     "schedule": Method(FixedSchedule, "store"),
+    "freezeout": Method(FreezeOut, "freeze", refresh_statistics=False),
+    "freezeout-linear": Method(
+        functools.partial(FreezeOut, t_first=0.5, cubic=False, scaled=False), "freeze", refresh_statistics=False
+    ),
+    "autofreeze": Method(AutoFreeze, "freeze", refresh_statistics=False),
+    "egeria": Method(Egeria, "freeze", refresh_statistics=False),
+    "apf": Method(ParameterFreezing, "freeze", refresh_statistics=False),
+    "stochastic-depth": Method(StochasticDepth, stops=False),
+    "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
 }
 
 
 def method_names() -> list[str]:
-    """Every known method, the user's own included."""
-    return list(_METHODS)
+    """Every known method, the user's own included, and the rules with the execution that isn't their own."""
+    other: dict[Execution, Execution] = {"store": "freeze", "freeze": "store"}
+    both = [f"{name}+{other[m.execution]}" for name, m in _METHODS.items() if m.stops and m.replays is None]
+    return [*_METHODS, *both]
 
 
 def register_method(name: str, method: Method) -> None:
@@ -57,10 +69,17 @@ def register_method(name: str, method: Method) -> None:
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``. Raises ``UserError`` with the nearest names."""
-    if name not in _METHODS:
-        raise UserError(f"unknown method {shown(name)}: {nearest(name, _METHODS)}")
-    return _METHODS[name]
+    """The method called ``name``; ``NAME+store`` and ``NAME+freeze`` run the rule of NAME with the other execution.
+
+    Raises:
+        UserError: there is none, with the nearest names.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    if name not in method_names():
+        raise UserError(f"unknown method {shown(name)}: {nearest(name, method_names())}")
+    rule, _, execution = name.rpartition("+")
+    return replace(_METHODS[rule], execution="store" if execution == "store" else "freeze")
 
 
 def replay_source(name: str) -> str | None:

@@ -37,9 +37,11 @@ def cell_result(run: Training, data: Resident, status: str) -> dict[str, Any]:
             "name": name, "parameters": sum(p.numel() for p in parameters), "output_shape": flops.output_shape,
             "activation_bytes": 4 * math.prod(flops.output_shape), "forward_flops": flops.forward,
             "backward_flops": flops.backward, "executed_forward_flops": forward, "executed_backward_flops": backward,
+            "skipped_steps": steps,
         }
-        for name, parameters, flops, forward, backward in zip(
-            dropper.stage_names, dropper.stage_parameters, ledger.table, ledger.forward, ledger.backward, strict=True
+        for name, parameters, flops, forward, backward, steps in zip(
+            dropper.stage_names, dropper.stage_parameters, ledger.table, ledger.forward, ledger.backward,
+            dropper.depth.skipped_steps if dropper.depth is not None else [0] * len(ledger.table), strict=True
         )
     ]  # fmt: skip
     return {
@@ -55,6 +57,7 @@ def cell_result(run: Training, data: Resident, status: str) -> dict[str, Any]:
         "data_seconds": data.seconds,
         "cost_table_seconds": costs.seconds_to_measure,
         "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward), "cache_build_flops": ledger.building,
+        "scoring_flops": ledger.scoring,
         "forward_flops_full": samples * sum(s.forward for s in ledger.table),
         "backward_flops_full": samples * (ledger.table[0].backward_first + sum(s.backward for s in ledger.table[1:])),
         "predicted_saved_seconds": _predicted_saving(cell, costs, dropper, full_steps),
@@ -101,6 +104,9 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
 def _predicted_saving(cell: Cell, costs: CostTable, dropper: LayerDropper, full_steps: int) -> float:
     """Seconds the cost table says these drops, or this shorter run, save against full training."""
     skipped = (full_steps - dropper.step_count) * costs.step_seconds(0) if cell.budget is not None else 0.0
+    if dropper.depth is not None:
+        both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
+        skipped += sum(s * seconds for s, seconds in zip(dropper.depth.skipped_steps, both, strict=True))
     if dropper.execution == "store":
         return skipped + sum(drop.predicted_saving_seconds for drop in dropper.drops)
     return skipped + sum(_frozen_saving(costs, dropper, drop, before) for before, drop in _with_previous(dropper.drops))

@@ -1,7 +1,8 @@
 """When to drop: pure decisions from scores and progress, without torch, resumable through ``state_dict``.
 
 A policy never touches the network. It is shown an ``Observation`` and answers how many leading stages have stopped; what
-is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.methods``.
+is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.methods``. Rules taken from
+other papers are in ``ldbench.rivals``.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from ldbench.errors import UserError, shown
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """An int or float, not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees at a check. Scores are None for dropped stages and until enough checks were made.
+    """What a policy sees at a check. What it did not ask for in ``needs`` is empty.
+
+    Entries are None for dropped stages and until enough checks were made.
 
     Attributes:
         step: optimizer steps made so far.
@@ -29,6 +34,11 @@ class Observation:
         stages: number of stages, at least one of which always stays.
         change: layer-change score per stage, relative movement per unit of summed learning rate.
         continuation: continuation score per stage, in [0, 1].
+        gradient: L1 norm per stage of the gradient summed over the interval that ends at this check; see
+            ``ldbench.watchers.GradientWatcher``.
+        plasticity: distance per stage of its output from a snapshot's; see ``ldbench.watchers.PlasticityWatcher``.
+        settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
+            ``ldbench.watchers.PerturbationWatcher``.
     """
 
     step: int
@@ -37,6 +47,9 @@ class Observation:
     stages: int
     change: Sequence[float | None] = ()
     continuation: Sequence[float | None] = ()
+    gradient: Sequence[float | None] = ()
+    plasticity: Sequence[float | None] = ()
+    settled: Sequence[float | None] = ()
 
     @property
     def progress(self) -> float:
@@ -46,10 +59,16 @@ class Observation:
 
 @runtime_checkable
 class Policy(Protocol):
-    """The contract of every drop rule."""
+    """The contract of every drop rule.
 
-    uses_scores: bool
-    exact: bool  # True: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one
+    Attributes:
+        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
+            measurement; nothing else is measured.
+        exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
+    """
+
+    needs: Mapping[str, Mapping[str, float]]
+    exact: bool
 
     def stopped(self, seen: Observation) -> int:
         """Number of leading stages that have stopped, at least ``seen.dropped``, at most ``seen.stages - 1``."""
@@ -57,6 +76,10 @@ class Policy(Protocol):
 
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
         """Factor on the learning rate per stage at this progress, or None for one rate everywhere."""
+        ...
+
+    def survival(self, progress: float, blocks: int) -> list[float] | None:
+        """Probability in (0, 1] with which each residual block takes part in a step; None: nothing is skipped at random."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,13 +94,16 @@ class Policy(Protocol):
 class NeverDrop:
     """Full training: nothing ever stops. Base of the stateless policies."""
 
-    uses_scores = False
+    needs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
     exact = False
 
     def stopped(self, seen: Observation) -> int:
         return seen.dropped
 
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
+        return None
+
+    def survival(self, progress: float, blocks: int) -> list[float] | None:
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,11 +125,11 @@ class LearnAndDrop(NeverDrop):
     ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run.
     """
 
-    uses_scores = True
+    needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
 
     def __init__(self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2) -> None:
         if (
-            not all(map(_is_number, (remaining, patience, earliest)))
+            not all(map(is_number, (remaining, patience, earliest)))
             or not isinstance(patience, int)
             or patience < 1
             or not 0 <= remaining <= 1
@@ -152,7 +178,7 @@ class FixedSchedule(NeverDrop):
             self.drops = sorted((float(at), cut) for at, cut in drops)
         except (TypeError, ValueError, OverflowError):
             raise UserError(f"schedule: drops is a list of [progress, stages] pairs, not {shown(drops)}") from None
-        if not all(0 <= at < 1 and _is_number(cut) and 0 <= cut < math.inf for at, cut in self.drops):
+        if not all(0 <= at < 1 and is_number(cut) and 0 <= cut < math.inf for at, cut in self.drops):
             raise UserError(f"schedule: progress lies in [0, 1) and stages from 0 up, not {shown(drops)}")
 
     def stopped(self, seen: Observation) -> int:
@@ -162,41 +188,6 @@ class FixedSchedule(NeverDrop):
             if seen.progress >= at:
                 cut = max(cut, stages)
         return min(cut, seen.stages - 1)
-
-
-class FreezeOut(NeverDrop):
-    """Brock et al. 2017, "FreezeOut: Accelerate Training by Progressively Freezing Layers" (arXiv:1706.04983).
-
-    Stage i anneals its own learning rate along half a cosine to zero at t_i and is frozen from then on; the t_i run
-    linearly from ``t_first`` for the first stage to 1 for the last, cubed where ``cubic``. With ``scaled``, the rate of
-    stage i starts at 1 / t_i times the base, so that each stage's rate has the same integral. What differs from the
-    paper: its unit is a layer, ours a stage, and the last stage is never frozen before the end.
-    """
-
-    exact = True
-
-    def __init__(self, t_first: float = 0.8, cubic: bool = True, scaled: bool = True) -> None:
-        if not _is_number(t_first) or not 1e-3 <= t_first <= 1:  # its cube is divided by
-            raise UserError(f"freezeout: t_first is a number in [0.001, 1], not {shown(t_first)}")
-        if not isinstance(cubic, bool) or not isinstance(scaled, bool):
-            raise UserError("freezeout: cubic and scaled are true or false")
-        self.t_first, self.cubic, self.scaled = t_first, cubic, scaled
-
-    def freeze_times(self, stages: int) -> list[float]:
-        """t_i per stage as a share of the run."""
-        linear = [self.t_first + (1 - self.t_first) * i / max(stages - 1, 1) for i in range(stages)]
-        return [t**3 for t in linear] if self.cubic else linear
-
-    def stopped(self, seen: Observation) -> int:
-        done = sum(seen.progress >= t for t in self.freeze_times(seen.stages)[:-1])
-        return max(seen.dropped, done)
-
-    def lr_scales(self, progress: float, stages: int) -> list[float] | None:
-        scales = []
-        for t in self.freeze_times(stages):
-            start = 1 / t if self.scaled else 1.0
-            scales.append(start * 0.5 * (1 + math.cos(math.pi * min(progress / t, 1.0))))
-        return scales
 
 
 class Replay(NeverDrop):

@@ -23,7 +23,8 @@ TABLE: dict[str, Any] = {
     "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05,
     "policy": {
         "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.8, "patience": 1},
-        "freezeout": {"t_first": 0.4},
+        "freezeout": {"t_first": 0.4}, "apf+store": {"share": 0.05, "patience": 1},
+        "egeria": {"window": 2, "patience": 1, "tolerance": 1.0}, "egeria+store": {"window": 2, "patience": 1, "tolerance": 1.0},
     },
 }  # fmt: skip
 
@@ -45,10 +46,10 @@ class StopAfter(StopRequest):
 class Bench:
     """Data and a cost table in which every drop pays, shared by the runs of a test module."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: str = TABLE["model"]) -> None:
+        self.folder, self.table = folder, TABLE | {"model": model}
         cell = self.cell("full")
-        preparation = Preparation(experiment_from_dict(TABLE), folder, CPU)
+        preparation = Preparation(experiment_from_dict(self.table), folder, CPU)
         self.data: Resident = preparation.data("digits")
         measured = preparation.costs(cell)
         count = len(measured.stages)
@@ -64,7 +65,7 @@ class Bench:
     def cell(self, method: str, **options: Any) -> Cell:
         """The cell of a method."""
         methods = ["learn-and-drop", "freeze"] if method == "freeze" else [method]
-        planned = plan(experiment_from_dict(TABLE | {"method": methods, "short_budgets": [0.55]} | options))
+        planned = plan(experiment_from_dict(self.table | {"method": methods, "short_budgets": [0.55]} | options))
         return planned[-1]
 
     def run(self, cell: Cell, folder: Path, keeper: Keeper | None = None) -> CellRun:

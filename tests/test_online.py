@@ -159,7 +159,7 @@ def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench
     ("method", "options"),
     [
         ("full", {}), ("short", {}), ("freezeout", {}), ("learn-and-drop", {}), ("schedule", {"cache_dtype": "int8"}),
-        ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}),
+        ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}), ("egeria+store", {}),
     ],
 )  # fmt: skip
 def test_interrupted_in_any_chunk_a_run_ends_with_the_same_bits(
