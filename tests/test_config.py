@@ -10,6 +10,7 @@ import pytest
 from ldbench.config import Experiment, cells, experiment_from_dict, read_experiment, suite_names
 from ldbench.errors import UserError
 from ldbench.models import default_recipe
+from ldbench.runner import plan
 
 
 @pytest.mark.parametrize(
