@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldbench.checkpoint import copy_into
 from ldbench.config import Cell
 from ldbench.costs import CostTable, synchronize
-from ldbench.course import full_steps, make_course
+from ldbench.course import Epoch, full_steps, make_course
 from ldbench.data import Augment, derive_seed
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights
@@ -59,7 +59,6 @@ class Training:
         batch_size = min(cell.batch_size, *map(len, stream.sets))
         self.full_steps = full_steps(stream, batch_size, cell.epochs)
         self.course = make_course(stream, batch_size, cell.epochs, cell.budget)
-        self.total_steps = self.course[-1].end
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
         self.optimizer = build_optimizer(cell, [list(model.parameters())])
@@ -120,6 +119,16 @@ class Training:
         self.rows.append(row)
         self.loss_sum.zero_()
         self.summed = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, as known now."""
+        return self.course[-1].end
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch that runs, or comes next."""
+        return self.course[len(self.rows)]
 
     def epoch_of(self, step: int) -> int:
         """The epoch that step number ``step`` (from 1) belongs to."""
