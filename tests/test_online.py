@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hostile import ldbench, refused
@@ -22,6 +23,7 @@ from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.record import plain
+from ldbench.report import write_report
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed
@@ -223,6 +225,15 @@ def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path)
     }  # fmt: skip
     summary = summarize(load_results(tmp_path))
     assert sorted(set(summary["scenario"])) == ["online", "online-fine-tune", "scratch"]
+    page = write_report(tmp_path)
+    assert page.read_text().count("Accuracy and training seconds after every chunk") == 2
+    told = pd.read_csv(page.with_name("chunks.csv"))
+    assert len(told) == 2 * 3 * 3
+    for cell, rows in told.groupby("cell"):
+        record = read_sealed(tmp_path / "cells" / str(cell) / "result.json")
+        assert rows["test_accuracy"].tolist() == pytest.approx([c["test_accuracy"] for c in record["chunks"]])
+    for value in summary.loc[summary["scenario"] == "online", "average_accuracy_mean"]:
+        assert any(value == record["average_accuracy"] for record in records)
     assert list(verify(tmp_path)) == []
     assert plain(records)
 
