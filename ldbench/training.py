@@ -54,13 +54,13 @@ class Training:
         policy = build_policy(cell.method, cell.policy, replay)
         self.cell, self.data, self.costs, self.model = cell, data, costs, model
         self.full_steps = cell.epochs * (len(data.train) // min(cell.batch_size, len(data.train)))
-        self.total_steps = max(1, round(self.full_steps * (cell.budget or 1.0)))
+        planned = max(1, round(self.full_steps * (cell.budget or 1.0)))
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
         self.optimizer = build_optimizer(cell, [list(model.parameters())])
         augment = Augment(cell.augment, dataset.image_size, cell.seed)
         self.dropper = LayerDropper(
-            model, self.optimizer, data.train, batch_size=cell.batch_size, total_steps=self.total_steps, policy=policy,
+            model, self.optimizer, data.train, batch_size=cell.batch_size, total_steps=planned, policy=policy,
             execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
             cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
             compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
@@ -89,6 +89,11 @@ class Training:
         }
         if initial is not None:
             self.identity["init_sha256"] = self.beginning["init_sha256"]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, as known now."""
+        return self.dropper.total_steps
 
     def loss_is_broken(self) -> bool:
         """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""
