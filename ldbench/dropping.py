@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldbench.activations import Activations
+from ldbench.averages import WeightAverages
 from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, store_bytes
 from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
 from ldbench.course import full_steps
@@ -26,10 +27,12 @@ from ldbench.errors import UserError
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.methods import Execution
+from ldbench.optim import stage_groups
 from ldbench.policies import LearnAndDrop, Observation, Policy
 from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
 from ldbench.residual import RandomDepth
 from ldbench.scores import ScoreTracker
+from ldbench.spending import StepCosts
 from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
 from ldbench.timing import measure_costs
@@ -41,7 +44,8 @@ class Drop:
     """One drop as the record tells it.
 
     ``cut`` counts the leading stages gone from now on; ``store_relative_error`` is the root mean square error that the
-    store's dtype brings into the activations, relative to theirs.
+    store's dtype brings into the activations, relative to theirs. ``extra_steps`` were added to the run for what the drop
+    saves; what they cost is no part of ``predicted_saving_seconds``.
     """
 
     step: int
@@ -53,6 +57,7 @@ class Drop:
     store_relative_error: float
     build_seconds: float
     predicted_saving_seconds: float
+    extra_steps: int = 0
 
 
 class LayerDropper:
@@ -111,7 +116,9 @@ class LayerDropper:
         if total_steps is None and epochs is None:
             raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
         whole = full_steps(self.stream, self.batch_size, epochs or 0)
-        self.total_steps = total_steps if total_steps is not None else whole
+        self.planned_steps = total_steps if total_steps is not None else whole
+        self.total_steps = self.planned_steps  # grows where a policy spends what it saved
+        self.stretched: tuple[int, float] | None = None  # step and progress where it last grew
         self.policy = policy if policy is not None else LearnAndDrop()
         self.seed, self.check_every = seed, check_every or max(1, len(self.stream.sets[0]) // self.batch_size // 4)
         self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
@@ -136,6 +143,11 @@ class LayerDropper:
         )  # fmt: skip
         self.activations.tell = self.tell
         self.watchers = make_watchers(self)
+        self.averages = (
+            WeightAverages(stage_groups(self.stage_parameters), round(self.policy.average * self.planned_steps))
+            if self.policy.average
+            else None
+        )
         self.depth = RandomDepth(self.stages, seed) if self.policy.survival(0.0, 1) is not None else None
         if self.depth is not None and compile:
             raise UserError("stochastic depth runs another network at every step: leave --compile off")
@@ -201,7 +213,7 @@ class LayerDropper:
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
         if self.depth is not None:
-            survival = self.policy.survival(self.step_count / self.total_steps, len(self.depth.places))
+            survival = self.policy.survival(self.progress, len(self.depth.places))
             self.depth.draw(self.step_count, survival or [])
         if self.execution == "freeze" and self.cut:
             with torch.no_grad():
@@ -217,12 +229,13 @@ class LayerDropper:
             self.ledger.add_step(samples or self.batch_size, self.cut, forward_from, left_out)
         if self.depth is not None:
             self.depth.count()
-        for watcher in self.watchers.values():
-            began = time.perf_counter()
-            watcher.after_step()
-            self.scoring_seconds += time.perf_counter() - began
+        for observer in (*self.watchers.values(), self.averages):
+            if observer is not None:
+                began = time.perf_counter()
+                observer.after_step()
+                self.scoring_seconds += time.perf_counter() - began
         self.step_count += 1
-        self.summed_lr += float(self.optimizer.param_groups[0]["lr"])
+        self.summed_lr += float(self.optimizer.param_groups[-1]["lr"])  # the last stage's, which is never annealed
         if self.step_count % self.check_every or self.step_count >= self.total_steps:
             return None
         return self._check()
@@ -256,6 +269,19 @@ class LayerDropper:
         return self.activations.store
 
     @property
+    def progress(self) -> float:
+        """Where the run is on its schedule, in [0, 1]: share of the steps made, as far as none were added."""
+        if self.stretched is None:
+            return self.step_count / self.total_steps
+        began, progress = self.stretched
+        return progress + (1 - progress) * (self.step_count - began) / (self.total_steps - began)
+
+    @property
+    def schedule_step(self) -> float:
+        """The step of ``planned_steps`` at which a learning rate schedule stands now."""
+        return self.step_count if self.stretched is None else self.progress * self.planned_steps
+
+    @property
     def live_stages(self) -> int:
         """Stages still in the training network."""
         return len(self.stages) - self.cut
@@ -273,12 +299,15 @@ class LayerDropper:
         scores = {} if self.tracker is None else asdict(self.tracker.check(self.summed_lr))
         self.summed_lr = 0.0
         for name, watcher in self.watchers.items():
-            scores[name] = watcher.check(self.step_count / self.total_steps)
+            scores[name] = watcher.check(self.progress)
             if self.ledger is not None:
                 self.ledger.add_scoring(watcher.probed, 0 if self.execution == "freeze" else self.cut, watcher.flops)
-        stopped = self.policy.stopped(
-            Observation(self.step_count, self.total_steps, self.cut, len(self.stages), **scores)
+        saving = self._step_costs().savings(self.cut) if "saving" in self.policy.needs else ()
+        progress = None if self.stretched is None else self.progress
+        seen = Observation(
+            self.step_count, self.total_steps, self.cut, len(self.stages), **scores, saving=saving, stretched=progress
         )
+        stopped = self.policy.stopped(seen)
         if scores:
             self.checks.append({"step": self.step_count, "dropped": self.cut, **scores})
         self.scoring_seconds += time.perf_counter() - began
@@ -287,16 +316,17 @@ class LayerDropper:
     def _consider(self, stopped: int) -> Drop | None:
         if not 0 <= stopped < len(self.stages):
             raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
+        remaining = self.total_steps - self.step_count
         if self.execution == "freeze":
             cut = max((c for c in range(self.cut, stopped + 1) if self.legal[c]), default=self.cut)
-            return self._drop(cut, "frozen", 0.0, None) if cut > self.cut else None
-        table = self._cost_table()
-        tier: Tier = self.store.tier if self.store is not None else "device"
-        plan = StorePlan(
-            len(self.active), self.cache_dtype, self._resolved_budget(), tier, self.stream.capacity,
-            self.stream.still_to_come(self.chunk),
-        )  # fmt: skip
-        remaining = self.total_steps - self.step_count
+            if cut == self.cut:
+                return None
+            saving = 0.0
+            if self.costs is not None:
+                costs = self._step_costs()
+                saving = remaining * (costs.seconds(self.cut) - costs.seconds(cut))
+            return self._drop(cut, "frozen", saving, None)
+        table, plan = self._cost_table(), self._store_plan()
         choice = best_cut(table, plan, self.cut, stopped, remaining, self.legal, self.policy.exact)
         if choice.cut == self.cut:
             entry = {"step": self.step_count, "cut": stopped, "reason": choice.reason}
@@ -314,6 +344,16 @@ class LayerDropper:
                 device=self.device, folder=self.folder, cache_dtype=self.cache_dtype, autocast=self.autocast,
             )  # fmt: skip
         return self.costs
+
+    def _store_plan(self) -> StorePlan:
+        tier: Tier = self.store.tier if self.store is not None else "device"
+        return StorePlan(
+            len(self.active), self.cache_dtype, self._resolved_budget(), tier, self.stream.capacity,
+            self.stream.still_to_come(self.chunk),
+        )  # fmt: skip
+
+    def _step_costs(self) -> StepCosts:
+        return StepCosts(self._cost_table(), self._store_plan() if self.execution == "store" else None)
 
     def _resolved_budget(self) -> StoreBudget:
         if not isinstance(self.budget, StoreBudget):
@@ -335,11 +375,12 @@ class LayerDropper:
         self.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier}
         segment = self.stages[self.cut : cut]
         undo = remember(segment)
-        forward_from = 0 if self.execution == "freeze" else self.cut
+        undo_weights = self.averages.put_into(cut) if self.averages is not None else None
+        before, forward_from = self.cut, 0 if self.execution == "freeze" else self.cut
         passed = 0
         store, error = None, 0.0
         try:
-            if self.refresh_statistics:
+            if self.refresh_statistics or self.averages is not None:
                 batches = self._statistics_batches()
                 passed = refresh_statistics(segment, batches, self.activations.source, self.autocast)
             if tier is not None:
@@ -347,9 +388,13 @@ class LayerDropper:
                 passed += len(self.active)
         except NoRoom as full:
             undo()
+            if undo_weights is not None:
+                undo_weights()
             self._decline_for_room(cut, full)
         except BaseException:
             undo()
+            if undo_weights is not None:
+                undo_weights()
             self.abandoned_seconds += time.perf_counter() - began
             raise
         self.pending = None
@@ -368,9 +413,27 @@ class LayerDropper:
         self.cache_build_seconds += seconds
         size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
         used = store.tier if store is not None else None
-        drop = Drop(self.step_count, cut, reason, used, size, dtype, error, seconds, saving)
+        extra, saving = self._spend(before, saving, passed, tier)
+        drop = Drop(self.step_count, cut, reason, used, size, dtype, error, seconds, saving, extra)
         self.drops.append(drop)
         return drop
+
+    def _spend(self, before: int, saving: float, passed: int, tier: Tier | None) -> tuple[int, float]:
+        """Add the steps that the policy spends a drop's saving on; returns them, and the seconds that are left of it."""
+        if not self.policy.spend:
+            return 0, saving
+        costs, remaining = self._step_costs(), self.total_steps - self.step_count
+        if self.execution == "freeze":
+            saving = remaining * (costs.seconds(before) - costs.seconds(self.cut))
+        deeper = costs.table.flops[0 if self.execution == "freeze" else before : self.cut]
+        if self.execution == "store":
+            passed += self.stream.still_to_come(self.chunk)  # on their way into the store
+        building = passed * sum(stage.forward for stage in deeper)
+        extra = costs.extra_steps(self.policy.spend, before, self.cut, remaining, saving, building)
+        if extra:
+            self.stretched = self.step_count, self.progress
+            self.total_steps += extra
+        return extra, saving - extra * costs.seconds(self.cut, tier)
 
     def _statistics_batches(self) -> list[Tensor]:
         order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
@@ -383,8 +446,9 @@ class LayerDropper:
         self.cut = self.activations.cut = cut
         if self.tracker is not None:
             self.tracker.drop(cut)
-        for watcher in self.watchers.values():
-            watcher.drop(cut)
+        for observer in (*self.watchers.values(), self.averages):
+            if observer is not None:
+                observer.drop(cut)
 
     def _decline_for_room(self, cut: int, full: NoRoom) -> None:
         """No tier had room: train on with nothing dropped, and ask for no store of that size again."""

@@ -170,7 +170,8 @@ def _train_span(run: Training, keeper: Keeper) -> bool:
 
 def _step(run: Training, x: Tensor, y: Tensor) -> None:
     cell, dropper, optimizer, scaler = run.cell, run.dropper, run.optimizer, run.scaler
-    set_learning_rate(optimizer, cell, dropper.policy, dropper.step_count, run.total_steps, len(dropper.stages))
+    step, steps = dropper.schedule_step, dropper.planned_steps
+    set_learning_rate(optimizer, cell, dropper.policy, step, steps, len(dropper.stages))
     optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         loss = run.criterion(dropper(x), y)

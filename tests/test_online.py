@@ -162,6 +162,7 @@ def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench
     [
         ("full", {}), ("short", {}), ("freezeout", {}), ("learn-and-drop", {}), ("schedule", {"cache_dtype": "int8"}),
         ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}), ("egeria+store", {}),
+        ("learn-and-drop", {"policy": {"learn-and-drop": {"remaining": 0.9, "patience": 1, "spend": 1.0, "average": 0.1}}}),
     ],
 )  # fmt: skip
 def test_interrupted_in_any_chunk_a_run_ends_with_the_same_bits(
@@ -179,6 +180,20 @@ def test_interrupted_in_any_chunk_a_run_ends_with_the_same_bits(
     often, stopped = bench.interrupted(cell, tmp_path / "often", *range(8, 40))
     assert stopped >= 2
     assert lasting(often) == told
+
+
+def test_steps_that_a_drop_pays_for_go_to_this_chunk_and_those_after_it(bench: Bench, tmp_path: Path) -> None:
+    policy = {"learn-and-drop": {"remaining": 0.8, "patience": 1, "spend": 1.0}}
+    record = bench.run(bench.cell("learn-and-drop", **ONLINE, policy=policy), tmp_path).result
+    extra = sum(drop["extra_steps"] for drop in record["drops"])
+    assert extra > 0
+    ends = [chunk["step"] for chunk in record["chunks"]]
+    assert ends[-1] == record["steps"] == 32 + extra
+    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    first = record["drops"][0]["step"]
+    assert [more >= planned for more, planned in zip(lengths, (8, 12, 12), strict=True)] == [True] * 3
+    assert lengths[2] > 12
+    assert (lengths[0] > 8) == (first < 8)
 
 
 def test_a_kept_store_is_taken_up_again_in_a_later_chunk(
