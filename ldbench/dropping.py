@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +18,27 @@ from torch.nn import functional
 
 from ldbench.activations import Activations
 from ldbench.averages import WeightAverages
-from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, store_bytes
-from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
+from ldbench.cache import ActivationStore, StoreBudget, Tier
+from ldbench.costs import CostTable
 from ldbench.course import full_steps
-from ldbench.data import derive_seed, sample_order
+from ldbench.deciding import check
+from ldbench.drops import Drop as Drop
+from ldbench.drops import make_drop
 from ldbench.errors import UserError
+from ldbench.feeding import begin_chunk, minibatches
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
+from ldbench.live import live_network
 from ldbench.methods import Execution
 from ldbench.optim import stage_groups
-from ldbench.policies import LearnAndDrop, Observation, Policy
-from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
+from ldbench.policies import LearnAndDrop, Policy
+from ldbench.prefix import release, retire
 from ldbench.residual import RandomDepth
 from ldbench.scores import ScoreTracker
-from ldbench.spending import StepCosts
-from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.stages import legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
-from ldbench.timing import measure_costs
 from ldbench.watchers import make_watchers
-
-
-@dataclass(frozen=True)
-class Drop:
-    """One drop as the record tells it.
-
-    ``cut`` counts the leading stages gone from now on; ``store_relative_error`` is the root mean square error that the
-    store's dtype brings into the activations, relative to theirs. ``extra_steps`` were added to the run for what the drop
-    saves; what they cost is no part of ``predicted_saving_seconds``.
-    """
-
-    step: int
-    cut: int
-    reason: str
-    store_tier: str | None
-    store_bytes: int
-    store_dtype: str | None
-    store_relative_error: float
-    build_seconds: float
-    predicted_saving_seconds: float
-    extra_steps: int = 0
+from ldbench.weighing import cost_table
 
 
 class LayerDropper:
@@ -134,7 +115,6 @@ class LayerDropper:
         self.stage_names = [str(stage.stage_name) for stage in self.stages]
         self.legal = legal_cuts(self.stages)
         self.stage_parameters = stage_parameters(self.stages)
-        self._random = [has_randomness(stage) for stage in self.stages]
         self.tracker = ScoreTracker(self.stage_parameters) if "scores" in self.policy.needs else None
         self.ledger: FlopLedger | None = None
         self.activations = Activations(
@@ -172,43 +152,14 @@ class LayerDropper:
 
     def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch."""
-        order = self.active[sample_order(len(self.active), self.seed, epoch)]
-        for start in range(first * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
-            indices = order[start : start + self.batch_size]
-            if self.store is None:
-                draw = self.augment.draw(self.step_count, len(indices)) if self.augment is not None else None
-                yield (*self.feed.batch(indices, draw), indices)
-            else:
-                began = time.perf_counter()
-                x, y = self.activations.batch(indices)
-                self.store_read_seconds += time.perf_counter() - began
-                yield x, y, indices
+        return minibatches(self, epoch, first)
 
     def begin_chunk(self, chunk: int) -> None:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
 
         What is new in it passes once through the dropped stages and joins the store; what is not in it any more leaves.
         """
-        if self.store is None:
-            self.activations.advance(chunk)
-        else:
-            self._admit(chunk)
-        for watcher in self.watchers.values():
-            watcher.begin_chunk()
-
-    def _admit(self, chunk: int) -> None:
-        with self.around_building():
-            synchronize(self.device)
-            began = time.perf_counter()
-            try:
-                passed = self.activations.advance(chunk)
-            except BaseException:
-                self.abandoned_seconds += time.perf_counter() - began
-                raise
-            synchronize(self.device)
-            self.cache_build_seconds += time.perf_counter() - began
-        if self.ledger is not None:
-            self.ledger.add_forward(passed, 0, self.cut)
+        begin_chunk(self, chunk)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
@@ -238,7 +189,7 @@ class LayerDropper:
         self.summed_lr += float(self.optimizer.param_groups[-1]["lr"])  # the last stage's, which is never annealed
         if self.step_count % self.check_every or self.step_count >= self.total_steps:
             return None
-        return self._check()
+        return check(self)
 
     def count_flops(self, sample_shape: tuple[int, ...]) -> FlopLedger:
         """Start counting executed FLOPs, for samples of ``sample_shape`` (C, H, W)."""
@@ -291,153 +242,20 @@ class LayerDropper:
         self.activations.close(keep_file=keep_store_file)
         release(self.stages[: self.cut])
 
-    # --- deciding ----------------------------------------------------------------------------------------------------
-
-    def _check(self) -> Drop | None:
-        synchronize(self.device)
-        began = time.perf_counter()
-        scores = {} if self.tracker is None else asdict(self.tracker.check(self.summed_lr))
-        self.summed_lr = 0.0
-        for name, watcher in self.watchers.items():
-            scores[name] = watcher.check(self.progress)
-            if self.ledger is not None:
-                self.ledger.add_scoring(watcher.probed, 0 if self.execution == "freeze" else self.cut, watcher.flops)
-        saving = self._step_costs().savings(self.cut) if "saving" in self.policy.needs else ()
-        progress = None if self.stretched is None else self.progress
-        seen = Observation(
-            self.step_count, self.total_steps, self.cut, len(self.stages), **scores, saving=saving, stretched=progress
-        )
-        stopped = self.policy.stopped(seen)
-        if scores:
-            self.checks.append({"step": self.step_count, "dropped": self.cut, **scores})
-        self.scoring_seconds += time.perf_counter() - began
-        return self._consider(stopped) if stopped > self.cut else None
-
-    def _consider(self, stopped: int) -> Drop | None:
-        if not 0 <= stopped < len(self.stages):
-            raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
-        remaining = self.total_steps - self.step_count
-        if self.execution == "freeze":
-            cut = max((c for c in range(self.cut, stopped + 1) if self.legal[c]), default=self.cut)
-            if cut == self.cut:
-                return None
-            saving = 0.0
-            if self.costs is not None:
-                costs = self._step_costs()
-                saving = remaining * (costs.seconds(self.cut) - costs.seconds(cut))
-            return self._drop(cut, "frozen", saving, None)
-        table, plan = self._cost_table(), self._store_plan()
-        choice = best_cut(table, plan, self.cut, stopped, remaining, self.legal, self.policy.exact)
-        if choice.cut == self.cut:
-            entry = {"step": self.step_count, "cut": stopped, "reason": choice.reason}
-            if not self.declined or self.declined[-1]["cut"] != stopped:
-                self.declined.append(entry)
-            return None
-        with self.around_building():
-            return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier)
-
-    def _cost_table(self) -> CostTable:
-        if self.costs is None:
-            indices = self.active[: self.batch_size]
-            self.costs = measure_costs(
-                self.stages, self.stage_names, lambda: self.feed.batch(indices), self.optimizer, self.criterion,
-                device=self.device, folder=self.folder, cache_dtype=self.cache_dtype, autocast=self.autocast,
-            )  # fmt: skip
-        return self.costs
-
-    def _store_plan(self) -> StorePlan:
-        tier: Tier = self.store.tier if self.store is not None else "device"
-        return StorePlan(
-            len(self.active), self.cache_dtype, self._resolved_budget(), tier, self.stream.capacity,
-            self.stream.still_to_come(self.chunk),
-        )  # fmt: skip
-
-    def _step_costs(self) -> StepCosts:
-        return StepCosts(self._cost_table(), self._store_plan() if self.execution == "store" else None)
-
-    def _resolved_budget(self) -> StoreBudget:
-        if not isinstance(self.budget, StoreBudget):
-            self.budget = resolve_budget(self.budget, self.device, self.folder)
-        return self.budget
-
-    # --- dropping ----------------------------------------------------------------------------------------------------
+    # --- what a drop does --------------------------------------------------------------------------------------------
 
     def finish_drop(self) -> Drop | None:
         """Make the drop that an interruption cut short, if there was one."""
         if self.pending is None:
             return None
         with self.around_building():
-            return self._drop(**self.pending)
+            return make_drop(self, **self.pending)
 
     def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop | None:
-        synchronize(self.device)
-        began = time.perf_counter()
-        self.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier}
-        segment = self.stages[self.cut : cut]
-        undo = remember(segment)
-        undo_weights = self.averages.put_into(cut) if self.averages is not None else None
-        before, forward_from = self.cut, 0 if self.execution == "freeze" else self.cut
-        passed = 0
-        store, error = None, 0.0
-        try:
-            if self.refresh_statistics or self.averages is not None:
-                batches = self._statistics_batches()
-                passed = refresh_statistics(segment, batches, self.activations.source, self.autocast)
-            if tier is not None:
-                store, error = self.activations.fill(cut, tier)
-                passed += len(self.active)
-        except NoRoom as full:
-            undo()
-            if undo_weights is not None:
-                undo_weights()
-            self._decline_for_room(cut, full)
-        except BaseException:
-            undo()
-            if undo_weights is not None:
-                undo_weights()
-            self.abandoned_seconds += time.perf_counter() - began
-            raise
-        self.pending = None
-        if self.ledger is not None:
-            self.ledger.add_forward(passed, forward_from, cut)
-        if tier is not None and store is None:
-            self.cache_build_seconds += time.perf_counter() - began
-            return None
-        self.retire(cut)
-        if store is not None and tier is not None:
-            self.activations.take(store, cut, tier)
-            self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
-        self.rebuild_live()
-        synchronize(self.device)
-        seconds = time.perf_counter() - began
-        self.cache_build_seconds += seconds
-        size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
-        used = store.tier if store is not None else None
-        extra, saving = self._spend(before, saving, passed, tier)
-        drop = Drop(self.step_count, cut, reason, used, size, dtype, error, seconds, saving, extra)
-        self.drops.append(drop)
-        return drop
+        return make_drop(self, cut, reason, saving, tier)  # by this name the benchmarks know it in every commit
 
-    def _spend(self, before: int, saving: float, passed: int, tier: Tier | None) -> tuple[int, float]:
-        """Add the steps that the policy spends a drop's saving on; returns them, and the seconds that are left of it."""
-        if not self.policy.spend:
-            return 0, saving
-        costs, remaining = self._step_costs(), self.total_steps - self.step_count
-        if self.execution == "freeze":
-            saving = remaining * (costs.seconds(before) - costs.seconds(self.cut))
-        deeper = costs.table.flops[0 if self.execution == "freeze" else before : self.cut]
-        if self.execution == "store":
-            passed += self.stream.still_to_come(self.chunk)  # on their way into the store
-        building = passed * sum(stage.forward for stage in deeper)
-        extra = costs.extra_steps(self.policy.spend, before, self.cut, remaining, saving, building)
-        if extra:
-            self.stretched = self.step_count, self.progress
-            self.total_steps += extra
-        return extra, saving - extra * costs.seconds(self.cut, tier)
-
-    def _statistics_batches(self) -> list[Tensor]:
-        order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
-        return [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
+    def _cost_table(self) -> CostTable:
+        return cost_table(self)
 
     def retire(self, cut: int) -> None:
         """Stages up to ``cut`` leave training for good."""
@@ -450,13 +268,9 @@ class LayerDropper:
             if observer is not None:
                 observer.drop(cut)
 
-    def _decline_for_room(self, cut: int, full: NoRoom) -> None:
-        """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
-        size = store_bytes(self.stream.capacity, full.shape, self.cache_dtype)
-        budget = self._resolved_budget()
-        self.budget = StoreBudget(*(min(free, size - 1) for free in astuple(budget)))
-        self.declined.append({"step": self.step_count, "cut": cut, "reason": f"no room for its store: {full}"})
-        self.tell(f"no room for a store of {size} bytes ({full}): training goes on with nothing more dropped")
+    def rebuild_live(self) -> None:
+        """Run the stages that are left from now on."""
+        self._live = live_network(self)
 
     def tell(self, what: str) -> None:
         """Note an incident."""
@@ -479,24 +293,3 @@ class LayerDropper:
         from ldbench.dropstate import load_dropper_state
 
         load_dropper_state(self, state)
-
-    def rebuild_live(self) -> None:
-        """A fresh callable for the live stages: compiled code that assumed the old network is never reused."""
-        first, live = self.cut, list(self.stages)[self.cut :]
-        random = self._random[first:]
-        base = derive_seed(self.seed, "dropout")
-
-        def run(x: Tensor) -> Tensor:
-            for offset, stage in enumerate(live):
-                if random[offset]:  # a stream per step and stage: the same masks whatever else was dropped
-                    torch.manual_seed((base + self.step_count * 1_000_003 + (first + offset) * 7919) % 2**63)
-                x = stage(x) if self.depth is None else self.depth.run(first + offset, stage, x)
-            return x
-
-        def run_compiled(x: Tensor) -> Tensor:
-            if any(random):
-                torch.manual_seed((base + self.step_count * 1_000_003) % 2**63)
-            return compiled(x)  # type: ignore[no-any-return]
-
-        compiled: Any = torch.compile(nn.Sequential(*live)) if self.compile else None
-        self._live: Callable[[Tensor], Tensor] = run_compiled if self.compile else run
