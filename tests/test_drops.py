@@ -207,10 +207,9 @@ def test_interrupted_anywhere_every_option_ends_with_the_same_bits(name: str, be
     cell = bench.cell(next(iter(OPTIONS[name])), policy=OPTIONS[name])
     plain = bench.run(cell, tmp_path / "plain")
     assert plain.result["drops"]
-    for first in (8, 23, 34):
-        resumed, stopped = bench.interrupted(cell, tmp_path / str(first), first)
-        assert stopped == 1
-        assert lasting(resumed) == lasting(plain)
+    resumed, stopped = bench.interrupted(cell, tmp_path / "once", 23)
+    assert stopped == 1
+    assert lasting(resumed) == lasting(plain)
     resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
     assert stopped >= 3
     assert lasting(resumed) == lasting(plain)
