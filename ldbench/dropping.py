@@ -60,7 +60,8 @@ class LayerDropper:
         data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a feed.
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
         epochs: length of the run; ``total_steps`` says it in steps instead.
-        policy: when to drop; ``LearnAndDrop()`` by default.
+        policy: when to drop; ``LearnAndDrop()`` by default. Where it has rates of its own (``lr_scales``) or adds steps
+            (``spend``), the loop has to follow: rates at ``progress``, until ``step_count`` is ``total_steps``.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
         check_every: steps between two checks of the scores; 4 checks an epoch by default.

@@ -30,7 +30,7 @@ class Dropping(NeverDrop):
             its BatchNorm statistics are re-estimated for it. Averages of weights lie nearer the minimum than the last ones
             (Izmailov et al. 2018, arXiv:1803.05407), which is what an annealed rate would have reached, without the steps.
         spend: share of the time and FLOPs that a drop saves, whichever is less, spent on more steps of the live stages, the
-            rest of the schedule stretched over them; 1 trains as long as full training costs. A drop pays if the stages
+            rest of the schedule stretched over them, to twice its length at most; 1 trains about as long as full training. A drop pays if the stages
             that stay learn more from those steps than the dropped ones would have.
 
     Attributes:

@@ -49,7 +49,10 @@ class StepCosts:
         return [0.0 if cut <= current else max(0.0, 1 - self.seconds(cut) / now) for cut in cuts]
 
     def extra_steps(self, spend: float, before: int, cut: int, remaining: int, seconds: float, flops: int) -> int:
-        """Steps that ``spend`` of a drop's saving pays for, in seconds and in FLOPs.
+        """Steps that ``spend`` of a drop's saving pays for, in seconds and in FLOPs; at most as many as remain.
+
+        The bound matters when nearly everything is dropped: a saving would then pay for thousands of steps of the last
+        layers alone, which learn next to nothing from them.
 
         Args:
             before, cut: stages gone before and after the drop.
@@ -59,4 +62,4 @@ class StepCosts:
         """
         saved = remaining * (self.flops(before) - self.flops(cut)) - flops
         steps = min(seconds / self.seconds(cut), saved / self.flops(cut))
-        return max(0, math.floor(spend * steps))
+        return max(0, math.floor(min(spend * steps, remaining)))

@@ -174,13 +174,14 @@ def test_spending_never_exceeds_the_seconds_or_the_flops_that_were_saved(
     costs = StepCosts(TABLE, StorePlan(100, "fp32", StoreBudget(10**9, 0, 0)))
     seconds = remaining * (costs.seconds(0) - costs.seconds(cut)) - 3.0
     extra = costs.extra_steps(spend, 0, cut, remaining, seconds, building)
-    assert extra >= 0
+    assert 0 <= extra <= remaining
     flops = remaining * (costs.flops(0) - costs.flops(cut)) - building
     if extra:
         assert extra * costs.seconds(cut) <= spend * seconds + 1e-9
         assert extra * costs.flops(cut) <= spend * flops + 1e-9
     if seconds > 0 and flops > 0:
-        assert extra + 1 > spend * min(seconds / costs.seconds(cut), flops / costs.flops(cut)) - 1e-9
+        affordable = spend * min(seconds / costs.seconds(cut), flops / costs.flops(cut))
+        assert extra + 1 > min(affordable, remaining) - 1e-9
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -207,10 +208,9 @@ def test_interrupted_anywhere_every_option_ends_with_the_same_bits(name: str, be
     cell = bench.cell(next(iter(OPTIONS[name])), policy=OPTIONS[name])
     plain = bench.run(cell, tmp_path / "plain")
     assert plain.result["drops"]
-    for first in (8, 23, 34):
-        resumed, stopped = bench.interrupted(cell, tmp_path / str(first), first)
-        assert stopped == 1
-        assert lasting(resumed) == lasting(plain)
+    resumed, stopped = bench.interrupted(cell, tmp_path / "once", 23)
+    assert stopped == 1
+    assert lasting(resumed) == lasting(plain)
     resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
     assert stopped >= 3
     assert lasting(resumed) == lasting(plain)
