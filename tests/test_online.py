@@ -160,7 +160,7 @@ def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("full", {}), ("short", {}), ("freezeout", {}), ("learn-and-drop", {}), ("schedule", {"cache_dtype": "int8"}),
+        ("short", {}), ("freezeout", {}), ("learn-and-drop", {}), ("schedule", {"cache_dtype": "int8"}),
         ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}), ("egeria+store", {}),
         ("learn-and-drop", {"policy": {"learn-and-drop": {"remaining": 0.9, "patience": 1, "spend": 1.0, "average": 0.1}}}),
     ],
@@ -173,11 +173,11 @@ def test_interrupted_in_any_chunk_a_run_ends_with_the_same_bits(
     assert bool(whole.result["drops"]) == (method not in ("full", "short"))
     told, counter = lasting(whole), StopAfter(10**9)
     bench.run(cell, tmp_path / "counted", Keeper(tmp_path / "counted", counter))
-    for first in range(5, 10**9 - counter.left, 11):
+    for first in range(5, 10**9 - counter.left, 19):
         resumed, stopped = bench.interrupted(cell, tmp_path / str(first), first)
         assert stopped == 1
         assert lasting(resumed) == told
-    often, stopped = bench.interrupted(cell, tmp_path / "often", *range(8, 40))
+    often, stopped = bench.interrupted(cell, tmp_path / "often", *range(7, 60, 4))
     assert stopped >= 2
     assert lasting(often) == told
 
@@ -230,10 +230,10 @@ def test_a_store_that_is_lost_in_a_later_chunk_is_made_again_with_the_same_bits(
 def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path) -> None:
     table = TABLE | ONLINE | {
         "scenario": ["online", "online-fine-tune", "scratch"], "pretrain_dataset": "digits[0-4]", "pretrain_epochs": 1,
-        "method": ["full", "learn-and-drop", "freeze"],
+        "method": ["full", "learn-and-drop"],
     }  # fmt: skip
     outcome = run_experiment(experiment_from_dict(table), tmp_path, ConsoleProgress(Console(), quiet=True))
-    assert (outcome.finished, outcome.failed) == (9, 0)
+    assert (outcome.finished, outcome.failed) == (6, 0)
     records = [read_sealed(path) for path in tmp_path.glob("cells/*/result.json")]
     assert {(r["scenario"], len(r["chunks"]), r["init_sha256"] is None) for r in records} == {
         ("online", 3, True), ("online-fine-tune", 3, False), ("scratch", 0, True),
@@ -243,7 +243,7 @@ def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path)
     page = write_report(tmp_path)
     assert page.read_text().count("Accuracy and training seconds after every chunk") == 2
     told = pd.read_csv(page.with_name("chunks.csv"))
-    assert len(told) == 2 * 3 * 3
+    assert len(told) == 2 * 2 * 3
     for cell, rows in told.groupby("cell"):
         record = read_sealed(tmp_path / "cells" / str(cell) / "result.json")
         assert rows["test_accuracy"].tolist() == pytest.approx([c["test_accuracy"] for c in record["chunks"]])
