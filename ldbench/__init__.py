@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldbench.report import write_report as write_report
     from ldbench.rivals import FreezeOut as FreezeOut
     from ldbench.stages import split_stages as split_stages
+    from ldbench.stream import Stream as Stream
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOME = {
     "Method": "methods",
     "ModelSpec": "models",
     "Observation": "policies",
+    "Stream": "stream",
     "UserError": "errors",
     "build_model": "models",
     "load_results": "report",
@@ -57,6 +59,7 @@ __all__ = [
     "Method",
     "ModelSpec",
     "Observation",
+    "Stream",
     "UserError",
     "__version__",
     "build_model",

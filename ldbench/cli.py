@@ -32,7 +32,7 @@ def run(
     model: Annotated[list[str] | None, typer.Option(help="Architecture of torchvision, or package.module:factory, whose code is then run.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N; mnist[5-9] for some classes.")] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="scratch, fine-tune (from the weights of --init or --pretrain-dataset), online (data in chunks) or online-fine-tune.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="full, short, learn-and-drop, freeze, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, each also as NAME+store; stochastic-depth, progressive-depth.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="full, short, learn-and-drop, freeze, schedule, cost-benefit; freezeout, freezeout-linear, autofreeze, egeria, apf, each also as NAME+store; stochastic-depth, progressive-depth.")] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of full training.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per minibatch.")] = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldbench.stream import Stream
@@ -34,16 +36,37 @@ def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
     return epochs * sum(len(chosen) // batch_size for chosen in stream.sets)
 
 
-def make_course(stream: Stream, batch_size: int, epochs: int, budget: float | None) -> list[Epoch]:
-    """The epochs of a run; ``budget`` is the share of each chunk's steps that is trained (at least one), None for all."""
+def make_course(
+    stream: Stream, batch_size: int, epochs: int, budget: float | None, added: Sequence[tuple[int, int]] = ()
+) -> list[Epoch]:
+    """The epochs of a run.
+
+    Args:
+        budget: the share of each chunk's steps that is trained (at least one); None for all.
+        added: (step, steps added when that step was made), in order. They go to the chunk that ran then and to those
+            after it, in proportion to the steps that each had left.
+    """
+    lengths = [len(chosen) // batch_size for chosen in stream.sets]
+    steps = [max(1, round(epochs * length * (budget or 1.0))) for length in lengths]
+    for step, more in added:
+        _spread(steps, step, more)
     course: list[Epoch] = []
     made = 0
-    for chunk, chosen in enumerate(stream.sets):
-        length = len(chosen) // batch_size
-        left = max(1, round(epochs * length * (budget or 1.0)))
-        while left > 0:
-            steps = min(left, length)
-            left -= steps
-            course.append(Epoch(chunk, made, steps, closes_chunk=left == 0))
-            made += steps
+    for chunk, (length, left) in enumerate(zip(lengths, steps, strict=True)):
+        for first in range(0, left, length):
+            here = min(length, left - first)
+            course.append(Epoch(chunk, made, here, closes_chunk=first + here == left))
+            made += here
     return course
+
+
+def _spread(steps: list[int], step: int, more: int) -> None:
+    """Add ``more`` steps to those of the chunks from the one in which step number ``step`` was made."""
+    ends = list(itertools.accumulate(steps))
+    left = [min(count, max(0, end - step)) for count, end in zip(steps, ends, strict=True)]
+    whole, given, reached = sum(left), 0, 0
+    for chunk, count in enumerate(left):
+        reached += count
+        target = round(more * reached / whole) if whole else more * (chunk + 1 == len(left))
+        steps[chunk] += target - given
+        given = target

@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +17,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldbench.activations import Activations
-from ldbench.cache import ActivationStore, StoreBudget, Tier, resolve_budget, store_bytes
-from ldbench.costs import STATISTICS_SAMPLES, CostTable, StorePlan, best_cut, synchronize
+from ldbench.averages import WeightAverages
+from ldbench.cache import ActivationStore, StoreBudget, Tier
+from ldbench.costs import CostTable
 from ldbench.course import full_steps
-from ldbench.data import derive_seed, sample_order
+from ldbench.deciding import check
+from ldbench.drops import Drop as Drop
+from ldbench.drops import make_drop
 from ldbench.errors import UserError
+from ldbench.feeding import begin_chunk, minibatches
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
+from ldbench.live import live_network
 from ldbench.methods import Execution
-from ldbench.policies import LearnAndDrop, Observation, Policy
-from ldbench.prefix import NoRoom, refresh_statistics, release, remember, retire
+from ldbench.optim import stage_groups
+from ldbench.policies import LearnAndDrop, Policy
+from ldbench.prefix import release, retire
 from ldbench.residual import RandomDepth
 from ldbench.scores import ScoreTracker
-from ldbench.stages import has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.stages import legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
-from ldbench.timing import measure_costs
 from ldbench.watchers import make_watchers
-
-
-@dataclass(frozen=True)
-class Drop:
-    """One drop as the record tells it.
-
-    ``cut`` counts the leading stages gone from now on; ``store_relative_error`` is the root mean square error that the
-    store's dtype brings into the activations, relative to theirs.
-    """
-
-    step: int
-    cut: int
-    reason: str
-    store_tier: str | None
-    store_bytes: int
-    store_dtype: str | None
-    store_relative_error: float
-    build_seconds: float
-    predicted_saving_seconds: float
+from ldbench.weighing import cost_table
 
 
 class LayerDropper:
@@ -74,7 +60,8 @@ class LayerDropper:
         data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a feed.
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
         epochs: length of the run; ``total_steps`` says it in steps instead.
-        policy: when to drop; ``LearnAndDrop()`` by default.
+        policy: when to drop; ``LearnAndDrop()`` by default. Where it has rates of its own (``lr_scales``) or adds steps
+            (``spend``), the loop has to follow: rates at ``progress``, until ``step_count`` is ``total_steps``.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
         check_every: steps between two checks of the scores; 4 checks an epoch by default.
@@ -111,7 +98,9 @@ class LayerDropper:
         if total_steps is None and epochs is None:
             raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
         whole = full_steps(self.stream, self.batch_size, epochs or 0)
-        self.total_steps = total_steps if total_steps is not None else whole
+        self.planned_steps = total_steps if total_steps is not None else whole
+        self.total_steps = self.planned_steps  # grows where a policy spends what it saved
+        self.stretched: tuple[int, float] | None = None  # step and progress where it last grew
         self.policy = policy if policy is not None else LearnAndDrop()
         self.seed, self.check_every = seed, check_every or max(1, len(self.stream.sets[0]) // self.batch_size // 4)
         self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
@@ -127,7 +116,6 @@ class LayerDropper:
         self.stage_names = [str(stage.stage_name) for stage in self.stages]
         self.legal = legal_cuts(self.stages)
         self.stage_parameters = stage_parameters(self.stages)
-        self._random = [has_randomness(stage) for stage in self.stages]
         self.tracker = ScoreTracker(self.stage_parameters) if "scores" in self.policy.needs else None
         self.ledger: FlopLedger | None = None
         self.activations = Activations(
@@ -136,6 +124,11 @@ class LayerDropper:
         )  # fmt: skip
         self.activations.tell = self.tell
         self.watchers = make_watchers(self)
+        self.averages = (
+            WeightAverages(stage_groups(self.stage_parameters), round(self.policy.average * self.planned_steps))
+            if self.policy.average
+            else None
+        )
         self.depth = RandomDepth(self.stages, seed) if self.policy.survival(0.0, 1) is not None else None
         if self.depth is not None and compile:
             raise UserError("stochastic depth runs another network at every step: leave --compile off")
@@ -160,48 +153,19 @@ class LayerDropper:
 
     def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch."""
-        order = self.active[sample_order(len(self.active), self.seed, epoch)]
-        for start in range(first * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size):
-            indices = order[start : start + self.batch_size]
-            if self.store is None:
-                draw = self.augment.draw(self.step_count, len(indices)) if self.augment is not None else None
-                yield (*self.feed.batch(indices, draw), indices)
-            else:
-                began = time.perf_counter()
-                x, y = self.activations.batch(indices)
-                self.store_read_seconds += time.perf_counter() - began
-                yield x, y, indices
+        return minibatches(self, epoch, first)
 
     def begin_chunk(self, chunk: int) -> None:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
 
         What is new in it passes once through the dropped stages and joins the store; what is not in it any more leaves.
         """
-        if self.store is None:
-            self.activations.advance(chunk)
-        else:
-            self._admit(chunk)
-        for watcher in self.watchers.values():
-            watcher.begin_chunk()
-
-    def _admit(self, chunk: int) -> None:
-        with self.around_building():
-            synchronize(self.device)
-            began = time.perf_counter()
-            try:
-                passed = self.activations.advance(chunk)
-            except BaseException:
-                self.abandoned_seconds += time.perf_counter() - began
-                raise
-            synchronize(self.device)
-            self.cache_build_seconds += time.perf_counter() - began
-        if self.ledger is not None:
-            self.ledger.add_forward(passed, 0, self.cut)
+        begin_chunk(self, chunk)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The live stages' output for a minibatch of the loader."""
         if self.depth is not None:
-            survival = self.policy.survival(self.step_count / self.total_steps, len(self.depth.places))
+            survival = self.policy.survival(self.progress, len(self.depth.places))
             self.depth.draw(self.step_count, survival or [])
         if self.execution == "freeze" and self.cut:
             with torch.no_grad():
@@ -217,15 +181,16 @@ class LayerDropper:
             self.ledger.add_step(samples or self.batch_size, self.cut, forward_from, left_out)
         if self.depth is not None:
             self.depth.count()
-        for watcher in self.watchers.values():
-            began = time.perf_counter()
-            watcher.after_step()
-            self.scoring_seconds += time.perf_counter() - began
+        for observer in (*self.watchers.values(), self.averages):
+            if observer is not None:
+                began = time.perf_counter()
+                observer.after_step()
+                self.scoring_seconds += time.perf_counter() - began
         self.step_count += 1
-        self.summed_lr += float(self.optimizer.param_groups[0]["lr"])
+        self.summed_lr += float(self.optimizer.param_groups[-1]["lr"])  # the last stage's, which is never annealed
         if self.step_count % self.check_every or self.step_count >= self.total_steps:
             return None
-        return self._check()
+        return check(self)
 
     def count_flops(self, sample_shape: tuple[int, ...]) -> FlopLedger:
         """Start counting executed FLOPs, for samples of ``sample_shape`` (C, H, W)."""
@@ -256,6 +221,19 @@ class LayerDropper:
         return self.activations.store
 
     @property
+    def progress(self) -> float:
+        """Where the run is on its schedule, in [0, 1]: share of the steps made, as far as none were added."""
+        if self.stretched is None:
+            return self.step_count / self.total_steps
+        began, progress = self.stretched
+        return progress + (1 - progress) * (self.step_count - began) / (self.total_steps - began)
+
+    @property
+    def schedule_step(self) -> float:
+        """The step of ``planned_steps`` at which a learning rate schedule stands now."""
+        return self.step_count if self.stretched is None else self.progress * self.planned_steps
+
+    @property
     def live_stages(self) -> int:
         """Stages still in the training network."""
         return len(self.stages) - self.cut
@@ -265,116 +243,20 @@ class LayerDropper:
         self.activations.close(keep_file=keep_store_file)
         release(self.stages[: self.cut])
 
-    # --- deciding ----------------------------------------------------------------------------------------------------
-
-    def _check(self) -> Drop | None:
-        synchronize(self.device)
-        began = time.perf_counter()
-        scores = {} if self.tracker is None else asdict(self.tracker.check(self.summed_lr))
-        self.summed_lr = 0.0
-        for name, watcher in self.watchers.items():
-            scores[name] = watcher.check(self.step_count / self.total_steps)
-            if self.ledger is not None:
-                self.ledger.add_scoring(watcher.probed, 0 if self.execution == "freeze" else self.cut, watcher.flops)
-        stopped = self.policy.stopped(
-            Observation(self.step_count, self.total_steps, self.cut, len(self.stages), **scores)
-        )
-        if scores:
-            self.checks.append({"step": self.step_count, "dropped": self.cut, **scores})
-        self.scoring_seconds += time.perf_counter() - began
-        return self._consider(stopped) if stopped > self.cut else None
-
-    def _consider(self, stopped: int) -> Drop | None:
-        if not 0 <= stopped < len(self.stages):
-            raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
-        if self.execution == "freeze":
-            cut = max((c for c in range(self.cut, stopped + 1) if self.legal[c]), default=self.cut)
-            return self._drop(cut, "frozen", 0.0, None) if cut > self.cut else None
-        table = self._cost_table()
-        tier: Tier = self.store.tier if self.store is not None else "device"
-        plan = StorePlan(
-            len(self.active), self.cache_dtype, self._resolved_budget(), tier, self.stream.capacity,
-            self.stream.still_to_come(self.chunk),
-        )  # fmt: skip
-        remaining = self.total_steps - self.step_count
-        choice = best_cut(table, plan, self.cut, stopped, remaining, self.legal, self.policy.exact)
-        if choice.cut == self.cut:
-            entry = {"step": self.step_count, "cut": stopped, "reason": choice.reason}
-            if not self.declined or self.declined[-1]["cut"] != stopped:
-                self.declined.append(entry)
-            return None
-        with self.around_building():
-            return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier)
-
-    def _cost_table(self) -> CostTable:
-        if self.costs is None:
-            indices = self.active[: self.batch_size]
-            self.costs = measure_costs(
-                self.stages, self.stage_names, lambda: self.feed.batch(indices), self.optimizer, self.criterion,
-                device=self.device, folder=self.folder, cache_dtype=self.cache_dtype, autocast=self.autocast,
-            )  # fmt: skip
-        return self.costs
-
-    def _resolved_budget(self) -> StoreBudget:
-        if not isinstance(self.budget, StoreBudget):
-            self.budget = resolve_budget(self.budget, self.device, self.folder)
-        return self.budget
-
-    # --- dropping ----------------------------------------------------------------------------------------------------
+    # --- what a drop does --------------------------------------------------------------------------------------------
 
     def finish_drop(self) -> Drop | None:
         """Make the drop that an interruption cut short, if there was one."""
         if self.pending is None:
             return None
         with self.around_building():
-            return self._drop(**self.pending)
+            return make_drop(self, **self.pending)
 
     def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop | None:
-        synchronize(self.device)
-        began = time.perf_counter()
-        self.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier}
-        segment = self.stages[self.cut : cut]
-        undo = remember(segment)
-        forward_from = 0 if self.execution == "freeze" else self.cut
-        passed = 0
-        store, error = None, 0.0
-        try:
-            if self.refresh_statistics:
-                batches = self._statistics_batches()
-                passed = refresh_statistics(segment, batches, self.activations.source, self.autocast)
-            if tier is not None:
-                store, error = self.activations.fill(cut, tier)
-                passed += len(self.active)
-        except NoRoom as full:
-            undo()
-            self._decline_for_room(cut, full)
-        except BaseException:
-            undo()
-            self.abandoned_seconds += time.perf_counter() - began
-            raise
-        self.pending = None
-        if self.ledger is not None:
-            self.ledger.add_forward(passed, forward_from, cut)
-        if tier is not None and store is None:
-            self.cache_build_seconds += time.perf_counter() - began
-            return None
-        self.retire(cut)
-        if store is not None and tier is not None:
-            self.activations.take(store, cut, tier)
-            self.peak_store_bytes = max(self.peak_store_bytes, store.nbytes)
-        self.rebuild_live()
-        synchronize(self.device)
-        seconds = time.perf_counter() - began
-        self.cache_build_seconds += seconds
-        size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
-        used = store.tier if store is not None else None
-        drop = Drop(self.step_count, cut, reason, used, size, dtype, error, seconds, saving)
-        self.drops.append(drop)
-        return drop
+        return make_drop(self, cut, reason, saving, tier)  # by this name the benchmarks know it in every commit
 
-    def _statistics_batches(self) -> list[Tensor]:
-        order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
-        return [indices for indices in torch.split(order, self.batch_size) if len(indices) == self.batch_size]
+    def _cost_table(self) -> CostTable:
+        return cost_table(self)
 
     def retire(self, cut: int) -> None:
         """Stages up to ``cut`` leave training for good."""
@@ -383,16 +265,13 @@ class LayerDropper:
         self.cut = self.activations.cut = cut
         if self.tracker is not None:
             self.tracker.drop(cut)
-        for watcher in self.watchers.values():
-            watcher.drop(cut)
+        for observer in (*self.watchers.values(), self.averages):
+            if observer is not None:
+                observer.drop(cut)
 
-    def _decline_for_room(self, cut: int, full: NoRoom) -> None:
-        """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
-        size = store_bytes(self.stream.capacity, full.shape, self.cache_dtype)
-        budget = self._resolved_budget()
-        self.budget = StoreBudget(*(min(free, size - 1) for free in astuple(budget)))
-        self.declined.append({"step": self.step_count, "cut": cut, "reason": f"no room for its store: {full}"})
-        self.tell(f"no room for a store of {size} bytes ({full}): training goes on with nothing more dropped")
+    def rebuild_live(self) -> None:
+        """Run the stages that are left from now on."""
+        self._live = live_network(self)
 
     def tell(self, what: str) -> None:
         """Note an incident."""
@@ -415,24 +294,3 @@ class LayerDropper:
         from ldbench.dropstate import load_dropper_state
 
         load_dropper_state(self, state)
-
-    def rebuild_live(self) -> None:
-        """A fresh callable for the live stages: compiled code that assumed the old network is never reused."""
-        first, live = self.cut, list(self.stages)[self.cut :]
-        random = self._random[first:]
-        base = derive_seed(self.seed, "dropout")
-
-        def run(x: Tensor) -> Tensor:
-            for offset, stage in enumerate(live):
-                if random[offset]:  # a stream per step and stage: the same masks whatever else was dropped
-                    torch.manual_seed((base + self.step_count * 1_000_003 + (first + offset) * 7919) % 2**63)
-                x = stage(x) if self.depth is None else self.depth.run(first + offset, stage, x)
-            return x
-
-        def run_compiled(x: Tensor) -> Tensor:
-            if any(random):
-                torch.manual_seed((base + self.step_count * 1_000_003) % 2**63)
-            return compiled(x)  # type: ignore[no-any-return]
-
-        compiled: Any = torch.compile(nn.Sequential(*live)) if self.compile else None
-        self._live: Callable[[Tensor], Tensor] = run_compiled if self.compile else run

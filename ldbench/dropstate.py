@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COUNTERS = (
     "step_count", "epoch_count", "summed_lr", "cache_build_seconds", "scoring_seconds", "store_read_seconds",
-    "peak_store_bytes", "pending",
+    "peak_store_bytes", "pending", "total_steps", "stretched",
 )  # fmt: skip
 LISTS = ("declined", "checks", "incidents")
 
@@ -31,6 +31,7 @@ def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
         "policy": dropper.policy.state_dict(),
         "tracker": None if dropper.tracker is None else dropper.tracker.state_dict(),
         "watchers": {name: watcher.state_dict() for name, watcher in dropper.watchers.items()},
+        "averages": None if dropper.averages is None else dropper.averages.state_dict(),
         "skipped_steps": None if dropper.depth is None else list(dropper.depth.skipped_steps),
         "ledger": None if ledger is None else [ledger.forward, ledger.backward, ledger.building, ledger.scoring],
     }
@@ -59,6 +60,8 @@ def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
         dropper.tracker.load_state_dict(state["tracker"])
     for name, watcher in dropper.watchers.items():
         watcher.load_state_dict(state["watchers"][name])
+    if dropper.averages is not None:
+        dropper.averages.load_state_dict(state["averages"])
     if dropper.depth is not None:
         dropper.depth.skipped_steps = list(state["skipped_steps"])
     dropper.activations.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]

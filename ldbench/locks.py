@@ -82,11 +82,17 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock on ``folder`` (made if need be) in this block, waiting for it; without locks go on and tell ``note``."""
+def folder_lock(folder: Path, note: Callable[[str], None], waiting: str = "") -> Iterator[None]:
+    """Hold the lock on ``folder`` (made if need be) in this block, waiting for it; without locks go on and tell ``note``.
+
+    ``waiting`` says what is waited for, where that can take long.
+    """
     lock = FolderLock(folder)
     try:
-        lock.acquire(wait=True)
+        if not lock.acquire():
+            if waiting:
+                note(f"{waiting}: {lock.owner()} is at it, waiting")
+            lock.acquire(wait=True)
     except NoLocks as problem:
         note(str(problem))
     try:

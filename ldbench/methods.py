@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.policies import FixedSchedule, LearnAndDrop, NeverDrop, Policy, Replay
+from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, NeverDrop, Policy, Replay
 from ldbench.rivals import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
 
 Execution = Literal["store", "freeze"]
@@ -41,6 +41,7 @@ _METHODS: dict[str, Method] = {
     "short": Method(NeverDrop, stops=False),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
+    "cost-benefit": Method(CostBenefit, "store"),
     "schedule": Method(FixedSchedule, "store"),
     "freezeout": Method(FreezeOut, "freeze", refresh_statistics=False),
     "freezeout-linear": Method(

@@ -25,7 +25,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
-def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_fraction: float) -> float:
+def learning_rate_factor(schedule: str, step: float, total_steps: int, warmup_fraction: float) -> float:
     """Factor on the base rate at ``step`` of ``total_steps``: linear warm-up, then cosine to 0, constant, or 0.1x at 1/2 and 3/4."""
     warmup = int(warmup_fraction * total_steps)
     if step < warmup:
@@ -62,14 +62,12 @@ def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Param
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, step: int, total_steps: int, stages: int
+    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, step: float, total_steps: int, stages: int
 ) -> None:
-    """The rates of step ``step``: the recipe's schedule, or the policy's own rate per stage."""
+    """The rates of step ``step``: the recipe's schedule, times the policy's factor per stage or replaced by it."""
     scales = policy.lr_scales(step / total_steps, stages)
-    if scales is None:
-        rate = cell.lr * learning_rate_factor(cell.schedule, step, total_steps, cell.warmup_fraction)
-        optimizer.param_groups[0]["lr"] = rate
-        return
-    warmup = learning_rate_factor("constant", step, total_steps, cell.warmup_fraction)
-    for group, scale in zip(optimizer.param_groups, scales, strict=True):
-        group["lr"] = cell.lr * warmup * scale
+    own = scales is not None and not policy.relative_rates
+    schedule = "constant" if own else cell.schedule
+    rate = cell.lr * learning_rate_factor(schedule, step, total_steps, cell.warmup_fraction)
+    for group, scale in zip(optimizer.param_groups, scales or [1.0], strict=True):
+        group["lr"] = rate * scale

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
-from ldbench.dropping import Drop, LayerDropper
+from ldbench.dropping import LayerDropper
 from ldbench.meters import peak_memory
 from ldbench.models import describe_model
 from ldbench.record import SCHEMA_VERSION, environment
@@ -107,16 +106,4 @@ def _predicted_saving(cell: Cell, costs: CostTable, dropper: LayerDropper, full_
     if dropper.depth is not None:
         both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
         skipped += sum(s * seconds for s, seconds in zip(dropper.depth.skipped_steps, both, strict=True))
-    if dropper.execution == "store":
-        return skipped + sum(drop.predicted_saving_seconds for drop in dropper.drops)
-    return skipped + sum(_frozen_saving(costs, dropper, drop, before) for before, drop in _with_previous(dropper.drops))
-
-
-def _with_previous(drops: Sequence[Drop]) -> list[tuple[int, Drop]]:
-    return list(zip([0, *(drop.cut for drop in drops)], drops, strict=False))
-
-
-def _frozen_saving(costs: CostTable, dropper: LayerDropper, drop: Drop, before: int) -> float:
-    """Freezing keeps the forward pass: the stages between the two cuts run in inference instead of training."""
-    gain = costs.step_seconds(before) - costs.step_seconds(drop.cut) - sum(costs.inference[before : drop.cut])
-    return (dropper.total_steps - drop.step) * gain
+    return skipped + sum(drop.predicted_saving_seconds for drop in dropper.drops)

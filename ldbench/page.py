@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ldbench.chunk_rows import chunk_section
 from ldbench.columns import (
     ACCURACY_COLUMNS,
     COST_COLUMNS,
@@ -99,7 +100,7 @@ def _comparison(
         "section", tag("h2", comparison_title(first)), warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
-        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented,
+        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented, chunk_section(cells),
         tag("div", figures, class_="figures"), _drops(cells),
         id=f"comparison-{place}",
     )  # fmt: skip

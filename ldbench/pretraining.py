@@ -82,7 +82,7 @@ def pretrained(
         Interrupted: a signal came; a checkpoint holds everything.
     """
     folder = out / PRETRAINED / cell.cell_id
-    with folder_lock(folder, note):
+    with folder_lock(folder, note, f"pre-training {cell.model} on {cell.dataset}, seed {cell.seed}"):
         found = _kept(cell, folder, note)
         if found is None:
             _train(cell, folder, load(cell), keeper(folder), note)

@@ -72,6 +72,7 @@ class ConsoleProgress:
         accuracy = next((row[key] for key in ("test_accuracy", "val_accuracy") if row[key] is not None), None)
         shown = "" if accuracy is None else f", accuracy {accuracy:.4f}"
         stages = f"{row['live_stages']} of {row['live_stages'] + row['dropped_stages']} stages live"
+        self._epochs = max(self._epochs, row["epoch"] + 1)  # a method may add steps on the way
         text = f"epoch {row['epoch'] + 1} of {self._epochs}: loss {row['train_loss']:.4f}{shown}, {stages}"
         left = self._spent / self._seen * (self._epochs - row["epoch"] - 1 + self._later)
         text += f", about {duration(left)} left"

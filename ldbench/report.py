@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ldbench.chunk_rows import chunk_rows
 from ldbench.columns import accuracy, clean, plus_minus, runs, slope, verdict
 from ldbench.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.errors import UserError
@@ -24,11 +26,13 @@ __all__ = ["load_results", "print_table", "summarize", "write_report"]
 WIDE = 110  # columns from which the terminal table shows every comparison
 TONES = {"ahead": "green", "behind": "red", "control": "dim"}
 UNITS = {"test_accuracy": "fraction", "val_accuracy": "fraction", "chance_accuracy": "fraction", "test_loss": "nats"}
-NOT_IN_CSV = ("test_correct", "drops", "declined", "stages")
+NOT_IN_CSV = ("test_correct", "drops", "declined", "chunks", "stages")
 
 
 def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, all_figures: bool = False) -> Path:
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
+
+    Streams get a ``chunks.csv`` too.
 
     ``results`` is what ``load_results`` gave for the directory, to spare a second reading. Beyond 6 comparisons only
     accuracy against cost is drawn, beyond 30 nothing, unless ``all_figures`` is set. Each file appears whole or not at
@@ -46,8 +50,10 @@ def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, 
     wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
     named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
     every = [row for _, group in cells.groupby(COMPARISON) for row in drop_rows(records_of(group))]
+    chunks = [row for _, group in cells.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
     files = {
         "table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every)),
+        **({"chunks.csv": _csv(pd.DataFrame(chunks))} if chunks else {}),
         "index.html": build_page(root, cells, summary, all_figures=all_figures),
     }  # fmt: skip
     folder = root / "report"
@@ -113,6 +119,9 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         yield "n = 1: an anecdote; more --seeds give intervals", ""
     if any(row["synthetic"] for row in rows):
         yield "synthetic data: no accuracy to show", ""
+    averages = {clean(row["label"]): row["average_accuracy_mean"] for row in rows}
+    if any(math.isfinite(value) for value in averages.values()):
+        yield "mean accuracy over the chunks: " + ", ".join(f"{m} {100 * v:.2f} %" for m, v in averages.items()), ""
     for row in rows:
         if row["diverged"] or row["failed"]:
             yield f"{clean(row['label'])}: {runs(row)}", "yellow"

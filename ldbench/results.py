@@ -36,7 +36,7 @@ NUMBERS = (
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
     "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
-    "drops", "declined",
+    "drops", "declined", "chunks",
 )  # fmt: skip
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
@@ -50,8 +50,8 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
 
     Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
     entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
-    name), ``stage_count``, ``test_correct`` (packed bits; see ``unpack_correct``), and the lists ``drops`` and
-    ``declined``.
+    name), ``stage_count``, ``test_correct`` (packed bits; see ``unpack_correct``), and the lists ``drops``,
+    ``declined`` and ``chunks``.
     ``stages=True`` adds the per-stage list, which dominates the memory of a large experiment.
 
     ``attrs["left_out"]`` lists (path, reason) of everything damaged, unfinished or written by a newer schema.
@@ -120,7 +120,10 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
     if row["status"] == "finished" and not row["synthetic"] and not 0 <= row["test_accuracy"] <= 1:
         raise Damaged(f"finished with test_accuracy {record.get('test_accuracy')!r}"[:200])
     row["test_correct"] = _bits(record, row["test_images"], row["test_accuracy"])
-    row |= {key: [entry for entry in _list(record, key) if isinstance(entry, dict)] for key in ("drops", "declined")}
+    row |= {
+        key: [entry for entry in _list(record, key) if isinstance(entry, dict)]
+        for key in ("drops", "declined", "chunks")
+    }
     listed = [entry for entry in _list(record, "stages") if isinstance(entry, dict)]
     row["stage_count"] = len(listed)
     if stages:

@@ -157,10 +157,10 @@ class Egeria(NeverDrop):
         return cut
 
     def _read(self, stage: dict[str, Any], value: float) -> None:
-        stage["raw"] = [*stage["raw"][-self.window + 1 :], value]
+        stage["raw"] = [*stage["raw"], value][-self.window :]
         if len(stage["raw"]) < self.window:
             return
-        stage["smooth"] = [*stage["smooth"][-self.window + 1 :], sum(stage["raw"]) / self.window]
+        stage["smooth"] = [*stage["smooth"], sum(stage["raw"]) / self.window][-self.window :]
         if len(stage["smooth"]) < self.window:
             return
         slope = abs(_slope(stage["smooth"]))

@@ -151,18 +151,17 @@ def _train(run: Training, keeper: Keeper, on_epoch: OnEpoch) -> None:
 
 def _train_span(run: Training, keeper: Keeper) -> bool:
     """Train to the end of the epoch, or up to a step after which a checkpoint is due (True)."""
-    dropper, epoch = run.dropper, run.course[len(run.rows)]
-    first = dropper.step_count - epoch.first_step
+    dropper, first = run.dropper, run.dropper.step_count - run.epoch.first_step
     with run.clock.running():
         dropper.finish_drop()
-        if dropper.chunk != epoch.chunk:
-            dropper.begin_chunk(epoch.chunk)
-        if dropper.step_count >= epoch.end or run.loss_is_broken():
+        if dropper.chunk != run.epoch.chunk:
+            dropper.begin_chunk(run.epoch.chunk)
+        if dropper.step_count >= run.epoch.end or run.loss_is_broken():
             return False
         for x, y, _ in dropper.loader(len(run.rows), first):
             _step(run, x, y)
             keeper.stop.check()
-            if dropper.step_count >= epoch.end or run.loss_is_broken():
+            if dropper.step_count >= run.epoch.end or run.loss_is_broken():
                 return False
             if keeper.due(run):
                 return True
@@ -171,7 +170,8 @@ def _train_span(run: Training, keeper: Keeper) -> bool:
 
 def _step(run: Training, x: Tensor, y: Tensor) -> None:
     cell, dropper, optimizer, scaler = run.cell, run.dropper, run.optimizer, run.scaler
-    set_learning_rate(optimizer, cell, dropper.policy, dropper.step_count, run.total_steps, len(dropper.stages))
+    step, steps = dropper.schedule_step, dropper.planned_steps
+    set_learning_rate(optimizer, cell, dropper.policy, step, steps, len(dropper.stages))
     optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         loss = run.criterion(dropper(x), y)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldbench.checkpoint import copy_into
 from ldbench.config import Cell
 from ldbench.costs import CostTable, synchronize
-from ldbench.course import full_steps, make_course
+from ldbench.course import Epoch, full_steps, make_course
 from ldbench.data import Augment, derive_seed
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights
@@ -33,7 +33,6 @@ class Training:
     """A cell's network, optimizer, engine and account, built from its configuration alone.
 
     Attributes:
-        course: the epochs to train, in order.
         rows: one entry per epoch that is over, evaluation included.
         loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
         correct: per test image, whether the last evaluation had it right (bool [N], CPU).
@@ -55,17 +54,17 @@ class Training:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         policy = build_policy(cell.method, cell.policy, replay)
         self.cell, self.data, self.costs, self.model = cell, data, costs, model
-        stream = stream_of(cell, dataset)
-        batch_size = min(cell.batch_size, *map(len, stream.sets))
-        self.full_steps = full_steps(stream, batch_size, cell.epochs)
-        self.course = make_course(stream, batch_size, cell.epochs, cell.budget)
-        self.total_steps = self.course[-1].end
+        self._stream = stream_of(cell, dataset)
+        self._batch_size = min(cell.batch_size, *map(len, self._stream.sets))
+        self.full_steps = full_steps(self._stream, self._batch_size, cell.epochs)
+        self._course = self._plan()
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
         self.optimizer = build_optimizer(cell, [list(model.parameters())])
         augment = Augment(cell.augment, dataset.image_size, cell.seed)
         self.dropper = LayerDropper(
-            model, self.optimizer, data.train, stream=stream, batch_size=cell.batch_size, total_steps=self.total_steps, policy=policy,
+            model, self.optimizer, data.train, stream=self._stream, batch_size=cell.batch_size,
+            total_steps=self._course[-1].end, policy=policy,
             execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
             cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
             compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
@@ -95,6 +94,11 @@ class Training:
         if initial is not None:
             self.identity["init_sha256"] = self.beginning["init_sha256"]
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, as known now."""
+        return self.dropper.total_steps
+
     def loss_is_broken(self) -> bool:
         """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""
         return self.dropper.step_count % self.dropper.check_every == 0 and not math.isfinite(float(self.loss_sum))
@@ -120,6 +124,21 @@ class Training:
         self.rows.append(row)
         self.loss_sum.zero_()
         self.summed = 0
+
+    def _plan(self, added: Sequence[tuple[int, int]] = ()) -> list[Epoch]:
+        return make_course(self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added)
+
+    @property
+    def course(self) -> list[Epoch]:
+        """The epochs to train, in order, as known now: a drop may add steps."""
+        if self._course[-1].end != self.total_steps:
+            self._course = self._plan([(drop.step, drop.extra_steps) for drop in self.dropper.drops])
+        return self._course
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch that runs, or comes next."""
+        return self.course[len(self.rows)]
 
     def epoch_of(self, step: int) -> int:
         """The epoch that step number ``step`` (from 1) belongs to."""

@@ -54,10 +54,8 @@ class Watcher(Protocol):
         ...
 
 
-class _OfParameters:
+class OfParameters:
     """Base of the watchers that keep tensors beside every live parameter."""
-
-    kept: tuple[str, ...] = ()
 
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
         self.parameters = [list(stage) for stage in parameters]
@@ -65,16 +63,20 @@ class _OfParameters:
         self.dropped = self.probed = 0
         self.tensors: dict[str, list[list[Tensor]]] = {}
 
-    def _live(self, name: str) -> list[Tensor]:
+    def live(self, name: str) -> list[Tensor]:
+        """The kept tensors called ``name`` of the live stages, in the order of ``live_parameters``."""
         return [tensor for stage in self.tensors[name][self.dropped :] for tensor in stage]
 
-    def _live_parameters(self) -> list[nn.Parameter]:
+    def live_parameters(self) -> list[Tensor]:
+        """Parameters of the live stages."""
         return [p for stage in self.parameters[self.dropped :] for p in stage]
 
-    def _zeros(self) -> list[list[Tensor]]:
+    def zeros(self) -> list[list[Tensor]]:
+        """One tensor of zeros for each parameter, by stage."""
         return [[torch.zeros_like(p, requires_grad=False) for p in stage] for stage in self.parameters]
 
     def drop(self, cut: int) -> None:
+        """Forget the first ``cut`` stages."""
         for stages in self.tensors.values():
             for stage in range(cut):
                 stages[stage] = []
@@ -90,16 +92,18 @@ class _OfParameters:
         return [None] * self.dropped + live
 
     def state_dict(self) -> dict[str, Any]:
-        return {"dropped": self.dropped, **{name: self._live(name) for name in self.tensors}}
+        """The tensors of the live stages."""
+        return {"dropped": self.dropped, **{name: self.live(name) for name in self.tensors}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer."""
         self.drop(int(state["dropped"]))
         for name in self.tensors:
-            for tensor, saved in zip(self._live(name), state[name], strict=True):
+            for tensor, saved in zip(self.live(name), state[name], strict=True):
                 copy_into(tensor, saved)
 
 
-class GradientWatcher(_OfParameters):
+class GradientWatcher(OfParameters):
     """L1 norm per stage of the gradient summed over an interval, the run being divided into ``intervals`` of them.
 
     Memory: one copy of the live parameters; one addition to each of its elements per step.
@@ -108,11 +112,11 @@ class GradientWatcher(_OfParameters):
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], intervals: int) -> None:
         super().__init__(parameters)
         self.intervals, self.done = intervals, 0
-        self.tensors = {"sum": self._zeros()}
+        self.tensors = {"sum": self.zeros()}
 
     @torch.no_grad()
     def after_step(self) -> None:
-        pairs = zip(self._live("sum"), self._live_parameters(), strict=True)
+        pairs = zip(self.live("sum"), self.live_parameters(), strict=True)
         seen = [(total, p.grad) for total, p in pairs if p.grad is not None]
         if seen:
             torch._foreach_add_([total for total, _ in seen], [gradient for _, gradient in seen])
@@ -123,7 +127,7 @@ class GradientWatcher(_OfParameters):
         if interval <= self.done:
             return [None] * len(self.parameters)
         self.done = interval
-        totals = self._live("sum")
+        totals = self.live("sum")
         norms = self._by_stage(torch._foreach_norm(totals, 1))
         torch._foreach_zero_(totals)
         return norms
@@ -136,7 +140,7 @@ class GradientWatcher(_OfParameters):
         self.done = int(state["done"])
 
 
-class PerturbationWatcher(_OfParameters):
+class PerturbationWatcher(OfParameters):
     """Share of each stage's scalars whose effective perturbation |E| / A is below ``threshold``.
 
     E and A are the exponential moving averages, with weight ``memory`` on the past, of a scalar's movement between two
@@ -147,8 +151,8 @@ class PerturbationWatcher(_OfParameters):
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], threshold: float, memory: float) -> None:
         super().__init__(parameters)
         self.threshold, self.memory = threshold, memory
-        self.tensors = {"last": self._zeros(), "mean": self._zeros(), "magnitude": self._zeros()}
-        for last, p in zip(self._live("last"), self._live_parameters(), strict=True):
+        self.tensors = {"last": self.zeros(), "mean": self.zeros(), "magnitude": self.zeros()}
+        for last, p in zip(self.live("last"), self.live_parameters(), strict=True):
             last.copy_(p.detach())
 
     def after_step(self) -> None:
@@ -157,9 +161,9 @@ class PerturbationWatcher(_OfParameters):
     @torch.no_grad()
     def check(self, progress: float) -> Levels:
         del progress
-        last, mean, magnitude = (self._live(name) for name in ("last", "mean", "magnitude"))
+        last, mean, magnitude = (self.live(name) for name in ("last", "mean", "magnitude"))
         settled = []
-        for p, before, average, size in zip(self._live_parameters(), last, mean, magnitude, strict=True):
+        for p, before, average, size in zip(self.live_parameters(), last, mean, magnitude, strict=True):
             moved = p - before
             average.lerp_(moved, 1 - self.memory)
             size.lerp_(moved.abs_(), 1 - self.memory)
@@ -267,6 +271,6 @@ def make_watchers(dropper: LayerDropper) -> dict[str, Watcher]:
         elif name == "plasticity":
             samples, renewal = int(settings["samples"]), int(settings["renewal"])
             made[name] = PlasticityWatcher(dropper.stages, samples, renewal, probe, dropper.autocast)
-        elif name != "scores":
+        elif name not in ("scores", "saving"):
             raise ValueError(f"the policy needs {name!r}, which nothing here measures")
     return made

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from ldbench.data import derive_seed
 from ldbench.errors import UserError
 from ldbench.initial import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.integrity import verify
-from ldbench.keeper import CHECKPOINT
+from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models import ModelSpec, build_model
 from ldbench.plans import all_finished
+from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.record import VOLATILE_FIELDS
 from ldbench.results import load_results
@@ -128,9 +131,10 @@ def test_the_report_keeps_scenarios_apart_and_names_them(finished: Path, tmp_pat
     assert set(summary["scenario"]) == {"fine-tune"}
     assert len(summary) == 5
     for scenario, seconds in (("scratch", 100.0), (None, 101.0), ("fine-tune", 50.0)):
-        changes = {} if scenario is None else {"scenario": scenario}
-        seed = 1 if scenario is None else 0  # written before there were scenarios
-        write_cell(tmp_path, make_record("full", seed, train_seconds=seconds, **changes), **changes)
+        record = make_record("full", int(scenario is None), train_seconds=seconds, scenario=scenario)
+        if scenario is None:  # written before there were scenarios
+            del record["scenario"]
+        write_cell(tmp_path, record, **({} if scenario is None else {"scenario": scenario}))
     rows = summarize(load_results(tmp_path))
     assert sorted(zip(rows["scenario"], rows["runs"], strict=True)) == [("fine-tune", 1), ("scratch", 2)]
 
@@ -208,6 +212,27 @@ def test_a_checkpoint_that_began_with_other_weights_is_not_gone_on_with(
     record = run(tmp_path, **changes)["full", 0]
     assert any("another configuration" in entry["what"] for entry in record["incidents"])
     assert list(tmp_path.glob(f"cells/*/{CHECKPOINT}.damaged-1"))
+
+
+def test_who_comes_second_waits_and_begins_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    cell = plan(experiment_from_dict(TABLE))[0]
+    preparation = Preparation(experiment_from_dict(TABLE), tmp_path, torch.device("cpu"))
+    preparation.data(cell.dataset)
+    said: list[list[str]] = [[], []]
+
+    def weights(number: int) -> InitialWeights:
+        mine = copy.copy(preparation)
+        mine.note, mine._pretrained = said[number].append, {}
+        found = mine.initial(cell, lambda folder: Keeper(folder))
+        assert found is not None
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(weights, range(2))
+    assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+    lines = said[0] + said[1]
+    assert sum("accuracy on digits[0-3]" in line for line in lines) == 1
+    assert sum("is at it, waiting" in line for line in lines) == 1
 
 
 # --- weights from a file ---------------------------------------------------------------------------------------------

@@ -46,6 +46,22 @@ def test_the_five_lines_train_and_drop() -> None:
     assert float(after.detach()) < 0.5 * float(before.detach())
 
 
+def test_the_lines_for_data_that_arrive_over_time_train_on_every_set() -> None:
+    torch.manual_seed(0)
+    targets = torch.arange(256) % 4
+    images = torch.randn(256, 1, 8, 8) + targets.view(-1, 1, 1, 1)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    scope = {
+        "torch": torch, "ldbench": ldbench, "model": model, "images": images, "targets": targets, "epochs": 3,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.05), "criterion": nn.CrossEntropyLoss(),
+    }  # fmt: skip
+    exec(block("stream lines"), scope)
+    dropper = scope["dropper"]
+    assert isinstance(dropper, ldbench.LayerDropper)
+    assert dropper.step_count == dropper.total_steps == 3 * (2 + 3)
+    assert dropper.chunk == 1
+
+
 def test_the_method_that_the_readme_registers_can_be_registered() -> None:
     text = README.read_text(encoding="utf-8")
     line = re.search(r"ldbench\.register_method\(.*\)", text)

@@ -92,3 +92,21 @@ def test_a_budget_takes_its_share_of_every_chunk(budget: float | None, steps: li
     assert [e.first_step for e in course] == [0, *(e.end for e in course)][:-1]
     assert [e.chunk for e in course if e.closes_chunk] == [0, 1, 2]
     assert all(e.steps <= len(stream.sets[e.chunk]) // 10 for e in course)
+
+
+def test_added_steps_go_to_what_is_left_of_the_chunk_that_runs_and_to_those_after_it() -> None:
+    stream = chunked(
+        torch.zeros(303, dtype=torch.int64), 0, chunks=3, memory=52
+    )  # 30, 45 and 45 steps of 10, 15 and 15
+
+    def steps(*added: tuple[int, int], within: Stream = stream) -> list[int]:
+        course = make_course(within, 10, 3, None, added)
+        assert all(e.steps <= len(within.sets[e.chunk]) // 10 for e in course)
+        return [sum(e.steps for e in course if e.chunk == chunk) for chunk in range(len(within))]
+
+    assert steps((30, 9)) == [30, 45 + 4, 45 + 5]
+    assert steps((75, 7)) == [30, 45, 45 + 7]
+    assert steps((60, 12)) == [30, 45 + 3, 45 + 9]
+    assert steps((30, 9), (100, 4)) == [30, 49, 54]
+    assert steps((120, 5)) == [30, 45, 50]
+    assert steps((7, 13), within=Stream.whole(100)) == [30 + 13]

@@ -1,0 +1,119 @@
+"""The contract between rules and engine: what a rule is shown, what it answers, and the rule that never drops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+
+def is_number(value: object) -> bool:
+    """An int or float, not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at a check. What it did not ask for in ``needs`` is empty.
+
+    Entries are None for dropped stages and until enough checks were made.
+
+    Attributes:
+        step: optimizer steps made so far.
+        total_steps: optimizer steps of the whole run.
+        dropped: leading stages dropped already.
+        stages: number of stages, at least one of which always stays.
+        change: layer-change score per stage, relative movement per unit of summed learning rate.
+        continuation: continuation score per stage, in [0, 1].
+        gradient: L1 norm per stage of the gradient summed over the interval that ends at this check; see
+            ``ldbench.watchers.GradientWatcher``.
+        plasticity: distance per stage of its output from a snapshot's; see ``ldbench.watchers.PlasticityWatcher``.
+        settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
+            ``ldbench.watchers.PerturbationWatcher``.
+        saving: for every cut, the share of a step's seconds now that a step there takes less; 0 where no store fits.
+        stretched: progress, where steps were added to the run (``Policy.spend``).
+    """
+
+    step: int
+    total_steps: int
+    dropped: int
+    stages: int
+    change: Sequence[float | None] = ()
+    continuation: Sequence[float | None] = ()
+    gradient: Sequence[float | None] = ()
+    plasticity: Sequence[float | None] = ()
+    settled: Sequence[float | None] = ()
+    saving: Sequence[float] = ()
+    stretched: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """Where the run is on its schedule, in [0, 1]."""
+        return self.step / self.total_steps if self.stretched is None else self.stretched
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """The contract of every drop rule.
+
+    Attributes:
+        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled", "saving") -> settings of
+            that measurement; nothing else is measured.
+        exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
+        relative_rates: ``lr_scales`` multiply the recipe's schedule; False: they replace it.
+        average: horizon of the moving average of the weights that dropped stages are left with, as a share of the run; 0:
+            they keep their last ones.
+        spend: share of what a drop saves that is spent on more steps.
+    """
+
+    needs: Mapping[str, Mapping[str, float]]
+    exact: bool
+    relative_rates: bool
+    average: float
+    spend: float
+
+    def stopped(self, seen: Observation) -> int:
+        """Number of leading stages that have stopped, at least ``seen.dropped``, at most ``seen.stages - 1``."""
+        ...
+
+    def lr_scales(self, progress: float, stages: int) -> list[float] | None:
+        """Factor on the learning rate per stage at this progress, or None for one rate everywhere."""
+        ...
+
+    def survival(self, progress: float, blocks: int) -> list[float] | None:
+        """Probability in (0, 1] with which each residual block takes part in a step; None: nothing is skipped at random."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer."""
+        ...
+
+
+class NeverDrop:
+    """Full training: nothing ever stops. Base of the stateless policies."""
+
+    needs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    exact = False
+    relative_rates = False
+    average = 0.0
+    spend = 0.0
+
+    def stopped(self, seen: Observation) -> int:
+        return seen.dropped
+
+    def lr_scales(self, progress: float, stages: int) -> list[float] | None:
+        return None
+
+    def survival(self, progress: float, blocks: int) -> list[float] | None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        del state
