@@ -106,6 +106,7 @@ def slope(row: Row) -> str:
     notes = {
         "saturated": "saturated: cannot tell methods apart",
         "falling": "training longer lowers the accuracy: the recipe is broken",
+        "unclear": "too few seeds to tell whether saturated",
         "one seed": "one seed: cannot say whether saturated",
     }
     note = notes.get(row["frontier_state"])
@@ -206,6 +207,7 @@ COST_COLUMNS = (
 )  # fmt: skip
 SLOPE_MEANING = (
     "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "
-    "budget, per seed, with 95 % interval). Where the interval holds 0 the recipe is saturated: training less costs "
-    "nothing here, every method ties, and the comparison says nothing."
+    "budget, per seed, with 95 % interval). Where the interval holds 0 and ends below half a point, the recipe is "
+    "saturated: training less costs next to nothing here, every method ties, and the comparison says nothing. Where it "
+    "holds 0 and reaches further, too few seeds were run to tell."
 )

@@ -178,8 +178,8 @@ def frontier_difference(method: Mapping[int, Run], frontier: Mapping[int, Sequen
 def frontier_slope(frontier: Mapping[int, Mapping[float, float]]) -> Estimate:
     """Least-squares slope of accuracy over log2(budget), per seed, averaged: the gain from doubling the budget.
 
-    ``frontier`` maps a seed to {budget: accuracy}. An interval that holds 0 means that training length did not matter
-    here, so no comparison with shortened training can tell methods apart.
+    ``frontier`` maps a seed to {budget: accuracy}. Where it is surely next to 0, training length does not matter, and no
+    comparison with shortened training can tell methods apart.
     """
     slopes = []
     for points in frontier.values():

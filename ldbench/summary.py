@@ -43,6 +43,7 @@ MEANS = (
 )  # fmt: skip
 NOTES = ("peak_memory_kind", "store_tier", "augmentation", "augmentation_after_drop", "energy_unavailable_reason")
 TARGET_MARGIN = 0.005  # the target accuracy lies half a point below the mean of full
+FLAT_SLOPE = 0.005  # half a point per doubled budget: a recipe that surely gains no more is saturated
 Pair = tuple[Estimate, Estimate]
 
 
@@ -93,6 +94,19 @@ def _sign(pair: Pair) -> int:
     return seeds.sign if both.n == 0 or both.sign == seeds.sign else 0
 
 
+def frontier_state(slope: Estimate) -> str:
+    """What the slope (fraction of accuracy per doubling of the budget) says of a recipe.
+
+    "sloping", "falling"; "saturated" where the interval holds 0 and excludes any gain worth having; "unclear" where it
+    holds 0 and such a gain too; "one seed" and "no short run" where there is no interval.
+    """
+    if slope.n < 2:
+        return "one seed" if slope.n else "no short run"
+    if slope.sign:
+        return "sloping" if slope.sign > 0 else "falling"
+    return "saturated" if slope.high <= FLAT_SLOPE else "unclear"
+
+
 def _comparison(key: Record, records: list[Record]) -> list[Record]:
     labels = method_labels(records)
     for record in records:
@@ -116,8 +130,7 @@ def _comparison(key: Record, records: list[Record]) -> list[Record]:
     full = {seed: points[1.0] for seed, points in frontier.items() if 1.0 in points}
     slope = frontier_slope({s: {b: r["test_accuracy"] for b, r in _scored(p).items()} for s, p in frontier.items()})
     shared: Record = dict(key) | _columns("frontier_slope_points_per_doubling", slope.scaled(100))
-    state = {-1: "falling", 0: "saturated", 1: "sloping"}[slope.sign]
-    shared["frontier_state"] = state if slope.n > 1 else "one seed" if slope.n else "no short run"
+    shared["frontier_state"] = frontier_state(slope)
     mixed = mixed_seeds(records)
     shared["warnings"] = BETWEEN.join(comparison_warnings(records, mixed, full, twice))
     rows = []

@@ -27,7 +27,7 @@ from ldbench.errors import UserError
 from ldbench.report import load_results, print_table, summarize, write_report
 from ldbench.results import unpack_correct
 from ldbench.stats import Estimate
-from ldbench.summary import Pair, verdict
+from ldbench.summary import Pair, frontier_state, verdict
 
 HOSTILE = "<script>alert(1)</script>\"'&../../$\\frac$ [bold]\x1b[31m\u202e"
 
@@ -231,6 +231,34 @@ def test_a_saturated_recipe_is_flagged(tmp_path: Path) -> None:
     assert set(summary["frontier_state"]) == {"saturated"}
     assert "saturated: cannot tell methods apart" in printed(summary, 120)
     assert "saturated: cannot tell methods apart" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("slope", "state"),
+    [
+        (Estimate(0.187, -0.369, 0.742, 2), "unclear"),  # two seeds: 18.7 points per doubling, give or take 55
+        (Estimate(0.001, -0.003, 0.005, 6), "saturated"),
+        (Estimate(0.001, -0.003, 0.0051, 6), "unclear"),
+        (Estimate(-0.01, -0.03, 0.001, 6), "saturated"),
+        (Estimate(0.02, 0.01, 0.03, 6), "sloping"),
+        (Estimate(-0.02, -0.03, -0.01, 6), "falling"),
+        (Estimate(0.02, n=1), "one seed"),
+        (Estimate(), "no short run"),
+    ],
+)
+def test_saturated_is_said_only_where_a_gain_worth_having_is_excluded(slope: Estimate, state: str) -> None:
+    assert frontier_state(slope) == state
+
+
+def test_a_steep_frontier_from_two_scattered_seeds_is_not_called_saturated(tmp_path: Path) -> None:
+    for seed, gain in enumerate((0.05, 0.30)):
+        for method, budget in (("full", None), ("short", 0.5)):
+            record = make_record(method, seed, budget=budget)
+            accuracy = 0.9 - gain * (budget is not None)
+            write_cell(tmp_path, record | {"test_accuracy": accuracy, "test_correct_base64": None})
+    text = printed(load_results(tmp_path), 120)
+    assert "too few seeds to tell whether saturated" in text
+    assert "cannot tell methods apart" not in text
 
 
 def test_times_from_mixed_hardware_warn_and_decide_nothing(tmp_path: Path) -> None:
