@@ -11,16 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ldbench.chunk_rows import chunk_section
-from ldbench.columns import (
-    ACCURACY_COLUMNS,
-    COST_COLUMNS,
-    SLOPE_MEANING,
-    Column,
-    clean,
-    quantity,
-    slope,
-    verdict,
-)
+from ldbench.columns import clean, family, no_energy, quantity, slope
 from ldbench.comparisons import (
     BETWEEN,
     COMPARISON,
@@ -32,6 +23,7 @@ from ldbench.comparisons import (
     variant_order,
 )
 from ldbench.figures import comparison_figures
+from ldbench.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
 from ldbench.markup import Html, page, table, tag
 from ldbench.results import bounded, read_object
 from ldbench.sealed import Damaged
@@ -65,7 +57,7 @@ def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: 
         methods = [row for row in rows if row["verdict"] != "control"]
         for row in methods or rows[:1]:
             link = tag("a", comparison_title(row), href=f"#comparison-{place}")
-            texts = [row["label"], verdict(row)] if methods else ["controls only", ""]
+            texts = [clean(row["label"]), clean(row["statement"])] if methods else ["controls only", ""]
             lines.append((_tone(row["verdict"]), [link, *texts, slope(row)]))
     heads = ["comparison", "method", "against shortened training", "frontier slope, points per doubled budget"]
     return tag(
@@ -74,7 +66,7 @@ def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: 
             "table.csv (every number below), cells.csv (one row per run), drops.csv (every drop).", class_="quiet"),
         tag("p", "A saving that merely training for fewer steps also gives is not a saving. Every method is therefore "
             "set against full training and against shortened training at the same cost, seed by seed."),
-        table(heads, lines),
+        table(heads, lines), tag("p", family(groups[0][0]) if groups else "", class_="quiet"),
     )  # fmt: skip
 
 
@@ -100,7 +92,8 @@ def _comparison(
         "section", tag("h2", comparison_title(first)), warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
-        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), augmented, chunk_section(cells),
+        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet"),
+        tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows), augmented, chunk_section(cells),
         tag("div", figures, class_="figures"), _drops(cells),
         id=f"comparison-{place}",
     )  # fmt: skip
@@ -196,7 +189,9 @@ def _whole(value: Any) -> str:
 
 
 def _glossary() -> Html:
-    seen: Mapping[str, Column] = {column.title: column for column in (*ACCURACY_COLUMNS, *COST_COLUMNS)}
+    seen: Mapping[str, Column] = {
+        column.title: column for column in (*ACCURACY_COLUMNS, *COST_COLUMNS, *TARGET_COLUMNS)
+    }
     entries = [part for column in seen.values() for part in (tag("dt", column.title), tag("dd", column.meaning))]
     entries += [tag("dt", "frontier slope"), tag("dd", SLOPE_MEANING)]
     return tag("section", tag("h2", "How to read the columns"), tag("dl", entries))

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ldbench.chunk_rows import chunk_rows
-from ldbench.columns import accuracy, clean, plus_minus, runs, slope, verdict
+from ldbench.columns import accuracy, clean, family, plus_minus, runs, slope, spanned
 from ldbench.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.errors import UserError
 from ldbench.record import write_text
@@ -101,11 +101,13 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
         for note, style in _notes(rows):
             console.print(Text(note, style=style))
         console.print()
+    console.print(Text(family(records_of(summary.head(1))[0])))
 
 
 def _cells(row: dict[str, Any], wide: bool) -> list[str]:
     texts = [clean(row["label"]), str(row["runs"]), "-" if row["synthetic"] else accuracy(row)]
-    texts += [plus_minus(row, "difference_to_full_points", sign="+"), plus_minus(row, "train_time_ratio")]
+    ratio = spanned(row, "train_time_ratio", "") if wide else f"{row['train_time_ratio_mean']:.2f}"
+    texts += [plus_minus(row, "difference_to_full_points", sign="+"), ratio.replace("nan", "-")]
     texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
     for axis in ("flops", "time") if wide else ():
         texts.append(plus_minus(row, f"difference_at_equal_{axis}_points", sign="+"))
@@ -125,8 +127,8 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for row in rows:
         if row["diverged"] or row["failed"]:
             yield f"{clean(row['label'])}: {runs(row)}", "yellow"
-        if row["verdict"] in ("n/a", "undecided"):
-            yield f"{clean(row['label'])}: {verdict(row)}", ""
+        if row["statement"]:
+            yield f"{clean(row['label'])}: {clean(row['statement'])}", ""
     for note in rows[0]["warnings"].split(BETWEEN) if rows[0]["warnings"] else []:
         yield f"warning: {clean(note)}", "yellow"
 
