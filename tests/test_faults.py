@@ -32,6 +32,7 @@ from ldbench.progress import ConsoleProgress
 from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed
 from ldbench.signals import Interrupted
+from ldbench.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -193,7 +194,7 @@ def test_a_host_without_memory_or_disk_for_a_store_says_there_is_no_room(tmp_pat
     stages = nn.Sequential(nn.Flatten(), nn.Linear(1, 200_000, bias=False), nn.Identity())
     feed = TensorFeed(torch.ones(20_000, 1), torch.zeros(20_000), CPU)  # a store of 16 GB
     activations = Activations(
-        stages, feed, batch_size=10, dtype="fp32", device=CPU, folder=tmp_path, channels_last=False,
+        stages, feed, Stream.whole(20_000), batch_size=10, dtype="fp32", device=CPU, folder=tmp_path, channels_last=False,
         autocast=contextlib.nullcontext, identity=None,
     )  # fmt: skip
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
