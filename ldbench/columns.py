@@ -1,21 +1,14 @@
-"""The columns of the report: for each its title, how a summary row fills it, and what it means, in one place."""
+"""How a row of the summary is put into words: numbers with their intervals, reasons where there is no number."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 Row = Mapping[str, Any]
-
-
-class Column(NamedTuple):
-    """``title`` heads the column, ``show`` gives a row's text, ``meaning`` is the glossary entry."""
-
-    title: str
-    show: Callable[[Row], str]
-    meaning: str
+FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 
 
 def clean(value: Any) -> str:
@@ -56,11 +49,20 @@ def spanned(row: Row, name: str, sign: str = "+", digits: int = 2) -> str:
 
 
 def difference(row: Row, name: str) -> str:
-    """A difference with both its intervals: over seeds, and over seeds and test images."""
-    text = spanned(row, name)
+    """A difference with its intervals, a line each: over seeds, over seeds and images, and over all tests together."""
+    lines = [spanned(row, name)]
     low, high = float(row[f"{name}_two_way_low"]), float(row[f"{name}_two_way_high"])
     kind = "with images" if row[f"{name}_n"] > 1 else "images alone"
-    return f"{text}; {kind} [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else text
+    lines += [f"{kind} [{low:+.2f}, {high:+.2f}]"] if math.isfinite(low) else []
+    low, high = (float(row.get(f"{name}_simultaneous_{end}", math.nan)) for end in ("low", "high"))
+    p = float(row.get(f"{name.removesuffix('_points')}_holm_p", math.nan))
+    lines += [f"all tests [{low:+.2f}, {high:+.2f}], p {probability(p)}"] if math.isfinite(low) else []
+    return "\n".join(lines)
+
+
+def probability(p: float) -> str:
+    """A p-value with two significant digits, or the bound it lies below."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
 def accuracy(row: Row) -> str:
@@ -80,24 +82,47 @@ def runs(row: Row) -> str:
 
 
 def energy(row: Row) -> str:
-    """Joules with interval, measurement bound and ratio to full; the reason where there is no reading."""
+    """Joules with interval, measurement bound and ratio to full; ``no_energy`` tells once why there is no reading."""
     if not row["energy_joules_n"]:
-        return f"unavailable: {clean(row['energy_unavailable_reason']) or 'not recorded'}"
+        return "unavailable"
     text = plus_minus(row, "energy_joules", 0)
     bound, ratio = float(row["energy_bound_joules_max"]), float(row["energy_ratio_mean"])
     text += f", read to ± {quantity(bound)}" if math.isfinite(bound) else ""
     return text + (f", {ratio:.3f} of full" if math.isfinite(ratio) else "")
 
 
-def to_target(row: Row) -> str:
-    """Expected cost to the target accuracy, and how many runs reached it."""
+def no_energy(rows: Iterable[Row]) -> str:
+    """Why rows have no energy, every reason once with the rows it holds for; "" where all have it."""
+    reasons: dict[str, list[str]] = {}
+    every = list(rows)
+    for row in every:
+        if not row["energy_joules_n"]:
+            reason = clean(row["energy_unavailable_reason"]) or "not recorded"
+            reasons.setdefault(reason, []).append(clean(row["label"]))
+    said = [
+        f"unavailable: {reason}" + (f" ({', '.join(labels)})" if len(labels) < len(every) else "")
+        for reason, labels in reasons.items()
+    ]
+    return f"Energy {'; '.join(said)}" if said else ""
+
+
+def reached(row: Row) -> str:
+    """How many runs reached the target accuracy, and which that is."""
     if not math.isfinite(row["target_accuracy_percent"]):
         return "n/a: no full run to set it"
-    reached = f"{row['target_hits']} of {row['target_runs']} runs reach {row['target_accuracy_percent']:.2f} %"
-    seconds, joules = float(row["train_seconds_to_target"]), float(row["energy_joules_to_target"])
-    costs = [f"{quantity(seconds)} s"] if math.isfinite(seconds) else []
-    costs += [f"{quantity(joules)} J"] if math.isfinite(joules) else []
-    return f"{', '.join(costs)} ({reached})" if costs else reached
+    return f"{row['target_hits']} of {row['target_runs']} runs reach {row['target_accuracy_percent']:.2f} %"
+
+
+def to_target(row: Row, name: str) -> str:
+    """Expected cost to the target accuracy with its interval, ``name`` being the cost's column."""
+    mean, low, high = (float(row[f"{name}_to_target{end}"]) for end in ("", "_low", "_high"))
+    if not math.isfinite(mean):
+        return "never" if not row["target_hits"] else "unavailable" if name == "energy_joules" else "not known"
+    size, unit = (1.0, "s") if name == "train_seconds" else (1.0, "J")
+    if name == "total_flops":
+        size, unit = next((entry for entry in FLOPS_UNITS if mean >= entry[0]), FLOPS_UNITS[-1])
+    interval = f" [{quantity(low / size)}, {quantity(high / size)}]" if math.isfinite(low) else ""
+    return f"{quantity(mean / size)}{interval} {unit}"
 
 
 def slope(row: Row) -> str:
@@ -106,10 +131,22 @@ def slope(row: Row) -> str:
     notes = {
         "saturated": "saturated: cannot tell methods apart",
         "falling": "training longer lowers the accuracy: the recipe is broken",
+        "unclear": "too few seeds to tell whether saturated",
         "one seed": "one seed: cannot say whether saturated",
     }
     note = notes.get(row["frontier_state"])
     return f"{text}; {note}" if note else text
+
+
+def family(row: Row) -> str:
+    """How many tests the verdicts of a report were corrected for."""
+    tests = int(row["tests_in_family"])
+    if tests == 0:
+        return "No test was possible: it takes two seeds of a method, with full and short runs of the same seeds."
+    return (
+        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons x equal FLOPs "
+        "and equal time; Holm's p); the intervals in these sentences cover together with 95 % (Bonferroni)."
+    )
 
 
 def several(row: Row, mark: str, names: tuple[str, ...], scale: float = 1.0) -> str:
@@ -118,94 +155,12 @@ def several(row: Row, mark: str, names: tuple[str, ...], scale: float = 1.0) -> 
     return mark.join(f"{value:.0f}" if value.is_integer() else quantity(value, 2) for value in values)
 
 
-def verdict(row: Row) -> str:
-    """Where the method stands against shortened training, and why."""
-    return f"{row['verdict']}: {clean(row['verdict_reason'])}" if row["verdict_reason"] else str(row["verdict"])
+def standing(row: Row) -> str:
+    """Where the method stands against shortened training: its sentence without the figures."""
+    return "control" if row["verdict"] == "control" else clean(row["statement"]).split(":")[0].split(" (")[0]
 
 
-METHOD = Column(
-    "method", lambda row: clean(row["label"]), "What decided when to drop. full and short are the controls."
-)
-ENERGY = Column(
-    "energy J", energy, "Joules of training with the bound of the meter. Unavailable is never 0, and never a guess."
-)
-ACCURACY_COLUMNS = (
-    METHOD,
-    Column(
-        "n", runs, "Finished runs, one per seed. One run is an anecdote; diverged and failed runs have no accuracy "
-        "and are counted here, so that a mean over survivors is seen for what it is.",
-    ),
-    Column("accuracy %", accuracy, "Test accuracy: mean over seeds ± half the 95 % interval (Student's t)."),
-    Column(
-        "points vs full", lambda row: difference(row, "difference_to_full_points"),
-        "Accuracy minus that of full training with the same seed, in percentage points: mean [95 % interval]. The "
-        "interval 'with images' also covers the choice of the test images: from which images each run got right, as "
-        "crossed random effects of seeds and images; of a single run it covers the images alone.",
-    ),
-    Column(
-        "points vs short, equal FLOPs", lambda row: difference(row, "difference_at_equal_flops_points"),
-        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, on straight lines between "
-        "the short budgets and full. Never extrapolated. Accuracy usually bends above such straight lines, so few "
-        "budgets flatter the method a little.",
-    ),
-    Column(
-        "points vs short, equal time", lambda row: difference(row, "difference_at_equal_time_points"),
-        "The same at equal training seconds.",
-    ),
-    Column(
-        "against shortened training", verdict,
-        "ahead: better at equal FLOPs and at equal time; behind: worse at one of them; each with all intervals clear "
-        "of 0. Otherwise undecided, or n/a where the frontier does not reach. Intervals are not widened for the number "
-        "of comparisons: of twenty between equals, one is expected to look decided.",
-    ),
-)  # fmt: skip
-COST_COLUMNS = (
-    METHOD,
-    Column(
-        "training s", lambda row: plus_minus(row, "train_seconds", 1),
-        "Seconds of training with every cost of the method in it: scoring, building the store, recompiling after a "
-        "drop. Evaluation, data preparation, first compile and cost table stand apart in the figure.",
-    ),
-    Column(
-        "time ÷ full", lambda row: spanned(row, "train_time_ratio", "", 3),
-        "Training seconds over those of full with the same seed: geometric mean [95 % interval].",
-    ),
-    Column(
-        "forward FLOPs saved %", lambda row: plus_minus(row, "forward_flops_reduction_percent", 1),
-        "Forward FLOPs not executed, of those of the full recipe (2 per multiply-add; store building counts as "
-        "executed). Freezing alone saves none.",
-    ),
-    Column(
-        "all FLOPs saved %", lambda row: plus_minus(row, "total_flops_reduction_percent", 1),
-        "The same for forward and backward together.",
-    ),
-    Column(
-        "realised ÷ predicted", lambda row: spanned(row, "realised_over_predicted", "", 2),
-        "Seconds saved against full, over the saving that the measured cost of each stage predicts for the same "
-        "drops: what the engine itself loses. FLOPs do not predict time.",
-    ),
-    Column(
-        "stages dropped", lambda row: several(row, " of ", ("dropped_stages_mean", "stage_count_max")),
-        "Stages gone at the end of training, mean over seeds.",
-    ),
-    Column(
-        "store build + scoring s",
-        lambda row: several(row, " + ", ("cache_build_seconds_mean", "scoring_seconds_mean")),
-        "What the method itself cost, mean over seeds; contained in training s.",
-    ),
-    Column(
-        "peak / store MiB", lambda row: several(row, " / ", ("peak_memory_bytes_max", "store_bytes_max"), 2**-20),
-        "Largest memory of any seed, and the largest store of activations.",
-    ),
-    ENERGY,
-    Column(
-        "to target", to_target,
-        "What it takes, on average, until a run ends within half a point of full's mean accuracy: the cost of all runs, "
-        "misses included, over the number that reached it (expected running time). Seconds, and joules where metered.",
-    ),
-)  # fmt: skip
-SLOPE_MEANING = (
-    "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "
-    "budget, per seed, with 95 % interval). Where the interval holds 0 the recipe is saturated: training less costs "
-    "nothing here, every method ties, and the comparison says nothing."
-)
+def planned_seeds(row: Row) -> str:
+    """How many seeds a half-width of a quarter point would take."""
+    seeds = float(row["seeds_needed_for_quarter_point"])
+    return f"{seeds:.0f}" if math.isfinite(seeds) else "-"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldbench.columns import clean
+from ldbench.columns import FLOPS_UNITS, clean
 from ldbench.comparisons import Record, comparison_title, total_flops, variant
 from ldbench.markup import Html, picture
 from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
@@ -20,7 +20,6 @@ from ldbench.sealed import Damaged
 
 CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
 MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page shows
-FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
 def comparison_figures(
@@ -49,7 +48,7 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
     if not rows:
         return None
     most = max(float(row["total_flops_mean"]) for row in rows)
-    unit, unit_name = next(((size, text) for size, text in FLOPS_UNITS if most >= size), (1.0, "FLOP"))
+    unit, unit_name = next(((size, text) for size, text in FLOPS_UNITS if most >= size), FLOPS_UNITS[-1])
     hours = max(float(row["train_seconds_mean"]) for row in rows) >= 7200
     clock, clock_name = (3600.0, "h") if hours else (1.0, "s")
     panels = {

@@ -66,6 +66,12 @@ def _escaped(text: str) -> str:
     return text if isinstance(text, Html) else html.escape(clean(text))
 
 
+def _lines(text: str) -> Html:
+    """The lines of a cell, each in an element of its own where there are several."""
+    lines = [text] if isinstance(text, Html) else text.split("\n")
+    return _glued(text) if len(lines) == 1 else tag("div", [tag("div", _glued(line)) for line in lines])
+
+
 def _glued(text: str) -> Html:
     """Numbers keep their interval on one line."""
     return Html(
@@ -78,7 +84,7 @@ def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Ht
     body = [
         tag(
             "tr",
-            [tag("td", _glued(text), data_label=head) for head, text in zip(heads, texts, strict=True)],
+            [tag("td", _lines(text), data_label=head) for head, text in zip(heads, texts, strict=True)],
             class_=kind,
         )
         for kind, texts in rows

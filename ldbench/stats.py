@@ -1,33 +1,35 @@
-"""Intervals over seeds, paired differences, and the frontier of shortened training: pure functions over plain numbers.
+"""Intervals over seeds, paired differences and what they take: pure functions over plain numbers.
 
-Every interval is two-sided at 95 %. Means of a few seeds use Student's t, which assumes roughly normal seeds; ratios
-use it on logarithms. Nothing here knows about files or tables.
+Every interval is two-sided at 95 % unless asked for at another level. Means of a few seeds use Student's t, which
+assumes roughly normal seeds; ratios use it on logarithms. Nothing here knows about files or tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval; ``low`` and ``high`` are NaN where ``n`` values give none, with the ``reason``."""
+    """A mean with its interval; ``low`` and ``high`` are NaN where ``n`` values give none, with the ``reason``.
+
+    ``freedom``: degrees of freedom of a symmetric t interval at 95 %, NaN for any other kind.
+    """
 
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
     n: int = 0
     reason: str = ""
+    freedom: float = field(default=math.nan, compare=False)
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit (``factor`` > 0)."""
@@ -38,17 +40,28 @@ class Estimate:
         """+1 or -1 when the whole interval lies above or below 0, else 0 (no interval included)."""
         return int(self.low > 0) - int(self.high < 0)
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; NaN where there is no t interval."""
+        return (self.high - self.low) / 2 / _quantile(self.freedom) if math.isfinite(self.freedom) else math.nan
 
-class Run(NamedTuple):
-    """A finished run as the frontier sees it: cost in any unit, accuracy (fraction), bool ``[images]`` or ``None``."""
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the single values behind a mean over ``n`` of them."""
+        return self.standard_error * math.sqrt(self.n)
 
-    cost: float
-    accuracy: float
-    correct: NDArray[np.bool_] | None = None
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the t test against 0: at most 0.05 exactly where the interval leaves out 0. NaN without one."""
+        error = self.standard_error
+        if not error > 0:  # no spread at all, or no interval
+            return error if math.isnan(error) else float(self.mean == 0)
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / error))
 
-
-class OffFrontier(ValueError):
-    """The cost lies outside the runs that make up the frontier; the message says on which side."""
+    def at(self, confidence: float) -> Estimate:
+        """The same t interval at another level of confidence (0 to 1)."""
+        half = self.standard_error * _quantile(self.freedom, confidence) if self.n else math.nan
+        return replace(self, low=self.mean - half, high=self.mean + half)
 
 
 def t_interval(values: Iterable[float]) -> Estimate:
@@ -59,8 +72,9 @@ def t_interval(values: Iterable[float]) -> Estimate:
     mean = float(sample.mean())
     if sample.size == 1:
         return Estimate(mean, n=1, reason="one seed: no interval")
-    half = _quantile(sample.size - 1) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
-    return Estimate(mean, mean - half, mean + half, int(sample.size))
+    freedom = float(sample.size - 1)
+    half = _quantile(freedom) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    return Estimate(mean, mean - half, mean + half, int(sample.size), freedom=freedom)
 
 
 def paired_difference(method: Mapping[int, float], control: Mapping[int, float]) -> Estimate:
@@ -115,85 +129,45 @@ def two_way_interval(differences: NDArray[np.float64]) -> Estimate:
     spread = float((np.array([max(seed_square, rest), max(image_square, rest), rest]) ** 2 / freedom).sum())
     effective = max(seeds - 1.0, variance**2 / spread) if spread > 0 else seeds - 1.0
     half = _quantile(effective) * math.sqrt(variance / (seeds * images))
-    return Estimate(mean, mean - half, mean + half, seeds)
+    return Estimate(mean, mean - half, mean + half, seeds, freedom=effective)
 
 
-def two_way_difference(method: Mapping[int, Run], control: Mapping[int, Run]) -> Estimate:
-    """``two_way_interval`` of the right-or-wrong differences over the seeds that both have."""
-    rows = []
-    for seed in sorted(method.keys() & control.keys()):
-        ours, theirs = method[seed].correct, control[seed].correct
-        if ours is not None and theirs is not None and ours.shape == theirs.shape:
-            rows.append(ours.astype(np.float64) - theirs)
-    return _two_way(rows)
+def mean_over_hits(costs: Sequence[float], hits: Sequence[bool]) -> Estimate:
+    """Expected cost until a hit: the cost of all tries over the number of hits (expected running time).
 
-
-def interpolation_weights(costs: Sequence[float], cost: float) -> NDArray[np.float64]:
-    """Weights ``[len(costs)]`` that interpolate piecewise linearly at ``cost``; points of equal cost are averaged.
-
-    Raises ``OffFrontier`` below the smallest and above the largest of ``costs``: the frontier is never extrapolated.
+    Hansen et al., "COCO: performance assessment" (arXiv 1605.03560), with one run as the try. It is the mean cost over
+    the rate of hits: their intervals, Student's and Wilson's (JASA 22, 1927), are combined on logarithms by MOVER (Zou
+    and Donner, Statistics in Medicine 27, 2008), as if cost and hit were independent. Wilson's keeps in mind that few
+    tries which all hit do not prove that every one will. NaN without a hit, and where any cost is not known.
     """
-    known, place, count = np.unique(np.asarray(costs, dtype=np.float64), return_inverse=True, return_counts=True)
-    if not math.isfinite(cost) or known.size < 2:
-        raise OffFrontier("no short run to compare with" if math.isfinite(cost) else "its cost is not known")
-    if cost < known[0]:
-        raise OffFrontier("costs less than the cheapest budget")
-    if cost > known[-1]:
-        raise OffFrontier("costs more than the most expensive control")
-    right = int(np.clip(np.searchsorted(known, cost), 1, known.size - 1))
-    share = (cost - known[right - 1]) / (known[right] - known[right - 1])
-    weights = np.zeros(known.size)
-    weights[right - 1 : right + 1] = 1.0 - share, share
-    result: NDArray[np.float64] = (weights / count)[place]
-    return result
+    n, found = len(costs), sum(hits)
+    if not found or not all(cost > 0 and math.isfinite(cost) for cost in costs):
+        return Estimate(reason="not known of every run" if found else "no run reached it")
+    mean = sum(costs) / found
+    if n == 1:
+        return Estimate(mean, n=1, reason="one seed: no interval")
+    cost, rate, square = t_interval(costs), found / n, float(ndtri(0.5 + CONFIDENCE / 2)) ** 2
+    centre, half = rate + square / (2 * n), math.sqrt(square * (rate * (1 - rate) / n + square / (4 * n**2)))
+    rarest, most = ((centre + side * half) / (1 + square / n) for side in (-1, 1))
+    cheaper = math.log(cost.mean / cost.low) if cost.low > 0 else math.inf
+    dearer = math.log(cost.high / cost.mean)
+    below, above = math.hypot(cheaper, math.log(most / rate)), math.hypot(dearer, math.log(rate / rarest))
+    return Estimate(mean, mean * math.exp(-below), mean * math.exp(above), n)
 
 
-def frontier_difference(method: Mapping[int, Run], frontier: Mapping[int, Sequence[Run]]) -> tuple[Estimate, Estimate]:
-    """Accuracy of each run minus the same seed's frontier at that run's own cost: (over seeds, over seeds and images).
+def seeds_needed(spread: float, half_width: float) -> float:
+    """Fewest seeds whose t interval is expected to reach ``half_width``, if ``spread`` is their standard deviation.
 
-    ``reason`` of the first names the seeds that had to stay out, so ``n < len(method)`` never goes unsaid.
+    The smallest n >= 2 with t(n - 1) x spread / sqrt(n) <= half_width, in whatever unit both are; NaN where the spread
+    is not known. The normal quantile gives too few, so it is where the search begins.
     """
-    differences: list[float] = []
-    rows: list[NDArray[np.float64]] = []
-    missed: Counter[str] = Counter()
-    for seed, run in sorted(method.items()):
-        points = frontier.get(seed, ())
-        try:
-            weights = interpolation_weights([point.cost for point in points], run.cost)
-        except OffFrontier as error:
-            missed[str(error)] += 1
-            continue
-        differences.append(run.accuracy - float(weights @ np.array([point.accuracy for point in points])))
-        used = [(weight, point.correct) for weight, point in zip(weights, points, strict=True) if weight > 0]
-        bits = [(weight, correct) for weight, correct in used if correct is not None]
-        if run.correct is not None and len(bits) == len(used) and all(b.shape == run.correct.shape for _, b in bits):
-            rows.append(run.correct - np.sum([weight * correct for weight, correct in bits], axis=0))
-    every = len(method)
-    why = ", ".join(why if count == every else f"{count} of {every} seeds: {why}" for why, count in missed.items())
-    over_seeds = t_interval(differences)
-    over_both = _two_way(rows) if len(rows) == len(differences) else Estimate(reason="no per-image record")
-    return replace(over_seeds, reason=why or over_seeds.reason), over_both
+    if not math.isfinite(spread):
+        return math.nan
+    n = max(2, math.ceil((float(ndtri(0.5 + CONFIDENCE / 2)) * spread / half_width) ** 2))
+    while _quantile(n - 1.0) * spread / math.sqrt(n) > half_width:
+        n += 1
+    return float(n)
 
 
-def frontier_slope(frontier: Mapping[int, Mapping[float, float]]) -> Estimate:
-    """Least-squares slope of accuracy over log2(budget), per seed, averaged: the gain from doubling the budget.
-
-    ``frontier`` maps a seed to {budget: accuracy}. An interval that holds 0 means that training length did not matter
-    here, so no comparison with shortened training can tell methods apart.
-    """
-    slopes = []
-    for points in frontier.values():
-        if len(points) >= 2:
-            x, y = np.log2(list(points)), np.array(list(points.values()))
-            slopes.append(float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()))
-    return t_interval(slopes) if slopes else Estimate(reason="no short run")
-
-
-def _two_way(rows: Sequence[NDArray[np.float64]]) -> Estimate:
-    if not rows or len({row.size for row in rows}) != 1:
-        return Estimate(reason="no per-image record" if not rows else "seeds were tested on different images")
-    return two_way_interval(np.stack(rows))
-
-
-def _quantile(freedom: float) -> float:
-    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+def _quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    return float(stdtrit(freedom, 0.5 + confidence / 2))

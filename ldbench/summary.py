@@ -24,76 +24,56 @@ from ldbench.comparisons import (
     variant,
     variant_order,
 )
+from ldbench.frontier import Run, frontier_difference, frontier_slope, two_way_difference
 from ldbench.results import unpack_correct
-from ldbench.stats import (
-    Estimate,
-    Run,
-    frontier_difference,
-    frontier_slope,
-    paired_difference,
-    paired_ratio,
-    ratio_of_sums,
-    t_interval,
-    two_way_difference,
-)
+from ldbench.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, seeds_needed, t_interval
+from ldbench.tradeoff import mark_pareto, to_target
+from ldbench.verdicts import Evidence, Pair, judge
 
 MEANS = (
     "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",
     "dropped_stages", "average_accuracy",
 )  # fmt: skip
 NOTES = ("peak_memory_kind", "store_tier", "augmentation", "augmentation_after_drop", "energy_unavailable_reason")
-TARGET_MARGIN = 0.005  # the target accuracy lies half a point below the mean of full
-Pair = tuple[Estimate, Estimate]
+FLAT_SLOPE = 0.005  # half a point per doubled budget: a recipe that surely gains no more is saturated
+PLANNED_HALF_WIDTH = 0.0025  # a quarter point, which most claims about dropping need
+TABLE_VERSION = 2  # 1: verdicts by plain 95 % intervals, without the columns that correct for the number of tests
 
 
 def summarize(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per model x data set x scenario x setting x method (x budget, x policy), controls first.
 
     Units stand in the column names; ``<name>_mean/_low/_high/_n`` belong together. ``warnings`` (text, " | " between)
-    is the same in every row of a comparison. ``cells`` is what ``load_results`` gives.
+    is the same in every row of a comparison. Verdicts are corrected over all of ``cells``, which are what
+    ``load_results`` gives. ``table_version`` rises when a column changes its meaning.
     """
     rows: list[Record] = []
+    evidence: list[Evidence | None] = []
     for key, group in cells.groupby(COMPARISON, sort=True):
-        rows += _comparison(dict(zip(COMPARISON, key, strict=True)), records_of(group))
+        some, of_these = _comparison(dict(zip(COMPARISON, key, strict=True)), records_of(group))
+        rows += some
+        evidence += of_these
+    judge(rows, evidence)
     names = setting_labels({tuple(row[name] for name in COMPARISON) for row in rows})
     for row in rows:
         row["setting_label"] = names[tuple(row[name] for name in COMPARISON)]
     return pd.DataFrame(rows)
 
 
-def verdict(flops: Pair, time: Pair, *, runs: int, unfinished: int, mixed_hardware: bool) -> tuple[str, str]:
-    """("ahead" | "behind" | "undecided" | "n/a", why) against shortened training.
+def frontier_state(slope: Estimate) -> str:
+    """What the slope (fraction of accuracy per doubling of the budget) says of a recipe.
 
-    Ahead needs both equal FLOPs and equal time, behind needs one of them, each with every interval there is (over
-    seeds; over seeds and images) clear of 0. Seeds that the frontier does not reach, runs that did not finish and pairs
-    timed on different machines forbid a verdict that they could have bent.
+    "sloping", "falling"; "saturated" where the interval holds 0 and excludes any gain worth having; "unclear" where it
+    holds 0 and such a gain too; "one seed" and "no short run" where there is no interval.
     """
-    axes = {"FLOPs": flops, "time": time}
-    missing = [f"equal {name}: {pair[0].reason}" for name, pair in axes.items() if pair[0].n == 0]
-    partial = [f"equal {name}: {pair[0].reason}" for name, pair in axes.items() if 0 < pair[0].n < runs]
-    signs = {name: _sign(pair) for name, pair in axes.items() if not (name == "time" and mixed_hardware)}
-    if len(missing) == len(axes):
-        return "n/a", flops[0].reason if flops[0].reason == time[0].reason else "; ".join(missing)
-    if runs < 2:
-        return "undecided", "one seed is an anecdote"
-    worse = [name for name, sign in signs.items() if sign < 0]
-    if worse and not partial:
-        return "behind", "at equal " + " and ".join(worse)
-    if missing:
-        return "n/a", missing[0]
-    doubts = partial + ["times come from different machines"] * mixed_hardware
-    doubts += [f"{unfinished} runs did not finish"] * (unfinished > 0)
-    if all(sign > 0 for sign in signs.values()) and not doubts:
-        return "ahead", "at equal FLOPs and at equal time"
-    return "undecided", "; ".join(doubts) or "an interval over seeds, or over seeds and images, holds 0"
+    if slope.n < 2:
+        return "one seed" if slope.n else "no short run"
+    if slope.sign:
+        return "sloping" if slope.sign > 0 else "falling"
+    return "saturated" if slope.high <= FLAT_SLOPE else "unclear"
 
 
-def _sign(pair: Pair) -> int:
-    seeds, both = pair
-    return seeds.sign if both.n == 0 or both.sign == seeds.sign else 0
-
-
-def _comparison(key: Record, records: list[Record]) -> list[Record]:
+def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[Evidence | None]]:
     labels = method_labels(records)
     for record in records:
         record["correct"] = unpack_correct(record["test_correct"], record["test_images"])
@@ -115,26 +95,30 @@ def _comparison(key: Record, records: list[Record]) -> list[Record]:
                 frontier[seed][budget if method == "short" else 1.0] = record
     full = {seed: points[1.0] for seed, points in frontier.items() if 1.0 in points}
     slope = frontier_slope({s: {b: r["test_accuracy"] for b, r in _scored(p).items()} for s, p in frontier.items()})
-    shared: Record = dict(key) | _columns("frontier_slope_points_per_doubling", slope.scaled(100))
-    state = {-1: "falling", 0: "saturated", 1: "sloping"}[slope.sign]
-    shared["frontier_state"] = state if slope.n > 1 else "one seed" if slope.n else "no short run"
+    shared: Record = (
+        {"table_version": TABLE_VERSION} | key | _columns("frontier_slope_points_per_doubling", slope.scaled(100))
+    )
+    shared["frontier_state"] = frontier_state(slope)
     mixed = mixed_seeds(records)
     shared["warnings"] = BETWEEN.join(comparison_warnings(records, mixed, full, twice))
-    rows = []
+    rows: list[Record] = []
+    evidence: list[Evidence | None] = []
     for name in sorted(by_method.keys() | others.keys(), key=variant_order):
         row = shared | {"method": name[0], "budget": name[1] if name[1] >= 0 else math.nan, "policy": name[2]}
         row["label"] = labels[name]
         runs, rest = by_method.get(name, {}), others.get(name, [])
-        row |= _row(runs, rest, full, frontier, name[0] in CONTROLS, name[0] == "full", mixed)
-        row |= _costs(runs, full, name[0] == "full")
-        rows.append(row | _to_target([*runs.values(), *rest], _scored(full)))
-    return rows
+        differences, shown = _row(runs, rest, full, frontier, name[0] in CONTROLS, name[0] == "full", mixed)
+        row |= differences | _costs(runs, full, name[0] == "full")
+        rows.append(row | to_target([*runs.values(), *rest], _scored(full)))
+        evidence.append(shown)
+    mark_pareto(rows)
+    return rows, evidence
 
 
 def _row(
     runs: dict[int, Record], unfinished: list[Record], full: dict[int, Record],
     frontier: dict[int, dict[float, Record]], control: bool, same: bool, mixed: set[int],
-) -> Record:  # fmt: skip
+) -> tuple[Record, Evidence | None]:  # fmt: skip
     every = [*runs.values(), *unfinished]
     states = Counter(record["status"] for record in unfinished)
     row: Record = {"runs": len(runs), "diverged": states["diverged"], "failed": states["failed"]}
@@ -157,13 +141,11 @@ def _row(
         pairs[axis] = (absent, absent) if control or not scored else frontier_difference(_runs(scored, axis), points)
         over_seeds, over_both = pairs[axis]
         row |= _columns(f"difference_at_equal_{axis}_points", over_seeds.scaled(100), over_both.scaled(100))
-    row["verdict"], row["verdict_reason"] = "control", ""
-    if not control:
-        machines = bool(mixed & runs.keys())
-        row["verdict"], row["verdict_reason"] = verdict(
-            pairs["flops"], pairs["time"], runs=len(scored), unfinished=len(unfinished), mixed_hardware=machines
-        )
-    return row
+    spread = max((pair[0].spread for pair in pairs.values() if pair[0].n > 1), default=to_full.spread)
+    row["seeds_needed_for_quarter_point"] = seeds_needed(spread, PLANNED_HALF_WIDTH)
+    if control:
+        return row, None
+    return row, Evidence(pairs["flops"], pairs["time"], len(scored), len(unfinished), bool(mixed & runs.keys()))
 
 
 def _costs(runs: dict[int, Record], full: dict[int, Record], same: bool) -> Record:
@@ -193,23 +175,12 @@ def _costs(runs: dict[int, Record], full: dict[int, Record], same: bool) -> Reco
     return row
 
 
-def _to_target(every: list[Record], full: dict[int, Record]) -> Record:
-    """Expected cost until a run reaches the target: the cost of all runs, misses included, over the number of hits.
-
-    The expected running time of Hansen et al., "COCO: performance assessment" (2016), with one run as the unit.
-    """
-    target = sum(r["test_accuracy"] for r in full.values()) / len(full) - TARGET_MARGIN if full else math.nan
-    hits = sum(r["status"] == "finished" and r["test_accuracy"] >= target for r in every)
-    row: Record = {"target_accuracy_percent": 100 * target, "target_hits": hits, "target_runs": len(every)}
-    for name in ("train_seconds", "total_flops", "energy_joules"):
-        spent = [float(total_flops(r) if name == "total_flops" else r[name]) for r in every]  # NaN: no figure
-        row[f"{name}_to_target"] = sum(spent) / hits if hits and full else math.nan
-    return row
-
-
 def _columns(name: str, seeds: Estimate, both: Estimate | None = None) -> Record:
     row: Record = {f"{name}_{part}": getattr(seeds, part) for part in ("mean", "low", "high", "n", "reason")}
-    return row if both is None else row | {f"{name}_two_way_low": both.low, f"{name}_two_way_high": both.high}
+    if both is None:
+        return row
+    row |= {f"{name}_two_way_low": both.low, f"{name}_two_way_high": both.high}
+    return row | {f"{name}_sd": seeds.spread}  # of the paired differences, from seed to seed
 
 
 def _scored(runs: Mapping[Any, Record]) -> dict[Any, Record]:

@@ -10,20 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ldbench.stats import (
-    Estimate,
+from ldbench.frontier import (
     OffFrontier,
     Run,
     frontier_difference,
     frontier_slope,
     interpolation_weights,
-    paired_difference,
-    paired_ratio,
-    ratio_of_sums,
-    t_interval,
     two_way_difference,
-    two_way_interval,
 )
+from ldbench.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, t_interval, two_way_interval
 
 VALUES = st.dictionaries(st.integers(0, 50), st.floats(-100, 100), min_size=2, max_size=12)
 

@@ -1,0 +1,137 @@
+"""The columns of the report: for each its title, how a summary row fills it, and what it means, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ldbench.columns import (
+    Row,
+    accuracy,
+    clean,
+    difference,
+    energy,
+    planned_seeds,
+    plus_minus,
+    reached,
+    runs,
+    several,
+    spanned,
+    standing,
+    to_target,
+)
+
+
+class Column(NamedTuple):
+    """``title`` heads the column, ``show`` gives a row's text, ``meaning`` is the glossary entry."""
+
+    title: str
+    show: Callable[[Row], str]
+    meaning: str
+
+
+METHOD = Column(
+    "method", lambda row: clean(row["label"]), "What decided when to drop. full and short are the controls."
+)
+ENERGY = Column(
+    "energy J", energy, "Joules of training with the bound of the meter. Unavailable is never 0, and never a guess."
+)
+ACCURACY_COLUMNS = (
+    METHOD,
+    Column(
+        "n", runs, "Finished runs, one per seed. One run is an anecdote; diverged and failed runs have no accuracy "
+        "and are counted here, so that a mean over survivors is seen for what it is.",
+    ),
+    Column("accuracy %", accuracy, "Test accuracy: mean over seeds ± half the 95 % interval (Student's t)."),
+    Column(
+        "points vs full", lambda row: difference(row, "difference_to_full_points"),
+        "Accuracy minus that of full training with the same seed, in percentage points: mean [95 % interval]. The "
+        "interval 'with images' also covers the choice of the test images: from which images each run got right, as "
+        "crossed random effects of seeds and images; of a single run it covers the images alone.",
+    ),
+    Column(
+        "points vs short, equal FLOPs", lambda row: difference(row, "difference_at_equal_flops_points"),
+        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, on straight lines between "
+        "the short budgets and full. Never extrapolated. Accuracy usually bends above such straight lines, so few "
+        "budgets flatter the method a little.",
+    ),
+    Column(
+        "points vs short, equal time", lambda row: difference(row, "difference_at_equal_time_points"),
+        "The same at equal training seconds.",
+    ),
+    Column(
+        "against shortened training", standing,
+        "beats shortened training: better at equal FLOPs and at equal time; behind: worse at one of them; each beyond "
+        "what its intervals, over seeds and over seeds and images, leave to chance, corrected for the number of tests "
+        "in this report (Holm 1979: p, which has to be at most 0.05). 'All tests' are intervals that cover together "
+        "with 95 % (Bonferroni; Dunn 1961); Holm's steps decide a little more than these can show. Else no difference "
+        "is shown, or the recipe is flat (below), or the frontier does not reach there and nothing can be compared.",
+    ),
+    Column(
+        "plan: seeds for ± 0.25", planned_seeds,
+        "A plan, not a result: the seeds that would give the difference to shortened training (for the controls: to "
+        "full) a plain 95 % interval of ± 0.25 points, if the spread from seed to seed stays what it was so far. From "
+        "a few seeds that spread itself is a rough guess.",
+    ),
+)  # fmt: skip
+COST_COLUMNS = (
+    METHOD,
+    Column(
+        "training s", lambda row: plus_minus(row, "train_seconds", 1),
+        "Seconds of training with every cost of the method in it: scoring, building the store, recompiling after a "
+        "drop. Evaluation, data preparation, first compile and cost table stand apart in the figure.",
+    ),
+    Column(
+        "time ÷ full", lambda row: spanned(row, "train_time_ratio", "", 3),
+        "Training seconds over those of full with the same seed: geometric mean [95 % interval].",
+    ),
+    Column(
+        "forward FLOPs saved %", lambda row: plus_minus(row, "forward_flops_reduction_percent", 1),
+        "Forward FLOPs not executed, of those of the full recipe (2 per multiply-add; store building counts as "
+        "executed). Freezing alone saves none.",
+    ),
+    Column(
+        "all FLOPs saved %", lambda row: plus_minus(row, "total_flops_reduction_percent", 1),
+        "The same for forward and backward together.",
+    ),
+    Column(
+        "realised ÷ predicted", lambda row: spanned(row, "realised_over_predicted", "", 2),
+        "Seconds saved against full, over the saving that the measured cost of each stage predicts for the same "
+        "drops: what the engine itself loses. FLOPs do not predict time.",
+    ),
+    Column(
+        "stages dropped", lambda row: several(row, " of ", ("dropped_stages_mean", "stage_count_max")),
+        "Stages gone at the end of training, mean over seeds.",
+    ),
+    Column(
+        "store build + scoring s",
+        lambda row: several(row, " + ", ("cache_build_seconds_mean", "scoring_seconds_mean")),
+        "What the method itself cost, mean over seeds; contained in training s.",
+    ),
+    Column(
+        "peak / store MiB", lambda row: several(row, " / ", ("peak_memory_bytes_max", "store_bytes_max"), 2**-20),
+        "Largest memory of any seed, and the largest store of activations.",
+    ),
+    ENERGY,
+)  # fmt: skip
+TARGET_COLUMNS = (
+    METHOD,
+    Column(
+        "reached", reached,
+        "Runs that ended within half a point of full's mean accuracy. Diverged and failed ones are misses.",
+    ),
+    Column(
+        "seconds until reached", lambda row: to_target(row, "train_seconds"),
+        "What it takes, on average, until a run ends at the target: the cost of all runs, misses included, over the "
+        "number that reached it (expected running time; Hansen et al.), with a 95 % interval from the spread of costs "
+        "and the chance of a hit (MOVER with Wilson's interval), the target itself taken as given.",
+    ),
+    Column("FLOPs until reached", lambda row: to_target(row, "total_flops"), "The same in FLOPs, forward and backward."),
+    Column("energy until reached", lambda row: to_target(row, "energy_joules"), "The same in joules where metered."),
+)  # fmt: skip
+SLOPE_MEANING = (
+    "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "
+    "budget, per seed, with 95 % interval). Where the interval holds 0 and ends below half a point, the recipe is "
+    "saturated: training less costs next to nothing here, every method ties, and the comparison says nothing. Where it "
+    "holds 0 and reaches further, too few seeds were run to tell."
+)

@@ -1,0 +1,304 @@
+"""From tests to verdicts: the correction for their number, and a sentence that says no more than was shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_records import make_record, write_cell, write_grid
+from scipy import stats
+
+from ldbench.multiplicity import holm, simultaneous_confidence
+from ldbench.report import load_results, summarize
+from ldbench.stats import Estimate, mean_over_hits, seeds_needed, t_interval, two_way_interval
+from ldbench.tradeoff import undominated
+from ldbench.verdicts import FLAT, Evidence, Pair, judge, p_value, verdict
+
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
+SAMPLES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=12)
+
+# --- Holm and the intervals ------------------------------------------------------------------------------------------
+
+
+def test_holm_agrees_with_a_calculation_by_hand() -> None:
+    # sorted 0.005, 0.01, 0.03, 0.04: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 raised to the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.floats(0, 1))
+def test_a_family_of_one_is_not_corrected(p: float) -> None:
+    assert holm([p]) == [p]
+    assert simultaneous_confidence(1) == pytest.approx(0.95)
+
+
+@given(P_VALUES)
+def test_holm_keeps_the_order_and_lies_between_plain_and_bonferroni(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for plain, corrected in zip(p_values, adjusted, strict=True):
+        assert plain <= corrected <= min(1.0, len(p_values) * plain)
+    by_size = sorted(zip(p_values, adjusted, strict=True))
+    assert all(before[1] <= after[1] for before, after in pairwise(by_size))
+
+
+@given(P_VALUES, st.floats(0, 1))
+def test_one_more_test_never_makes_another_easier(p_values: list[float], further: float) -> None:
+    assert all(more >= less for less, more in zip(holm(p_values), holm([*p_values, further]), strict=False))
+
+
+def test_holm_errs_in_one_family_of_twenty_at_most() -> None:
+    random = np.random.default_rng(5)
+    false = 0
+    for _ in range(400):
+        shared = random.normal(size=5)  # all tests of a report share their controls
+        tests = [t_interval(shared + random.normal(size=5)) for _ in range(12)]
+        false += min(holm([test.p_value for test in tests])) <= 0.05
+    assert false / 400 <= 0.07
+
+
+@given(SAMPLES)
+def test_the_p_value_is_scipys_and_agrees_with_the_interval(values: list[float]) -> None:
+    ours = t_interval(values)
+    if np.std(values) < 1e-6:
+        return
+    assert ours.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=1e-9)
+    assert ours.standard_error == pytest.approx(stats.sem(values))
+    assert ours.spread == pytest.approx(np.std(values, ddof=1))
+    if abs(ours.p_value - 0.05) > 1e-9:
+        assert (ours.p_value < 0.05) == (ours.sign != 0)
+
+
+@given(SAMPLES, st.integers(1, 500))
+def test_simultaneous_intervals_are_wider_and_scipys(values: list[float], tests: int) -> None:
+    plain = t_interval(values)
+    wide = plain.at(simultaneous_confidence(tests))
+    assert wide.low <= plain.low + 1e-9
+    assert wide.high >= plain.high - 1e-9
+    if np.std(values) > 1e-6:
+        low, high = stats.t.interval(1 - 0.05 / tests, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (wide.low, wide.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
+
+
+def test_two_way_intervals_carry_their_degrees_of_freedom() -> None:
+    images = np.random.default_rng(1).normal(0.1, 1, (5, 300))
+    both = two_way_interval(images)
+    assert both.freedom >= 4
+    assert both.at(0.95).low == pytest.approx(both.low)
+    assert both.at(0.99).low < both.low
+    assert (both.p_value <= 0.05) == (both.sign != 0)
+
+
+def test_values_without_spread_are_certain_and_a_single_one_has_no_p() -> None:
+    assert t_interval([0.1, 0.1]).p_value == 0
+    assert t_interval([0.0, 0.0]).p_value == 1
+    assert math.isnan(t_interval([0.1]).p_value)
+    assert math.isnan(Estimate().p_value)
+
+
+# --- what a plan and a target need -----------------------------------------------------------------------------------
+
+
+@given(st.floats(0.01, 20), st.floats(0.05, 2))
+def test_the_seeds_needed_are_the_fewest_that_reach_the_width(spread: float, half_width: float) -> None:
+    n = int(seeds_needed(spread, half_width))
+
+    def half(count: int) -> float:
+        return float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+
+    assert half(n) <= half_width * (1 + 1e-9)
+    assert n == 2 or half(n - 1) > half_width * (1 - 1e-9)
+
+
+def test_the_seeds_needed_of_known_cases() -> None:
+    assert seeds_needed(0.25, 0.15) == 14  # t(13) = 2.160: half-width 0.1443; thirteen give 0.1511
+    assert seeds_needed(0.0, 0.25) == 2
+    assert math.isnan(seeds_needed(math.nan, 0.25))
+
+
+def test_the_expected_cost_counts_misses() -> None:
+    assert mean_over_hits([60.0, 60.0, 60.0], [True, True, False]).mean == pytest.approx(90)
+    assert math.isnan(mean_over_hits([1.0, 2.0], [False, False]).mean)
+    assert math.isnan(mean_over_hits([1.0, math.nan], [True, True]).mean)
+
+
+def test_with_costs_that_do_not_vary_the_interval_is_that_of_the_hit_rate() -> None:
+    wilson = stats.binomtest(3, 5).proportion_ci(0.95, method="wilson")
+    found = mean_over_hits([60.0] * 5, [True, True, True, False, False])
+    assert (found.low, found.high) == pytest.approx((60 / wilson.high, 60 / wilson.low))
+    every = mean_over_hits([60.0] * 5, [True] * 5)
+    assert every.low == pytest.approx(60)
+    assert every.high == pytest.approx(60 / stats.binomtest(5, 5).proportion_ci(0.95, method="wilson").low)
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 100), st.booleans()), min_size=2, max_size=15).filter(
+        lambda v: any(h for _, h in v)
+    )
+)
+def test_the_interval_of_the_expected_cost_holds_its_estimate(tries: list[tuple[float, bool]]) -> None:
+    found = mean_over_hits([cost for cost, _ in tries], [hit for _, hit in tries])
+    assert 0 <= found.low <= found.mean * (1 + 1e-9)
+    assert found.mean * (1 - 1e-9) <= found.high < math.inf
+
+
+@pytest.mark.parametrize(("tries", "rate"), [(5, 0.8), (12, 0.7), (20, 0.3)])
+def test_the_interval_of_the_expected_cost_covers_the_truth_as_often_as_it_says(tries: int, rate: float) -> None:
+    random = np.random.default_rng(11)
+    held = []
+    while len(held) < 500:
+        costs, hits = random.normal(60, 5, tries), random.random(tries) < rate
+        if hits.any():
+            found = mean_over_hits(costs.tolist(), hits.tolist())
+            held.append(found.low <= 60 / rate <= found.high)
+    assert np.mean(held) >= 0.93
+
+
+# --- the front -------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_holds_what_nothing_dominates() -> None:
+    points = [(1.0, 80.0), (2.0, 90.0), (2.0, 90.0), (2.0, 89.0), (3.0, 90.0), (4.0, 91.0), (5.0, 90.5)]
+    assert undominated(points) == [True, True, True, False, False, True, False]
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12))
+def test_the_front_is_never_empty_and_rises_with_cost(points: list[tuple[float, float]]) -> None:
+    kept = sorted({point for point, stays in zip(points, undominated(points), strict=True) if stays})
+    assert kept
+    assert all(before[1] < after[1] for before, after in pairwise(kept))
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+UP, DOWN, FLAT_ONE, NONE = (
+    Estimate(0.01, 0.005, 0.015, 4, freedom=3),
+    Estimate(-0.01, -0.015, -0.005, 4, freedom=3),
+    Estimate(0.001, -0.005, 0.007, 4, freedom=3),
+    Estimate(reason="why not"),
+)
+
+
+@pytest.mark.parametrize(
+    ("flops", "time", "mixed", "expected"),
+    [
+        ((UP, UP), (UP, UP), False, "ahead"),
+        ((UP, NONE), (UP, NONE), False, "ahead"),
+        ((UP, UP), (FLAT_ONE, UP), False, "undecided"),
+        ((FLAT_ONE, FLAT_ONE), (UP, UP), False, "undecided"),
+        ((UP, UP), (UP, FLAT_ONE), False, "undecided"),
+        ((UP, UP), (UP, DOWN), False, "undecided"),
+        ((UP, UP), (DOWN, DOWN), False, "behind"),
+        ((DOWN, FLAT_ONE), (UP, UP), False, "undecided"),
+        ((UP, UP), (UP, UP), True, "undecided"),
+        ((UP, UP), (DOWN, DOWN), True, "undecided"),
+        ((DOWN, DOWN), (UP, UP), True, "behind"),
+        ((UP, UP), (NONE, NONE), False, "n/a"),
+        ((DOWN, DOWN), (NONE, NONE), False, "behind"),
+        ((replace(UP, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
+        ((replace(DOWN, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
+    ],
+)
+def test_ahead_needs_both_axes_and_every_interval(flops: Pair, time: Pair, mixed: bool, expected: str) -> None:
+    evidence = Evidence(flops, time, runs=4, unfinished=0, mixed_hardware=mixed)
+    said, reason = verdict(evidence, evidence.tested())
+    assert said == expected
+    assert reason
+
+
+def test_an_axis_is_as_doubtful_as_its_most_doubtful_interval() -> None:
+    assert p_value((UP, FLAT_ONE)) == FLAT_ONE.p_value
+    assert p_value((UP, NONE)) == UP.p_value
+    assert p_value((UP, DOWN)) == 1.0
+
+
+def judged(evidence: list[Evidence | None], state: str = "sloping") -> list[dict[str, Any]]:
+    means = {"difference_at_equal_flops_points_mean": 1.0, "difference_at_equal_time_points_mean": 1.0}
+    rows: list[dict[str, Any]] = [{"frontier_state": state, **means} for _ in evidence]
+    judge(rows, evidence)
+    return rows
+
+
+def test_what_looks_decided_alone_is_not_among_many() -> None:
+    some = Estimate(0.01, 0.001, 0.019, 4, freedom=3)  # p = 0.038
+    one = Evidence((some, NONE), (some, NONE), 4, 0, False)
+    equal = Evidence((FLAT_ONE, NONE), (FLAT_ONE, NONE), 4, 0, False)
+    [row, *_] = judged([one, None, *[equal] * 9])
+    assert (row["tests_in_family"], row["verdict"], row["verdict_uncorrected"]) == (20, "undecided", "ahead")
+    assert "better by these tests alone, but not among 20" in row["statement"]
+    assert row["statement"].startswith("no difference shown: +1.00 [")
+    assert row["difference_at_equal_flops_holm_p"] == pytest.approx(20 * some.p_value)
+
+
+def test_simultaneous_columns_enclose_both_samplings() -> None:
+    wide = replace(UP, low=0.001, high=0.019)
+    [row] = judged([Evidence((UP, wide), (UP, UP), 4, 0, False)])
+    expected = wide.at(1 - 0.05 / 2)
+    assert row["difference_at_equal_flops_points_simultaneous_low"] == pytest.approx(100 * expected.low)
+    assert row["difference_at_equal_flops_points_simultaneous_high"] == pytest.approx(100 * expected.high)
+
+
+def test_sentences_are_plain() -> None:
+    sure = replace(UP, low=0.009, high=0.011)
+    down = replace(DOWN, low=-0.011, high=-0.009)
+    better, worse, control, none = judged([
+        Evidence((sure, sure), (sure, sure), 4, 0, False), Evidence((down, down), (sure, sure), 4, 0, False), None,
+        Evidence((NONE, NONE), (NONE, NONE), 4, 0, False),
+    ])  # fmt: skip
+    assert better["statement"].startswith("beats shortened training: +1.00 [+0.")
+    assert "points at equal FLOPs, +1.00" in better["statement"]
+    assert worse["statement"].startswith("behind shortened training: ")
+    assert control["statement"] == ""
+    assert none["statement"] == "cannot be compared: why not"
+
+
+def test_a_flat_cell_is_called_flat_and_only_where_nothing_was_shown() -> None:
+    unsure, sure = Evidence((FLAT_ONE, NONE), (FLAT_ONE, NONE), 4, 0, False), replace(UP, low=0.009, high=0.011)
+    rows = judged([unsure, Evidence((sure, NONE), (sure, NONE), 4, 0, False)], "saturated")
+    assert rows[0]["statement"] == FLAT
+    assert rows[1]["statement"].startswith("beats shortened training")
+
+
+def test_a_narrow_rejection_by_holms_steps_says_so() -> None:
+    sure, narrow = replace(UP, low=0.0099, high=0.0101), replace(UP, low=0.0005, high=0.0195)
+    [row] = judged([Evidence((sure, NONE), (narrow, NONE), 4, 0, False)])
+    assert row["verdict"] == "ahead"
+    assert row["difference_at_equal_time_points_simultaneous_low"] < 0
+    assert "(Holm's p = 0.04" in row["statement"]
+
+
+def test_the_family_is_every_test_of_the_report(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        write_grid(tmp_path, seeds=range(3), model=model)
+    summary = summarize(load_results(tmp_path))
+    assert set(summary["tests_in_family"]) == {2 * 3 * 2}
+    assert set(summary["table_version"]) == {2}
+    tested = summary[summary["verdict"] != "control"]
+    for axis in ("flops", "time"):
+        assert (tested[f"difference_at_equal_{axis}_holm_p"] >= tested[f"difference_at_equal_{axis}_p"]).all()
+        low = tested[f"difference_at_equal_{axis}_points_simultaneous_low"]
+        assert (low <= tested[f"difference_at_equal_{axis}_points_low"]).all()
+
+
+def test_the_summary_names_the_front_and_the_seeds_that_a_plan_needs(tmp_path: Path) -> None:
+    summary = summarize(load_results(write_grid(tmp_path, seeds=range(5)))).set_index("label")
+    assert summary.loc["learn-and-drop", "pareto"] == "FLOPs; time"
+    assert summary.loc["freezeout", "pareto"] == ""
+    assert summary.loc["full", "pareto"] == "FLOPs; time"
+    row = summary.loc["learn-and-drop"]
+    spread = max(row[f"difference_at_equal_{axis}_points_sd"] for axis in ("flops", "time"))
+    assert row["seeds_needed_for_quarter_point"] == seeds_needed(spread, 0.25)
+
+
+def test_a_method_with_lost_runs_is_not_on_the_front(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(3))
+    lost = {"status": "diverged", "test_accuracy": None, "test_correct_base64": None, "error": "not finite"}
+    write_cell(tmp_path, make_record("learn-and-drop", 2) | lost)
+    assert summarize(load_results(tmp_path)).set_index("label").loc["learn-and-drop", "pareto"] == ""
