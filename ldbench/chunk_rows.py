@@ -15,6 +15,16 @@ FIELDS = (
     "chunk", "step", "images_seen", "remembered", "test_accuracy", "train_seconds", "forward_flops", "backward_flops",
     "dropped_stages", "store_bytes",
 )  # fmt: skip
+CHUNK_FIELDS = (
+    *COMPARISON,
+    "seed",
+    "cell",
+    "status",
+    "method",
+    "budget",
+    "policy",
+    "chunks",
+)  # of a run's row, all that is needed
 MOST_SHOWN = 12
 
 

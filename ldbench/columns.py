@@ -117,7 +117,7 @@ def to_target(row: Row, name: str) -> str:
     """Expected cost to the target accuracy with its interval, ``name`` being the cost's column."""
     mean, low, high = (float(row[f"{name}_to_target{end}"]) for end in ("", "_low", "_high"))
     if not math.isfinite(mean):
-        return "-" if row["target_hits"] else "never"
+        return "never" if not row["target_hits"] else "unavailable" if name == "energy_joules" else "not known"
     size, unit = (1.0, "s") if name == "train_seconds" else (1.0, "J")
     if name == "total_flops":
         size, unit = next((entry for entry in FLOPS_UNITS if mean >= entry[0]), FLOPS_UNITS[-1])

@@ -32,7 +32,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     from ldbench.allocator import keep_freed_memory
     from ldbench.plans import Outcome, all_finished
     from ldbench.record import plain
-    from ldbench.report import load_results, print_table
+    from ldbench.report import load_results, print_table, summarize
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
@@ -42,12 +42,13 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     skipped = all_finished(out, experiment)
     outcome = Outcome(skipped=skipped) if skipped is not None else _run(experiment, out, progress)
     results = load_results(out)
-    page = _write_report(out, results)
+    summary = summarize(results)
+    page = _write_report(out, results, summary)
     if as_json:
         rows = results.to_dict(orient="records")
         print(json.dumps(plain({"out": str(out), "report": str(page), "cells": _scalars(rows)})))
     else:
-        print_table(screen, results)
+        print_table(screen, summary)
         _print_left_out(screen, results)
         if outcome.skipped:
             progress.note(
@@ -74,11 +75,11 @@ def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcom
         progress.close()
 
 
-def _write_report(directory: Path, results: Any, all_figures: bool = False) -> Path:
+def _write_report(directory: Path, results: Any, summary: Any, all_figures: bool = False) -> Path:
     from ldbench.report import write_report
 
     try:
-        return write_report(directory, results=results, all_figures=all_figures)
+        return write_report(directory, results=results, summary=summary, all_figures=all_figures)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {directory / 'report'}: {error.strerror}; make the folder writable, "
@@ -165,17 +166,18 @@ def _check_results(directory: Path) -> None:
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.record import plain
-    from ldbench.report import load_results, print_table
+    from ldbench.report import load_results, print_table, summarize
 
     _check_results(directory)
     results = load_results(directory)
-    page = _write_report(directory, results, all_figures)
+    summary = summarize(results)
+    page = _write_report(directory, results, summary, all_figures)
     if as_json:
         cells = _scalars(results.to_dict(orient="records"))
         print(json.dumps(plain({"report": str(page), "cells": cells})))
         return 0
     screen = console()
-    print_table(screen, results)
+    print_table(screen, summary)
     _print_left_out(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     return 0

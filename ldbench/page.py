@@ -30,7 +30,10 @@ from ldbench.sealed import Damaged
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
-MOST_FIGURES, MOST_DETAILED = 30, 6  # comparisons drawn at all, and in full: drawing is what takes the time
+MOST_COMPLETE = 6  # comparisons that are all drawn in full; of more of them, as drawing is what takes the time:
+MOST_FIGURES, MOST_DETAILED = 12, 2  # the first so many are drawn at all, and in full
+# What of the cells ``drop_rows`` needs.
+DROP_FIELDS = (*COMPARISON, "cell", "seed", "method", "budget", "policy", "stage_count", "drops", "declined")
 
 
 def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, all_figures: bool = False) -> str:
@@ -44,7 +47,8 @@ def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, a
     sections = [_opening(cells, groups, left_out)]
     for place, rows in enumerate(groups):
         of_these = runs[tuple(rows[0][name] for name in COMPARISON)]
-        sections.append(_comparison(directory, place, rows, records_of(of_these), all_figures))
+        everything = all_figures or len(groups) <= MOST_COMPLETE
+        sections.append(_comparison(directory, place, rows, records_of(of_these), everything))
     sections += [_left_out(cells, left_out), _environment(cells), _glossary(), _configuration(directory)]
     return page(f"ldbench report: {directory.resolve().name}", sections)
 
@@ -74,15 +78,13 @@ def _tone(kind: str) -> str:
     return kind if kind in ("ahead", "behind", "control") else "open"
 
 
-def _comparison(
-    directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record], all_figures: bool
-) -> Html:
-    first, detailed = rows[0], all_figures or place < MOST_DETAILED
+def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record], everything: bool) -> Html:
+    first, detailed = rows[0], everything or place < MOST_DETAILED
     figures: list[Html] = []
-    if all_figures or place < MOST_FIGURES:
+    if everything or place < MOST_FIGURES:
         figures = comparison_figures(directory, rows, cells, detailed)
     if not detailed:
-        how = "More figures of this comparison: ldbench.report.write_report(DIR, all_figures=True)."
+        how = "More figures of this comparison: ldbench report DIR --all-figures."
         figures.append(tag("p", how, class_="quiet"))
     warnings = [tag("p", f"Warning: {note}", class_="warning") for note in first["warnings"].split(BETWEEN) if note]
     state = "warning" if first["frontier_state"] in ("saturated", "falling") else "plain"
@@ -93,7 +95,8 @@ def _comparison(
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
         tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet"),
-        tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows), augmented, chunk_section(cells),
+        tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows), augmented,
+        chunk_section(cells),
         tag("div", figures, class_="figures"), _drops(cells),
         id=f"comparison-{place}",
     )  # fmt: skip

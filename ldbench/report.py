@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldbench.chunk_rows import chunk_rows
+from ldbench.chunk_rows import CHUNK_FIELDS, chunk_rows
 from ldbench.columns import accuracy, clean, family, plus_minus, runs, slope, spanned
 from ldbench.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.errors import UserError
@@ -29,16 +29,19 @@ UNITS = {"test_accuracy": "fraction", "val_accuracy": "fraction", "chance_accura
 NOT_IN_CSV = ("test_correct", "drops", "declined", "chunks", "stages")
 
 
-def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, all_figures: bool = False) -> Path:
+def write_report(
+    directory: str | Path, *, results: pd.DataFrame | None = None, summary: pd.DataFrame | None = None,
+    all_figures: bool = False,
+) -> Path:  # fmt: skip
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
     Streams get a ``chunks.csv`` too.
 
-    ``results`` is what ``load_results`` gave for the directory, to spare a second reading. Beyond 6 comparisons only
-    accuracy against cost is drawn, beyond 30 nothing, unless ``all_figures`` is set. Each file appears whole or not at
-    all. Raises ``UserError`` when there is nothing to read or no place to write.
+    ``results`` is what ``load_results`` gave for the directory, ``summary`` what ``summarize`` made of it, to spare doing
+    either twice. Of more than 6 comparisons two have every figure, ten more have accuracy against cost, the others have
+    none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
-    from ldbench.page import build_page, drop_rows  # draws: matplotlib is imported only here
+    from ldbench.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here
 
     root = Path(directory)
     cells = load_results(root) if results is None else results
@@ -46,11 +49,13 @@ def write_report(directory: str | Path, *, results: pd.DataFrame | None = None, 
         left_out = cells.attrs["left_out"]
         why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise UserError(f"{root}: no finished run to report ({len(left_out)} folders left out{why})")
-    summary = summarize(cells)
+    summary = summarize(cells) if summary is None else summary
     wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
     named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
-    every = [row for _, group in cells.groupby(COMPARISON) for row in drop_rows(records_of(group))]
-    chunks = [row for _, group in cells.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
+    dropped = cells.loc[:, list(DROP_FIELDS)]
+    every = [row for _, group in dropped.groupby(COMPARISON) for row in drop_rows(records_of(group))]
+    streamed = cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)]
+    chunks = [row for _, group in streamed.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
     files = {
         "table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every)),
         **({"chunks.csv": _csv(pd.DataFrame(chunks))} if chunks else {}),
@@ -138,7 +143,8 @@ def _csv(frame: pd.DataFrame) -> str:
     guarded = frame.copy()
     for name in guarded.columns:
         if not pd.api.types.is_numeric_dtype(guarded[name]):
-            guarded[name] = [_guarded(value) for value in guarded[name]]
+            known = {value: _guarded(value) for value in guarded[name].unique()}  # texts repeat from run to run
+            guarded[name] = [known[value] for value in guarded[name]]
     return guarded.to_csv(index=False, lineterminator="\n")
 
 

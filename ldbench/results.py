@@ -164,6 +164,8 @@ def _number(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
     if value is None:
         return math.nan
+    if type(value) is float and -LARGEST < value < LARGEST:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Damaged(f"{key} is {value!r}, not a number"[:200])
     if math.isfinite(number := bounded(value)) or value != value:

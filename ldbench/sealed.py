@@ -126,7 +126,8 @@ def parse(data: bytes) -> dict[str, Any]:
         raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(value, dict):
         raise Damaged("holds no JSON object")
-    _check_depth(value)
+    if data.count(b"{") + data.count(b"[") > MOST_DEPTH:  # fewer cannot be nested deeper, and counting is quick
+        _check_depth(value)
     return value
 
 
