@@ -17,6 +17,7 @@ from ldbench.markup import Html, picture
 from ldbench.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
 from ldbench.results import bounded, read_lines, read_object
 from ldbench.sealed import Damaged
+from ldbench.tradeoff import COST_AXES
 
 CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
 MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page shows
@@ -58,19 +59,20 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
     if all(row["energy_joules_n"] for row in rows):
         heavy = max(float(row["energy_joules_mean"]) for row in rows) >= 2e4
         panels[f"training energy ({'kJ' if heavy else 'J'})"] = ("energy_joules", 1e3 if heavy else 1.0)
-    drawn = {}
+    drawn, axis_of = {}, {column: axis for axis, column in COST_AXES.items()}
     for title, (column, scale) in panels.items():
         points = []
         for row in rows:
             runs = [(_price(cell, column) / scale, 100 * cell["test_accuracy"]) for cell in by_label[row["label"]]]
             runs = [run for run in runs if all(map(math.isfinite, run))]
             x, y = _interval(row, column, scale), _interval(row, "test_accuracy_percent", 1.0)
-            points.append(Point(row["label"], row["verdict"] == "control", x, y, runs))
+            front = axis_of[column] in row["pareto"].split("; ")
+            points.append(Point(row["label"], row["verdict"] == "control", x, y, runs, front))
         drawn[title] = points
     caption = (
         "Accuracy against what training cost, by FLOPs, by time and, where metered, by energy. Squares: the two controls, shortened training at "
         "each budget and full training, joined to the frontier. A method earns its keep only above the line in every "
-        "panel. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
+        "panel. Rings: the Pareto front, rows that no other matches in mean accuracy for less. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
         "runs, where they are few."
     )
     figures = [cost_figure(title, points) for title, points in drawn.items()]

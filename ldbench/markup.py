@@ -73,10 +73,9 @@ def _lines(text: str) -> Html:
 
 
 def _glued(text: str) -> Html:
-    """Numbers keep their interval on one line."""
-    return Html(
-        re.sub(r"(\[\S+,) (?=\S+\])| (±) ", lambda m: f"{m[1]}&nbsp;" if m[1] else "&nbsp;±&nbsp;", _escaped(text))
-    )
+    """Numbers keep their interval on one line, and a p its value."""
+    kept = re.sub(r"(\[\S+,) (?=\S+\])| (±) ", lambda m: f"{m[1]}&nbsp;" if m[1] else "&nbsp;±&nbsp;", _escaped(text))
+    return Html(re.sub(r"\bp (=|&lt;) ", r"p&nbsp;\1&nbsp;", kept))
 
 
 def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Html:

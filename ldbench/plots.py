@@ -32,19 +32,22 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "legend.fontsize": 8.5, "svg.hashsalt": "ldbench", "svg.fonttype": "path",
 }  # fmt: skip
 CONTROL = "#555555"
+FRONTIER, FRONT = "frontier of training less", "Pareto front"
 MOST_DOTS = 150  # single runs drawn in a panel; beyond, the intervals say it all
 Scores = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
 
 
 class Point(NamedTuple):
-    """A mean with its interval on both axes (NaN where there is none) and the single runs behind it."""
+    """A mean with its interval on both axes (NaN where there is none), the single runs behind it, and whether it is on the
+    Pareto front."""
 
     label: str
     control: bool
     x: tuple[float, float, float]
     y: tuple[float, float, float]
     runs: Sequence[tuple[float, float]]
+    front: bool = False
 
 
 class Bar(NamedTuple):
@@ -73,7 +76,7 @@ def cost_figure(title: str, points: Sequence[Point]) -> str:
     """Accuracy (percent) against the cost in ``title``: methods with error bars, the frontier as a line."""
     with rc_context(STYLE):
         methods = [point.label for point in points if not point.control]
-        axes = _canvas(2.55, ["frontier of training less", *methods])
+        axes = _canvas(2.55, [*([FRONTIER] if sum(p.control for p in points) > 1 else []), FRONT, *methods])
         _cost_panel(axes, points, _styles(methods))
         axes.set_xlabel(title)
         axes.set_title("accuracy %", loc="left")
@@ -84,7 +87,7 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
     controls = sorted((p for p in points if p.control), key=lambda p: p.x[0])
     if len(controls) > 1:
         x, y = [p.x[0] for p in controls], [p.y[0] for p in controls]
-        axes.plot(x, y, color=CONTROL, lw=1.4, label="frontier of training less")
+        axes.plot(x, y, color=CONTROL, lw=1.4, label=FRONTIER)
     colours = [CONTROL if point.control else styles[point.label][0] for point in points]
     dots = [(*run, colour) for point, colour in zip(points, colours, strict=True) for run in point.runs]
     if len(dots) <= MOST_DOTS:
@@ -96,12 +99,26 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
         name = "full" if point.label == "full" else point.label.removeprefix("short ")
         spot = (point.x[0], point.y[0])
         axes.annotate(plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL)
+    _ring(axes, [point for point in points if point.front])
     # Intervals of few seeds are huge: they may run off the axes, so that the runs stay readable.
     spread = np.array([run for p in points for run in p.runs] + [(p.x[0], p.y[0]) for p in points])
     (left, low), (right, high) = spread.min(axis=0), spread.max(axis=0)
     wide, room = max(0.12 * (right - left), 0.02 * right, 1e-9), max(0.25 * (high - low), 0.5)
     axes.set(xlim=(left - wide, right + wide), ylim=(low - room, high + room))
     axes.locator_params(nbins=6)
+
+
+def _ring(axes: Axes, front: Sequence[Point]) -> None:
+    """Rings around the points of the Pareto front, the methods among them by name."""
+    axes.plot(
+        [p.x[0] for p in front], [p.y[0] for p in front], "o", ms=12.5, mfc="none", mec="black", mew=1.1, zorder=4,
+        label=FRONT,
+    )  # fmt: skip
+    for point in front:
+        if not point.control:
+            spot = (point.x[0], point.y[0])
+            name = plain(point.label, 28)
+            axes.annotate(name, spot, (0, 10), textcoords="offset points", ha="center", fontsize=8, zorder=5)
 
 
 def _errorbars(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:

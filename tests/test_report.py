@@ -23,6 +23,7 @@ from scipy import stats
 
 from ldbench.columns import clean, quantity
 from ldbench.errors import UserError
+from ldbench.plots import Point, cost_figure
 from ldbench.report import load_results, print_table, summarize, write_report
 from ldbench.results import unpack_correct
 from ldbench.stats import Estimate
@@ -389,6 +390,20 @@ def test_every_figure_is_well_formed_and_without_scripts(tmp_path: Path) -> None
     for svg in drawn:
         tags = {element.tag.rsplit("}", 1)[-1] for element in ElementTree.fromstring(svg).iter()}
         assert "script" not in tags
+
+
+def test_the_front_is_ringed_and_its_methods_named() -> None:
+    points = [
+        Point("full", True, (3, 3, 3), (90, 90, 90), [], True),
+        Point("good", False, (2, 2, 2), (89, 89, 89), [], True),
+        Point("bad", False, (2.5, 2.5, 2.5), (88, 88, 88), [], False),
+    ]
+    plain = cost_figure("time", [point._replace(front=False) for point in points])
+    ringed = cost_figure("time", points)
+    # Text is drawn as paths: a comment before each says what it reads.
+    named = [len(re.findall(r"<!-- good -->", svg)) for svg in (plain, ringed)]
+    assert named == [1, 2], "in the legend, and at the ringed point"
+    assert len(re.findall(r"<!-- bad -->", ringed)) == 1
 
 
 def test_hostile_names_do_no_harm(tmp_path: Path) -> None:
