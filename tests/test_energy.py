@@ -68,7 +68,7 @@ windows = st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 10.0)), min_siz
 def test_the_true_energy_is_always_within_the_bound_of_a_counter() -> None:
     measured, single = [0], Energy(0.0, 0.0, None)
 
-    @settings(max_examples=90)
+    @settings(max_examples=130)
     @given(
         pieces, windows, st.floats(0.01, 0.15), st.floats(0.0, 0.9), st.integers(0, 10**6), st.floats(0.0, 0.01),
         st.sampled_from([0.0, 0.0, 0.05, 0.3]),
