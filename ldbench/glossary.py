@@ -70,7 +70,7 @@ ACCURACY_COLUMNS = (
     Column(
         "plan: seeds for ± 0.25", planned_seeds,
         "A plan, not a result: the seeds that would give the difference to shortened training (for the controls: to "
-        "full) a plain 95 % interval of ± 0.25 points, if the spread from seed to seed stays what it was so far. From "
+        "full) a plain 95 % interval over seeds of ± 0.25 points, if the spread from seed to seed stays what it was so far. From "
         "a few seeds that spread itself is a rough guess.",
     ),
 )  # fmt: skip

@@ -31,7 +31,7 @@ from ldbench.sealed import Damaged
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
 MOST_COMPLETE = 6  # comparisons that are all drawn in full; of more of them, as drawing is what takes the time:
-MOST_FIGURES, MOST_DETAILED = 12, 2  # the first so many are drawn at all, and in full
+MOST_FIGURES, MOST_DETAILED = 8, 2  # the first so many are drawn at all, and in full
 # What of the cells ``drop_rows`` needs.
 DROP_FIELDS = (*COMPARISON, "cell", "seed", "method", "budget", "policy", "stage_count", "drops", "declined")
 

@@ -38,7 +38,7 @@ def write_report(
     Streams get a ``chunks.csv`` too.
 
     ``results`` is what ``load_results`` gave for the directory, ``summary`` what ``summarize`` made of it, to spare doing
-    either twice. Of more than 6 comparisons two have every figure, ten more have accuracy against cost, the others have
+    either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the others have
     none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
     from ldbench.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here

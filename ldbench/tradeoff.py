@@ -16,18 +16,24 @@ COST_AXES = {"FLOPs": "total_flops", "time": "train_seconds", "energy": "energy_
 def mark_pareto(rows: Sequence[Record]) -> None:
     """Set ``pareto`` of each row of a comparison: the axes, "; " between, on which no other row dominates its means.
 
+    Else it is "dominated", or "n/a" with the reason.
+
     A row is dominated where another is at least as accurate at no more cost, and better in one of the two. Only rows
     whose runs all finished stand for themselves; an axis counts where every one of them has a cost. Means, no test.
     """
-    whole = [row for row in rows if not (row["diverged"] or row["failed"])]
-    whole = [row for row in whole if math.isfinite(row["test_accuracy_percent_mean"])]
+    whole = []
     for row in rows:
-        row["pareto"] = ""
+        lost, known = row["diverged"] or row["failed"], math.isfinite(row["test_accuracy_percent_mean"])
+        row["pareto"] = "n/a: runs did not finish" if lost else "dominated" if known else "n/a: no accuracy"
+        whole += [row] if known and not lost else []
+    fronts: list[list[str]] = [[] for _ in whole]
     for axis, name in COST_AXES.items():
         if all(math.isfinite(row[f"{name}_mean"]) for row in whole):
             points = [(float(row[f"{name}_mean"]), float(row["test_accuracy_percent_mean"])) for row in whole]
-            for row, kept in zip(whole, undominated(points), strict=True):
-                row["pareto"] += f"{'; ' if row['pareto'] else ''}{axis}" if kept else ""
+            for front, kept in zip(fronts, undominated(points), strict=True):
+                front += [axis] if kept else []
+    for row, front in zip(whole, fronts, strict=True):
+        row["pareto"] = "; ".join(front) or "dominated"
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> list[bool]:
