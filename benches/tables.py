@@ -3,8 +3,8 @@
     python -m benches.tables            # rewrites README.md
     python -m benches.tables --check    # exit code 1 if it is out of date
 
-Read are ``results/gpu/*/kernels-*.json`` (of ``benches.gpu_kernels``) and ``results/gpu/*/training`` (results folders of
-``ldbench run``); see ``benches.lab``.
+Read are ``results/gpu/*/kernels-*.json`` (of ``benches.gpu_kernels``), ``results/gpu/*/training`` (results folders of
+``ldbench run``; see ``benches.lab``) and ``results/evidence-*`` (those of the evidence suites).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 ROOT = Path(__file__).parents[1]
 NOTHING = "No figures from a GPU yet; `python -m benches.lab` makes them."
+NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
 
 
 def kernel_table(files: Sequence[Path]) -> str:
@@ -55,7 +58,7 @@ def energy_table(folders: Sequence[Path]) -> str:
         cells = load_results(folder)
         if cells.empty:
             continue
-        gpus = ", ".join(sorted({clean(gpu) for gpu in cells["gpu"].dropna()})) if "gpu" in cells else "?"
+        gpus = ", ".join(_named(cells, "environment_gpu")) or "?"
         for row in summarize(cells).to_dict(orient="records"):
             joules = row["energy_joules_mean"]
             energy = f"unavailable: {clean(row['energy_unavailable_reason'])}"
@@ -67,6 +70,51 @@ def energy_table(folders: Sequence[Path]) -> str:
                 f"{plus_minus(row, 'test_accuracy_percent')} | {plus_minus(row, 'train_seconds', 1)} | {energy} | {ratio} |"
             )
     return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def _named(cells: pd.DataFrame, column: str) -> list[str]:
+    from ldbench.columns import clean
+
+    return sorted(set(cells[column].dropna().map(clean))) if column in cells else []
+
+
+def evidence_table(folders: Sequence[Path]) -> str:
+    """Every method against full training and the frontier of shortened training; what is behind stays in it."""
+    from ldbench.columns import clean, family, plus_minus, slope, spanned, standing
+    from ldbench.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.results import load_results
+    from ldbench.summary import summarize
+
+    head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
+    lines = []
+    for folder in folders:
+        cells = load_results(folder)
+        if cells.empty:
+            continue
+        summary = summarize(cells)
+        where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
+        days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
+        lines += [f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
+                  f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(records_of(summary.head(1))[0])}"]  # fmt: skip
+        for _, group in summary.groupby(COMPARISON, sort=False):
+            rows = records_of(group)
+            lines += [
+                "",
+                f"{clean(comparison_title(rows[0]))}; points gained by doubling the budget: {slope(rows[0])}",
+                "",
+            ]
+            lines += [head, "| --- " * head.count(" | ") + "| --- |"]
+            for row in rows:
+                texts = [
+                    clean(row["label"]), str(row["runs"]), plus_minus(row, "test_accuracy_percent"),
+                    spanned(row, "difference_to_full_points"), spanned(row, "train_time_ratio", "", 2),
+                    plus_minus(row, "forward_flops_reduction_percent", 1), plus_minus(row, "total_flops_reduction_percent", 1),
+                    spanned(row, "difference_at_equal_flops_points"), spanned(row, "difference_at_equal_time_points"),
+                    standing(row),
+                ]  # fmt: skip
+                lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
+        lines.append("")
+    return "\n".join(lines).strip() or NO_EVIDENCE
 
 
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
@@ -88,6 +136,9 @@ def main() -> int:
     results, readme = ROOT / "results" / "gpu", ROOT / "README.md"
     tables = {
         "kernel": kernel_table(sorted(results.glob("*/kernels-*.json"))),
+        "evidence": evidence_table(
+            sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
+        ),
         "energy": energy_table(sorted(folder for folder in results.glob("*/training") if folder.is_dir())),
     }
     before = readme.read_text()

@@ -20,7 +20,7 @@ from ldbench.errors import UserError
 from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
-OPTIONAL_TEXT = (
+OPTIONAL_TEXT = ("finished_at",
     "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method", "augmentation", "augmentation_after_drop",
     "precision", "stem", "head", "data_fingerprint", "init_origin", "init_sha256", "pretrain_dataset",
 )  # fmt: skip

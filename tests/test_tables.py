@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_records import make_record, write_cell
+from report_records import ENVIRONMENT, make_record, write_cell
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,17 +41,42 @@ def test_the_kernel_table_reads_what_the_kernel_script_writes(tmp_path: Path) ->
 def test_the_energy_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
     from benches import tables
 
-    read = {"energy_bound_joules": 50.0, "energy_unavailable_reason": None}
+    read = {
+        "energy_bound_joules": 50.0,
+        "energy_unavailable_reason": None,
+        "environment": ENVIRONMENT | {"gpu": "GPU X"},
+    }
     for seed in range(3):
         write_cell(tmp_path, make_record("full", seed) | read | {"energy_joules": 5000.0 + seed})
         write_cell(tmp_path, make_record("short", seed, budget=0.5))
         write_cell(tmp_path, make_record("learn-and-drop", seed) | read | {"energy_joules": 3000.0 + seed})
     rows = tables.energy_table([tmp_path]).splitlines()[2:]
     assert len(rows) == 3
+    assert all(row.startswith("| GPU X | ") for row in rows)
     assert "5001 ± 2 (± 50) | 1 |" in next(row for row in rows if "| full |" in row)
     assert "unavailable: training ran on the CPU" in next(row for row in rows if "short" in row)
     assert "| 0.600 [" in next(row for row in rows if "learn-and-drop" in row)
     assert tables.energy_table([]) == tables.NOTHING
+
+
+def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_path: Path) -> None:
+    from benches import tables
+
+    folder = tmp_path / "evidence-x"
+    for seed in range(4):
+        for budget in (0.25, 0.5, 0.75):
+            write_cell(folder, make_record("short", seed, budget=budget))
+        for method in ("full", "learn-and-drop", "freeze"):
+            write_cell(folder, make_record(method, seed))
+    text = tables.evidence_table([folder])
+    assert text.startswith("**evidence-x**: 24 runs on Test CPU, torch ")
+    assert "4 tests of this report" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop", "freeze",
+    ]  # fmt: skip
+    assert len({row.count(" | ") for row in rows}) == 1
+    assert tables.evidence_table([]) == tables.NO_EVIDENCE
 
 
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
