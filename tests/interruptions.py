@@ -96,3 +96,15 @@ def lasting(run: CellRun) -> dict[str, Any]:
     epochs = [{k: v for k, v in row.items() if f"epochs.{k}" not in VOLATILE_FIELDS} for row in run.epochs]
     weights = {name: tensor.numpy().tobytes() for name, tensor in run.model.state_dict().items()}
     return {"record": record, "epochs": epochs, "scores": run.scores, "weights": weights}
+
+
+def check_resuming(bench: Bench, cell: Cell, folder: Path, once: int, often: int) -> None:
+    """Hold a cell stopped after ``once`` checks, and one stopped after every ``often``, against one that was not."""
+    plain = bench.run(cell, folder / "plain")
+    assert plain.result["drops"]
+    resumed, stopped = bench.interrupted(cell, folder / "once", once)
+    assert stopped == 1
+    assert lasting(resumed) == lasting(plain)
+    resumed, stopped = bench.interrupted(cell, folder / "often", *[often] * 30)
+    assert stopped >= 3
+    assert lasting(resumed) == lasting(plain)

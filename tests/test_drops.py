@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from interruptions import Bench, lasting
+from interruptions import Bench, check_resuming
 from torch import nn
 
 from ldbench.averages import WeightAverages
@@ -206,14 +206,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_interrupted_anywhere_every_option_ends_with_the_same_bits(name: str, bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell(next(iter(OPTIONS[name])), policy=OPTIONS[name])
-    plain = bench.run(cell, tmp_path / "plain")
-    assert plain.result["drops"]
-    resumed, stopped = bench.interrupted(cell, tmp_path / "once", 23)
-    assert stopped == 1
-    assert lasting(resumed) == lasting(plain)
-    resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
-    assert stopped >= 3
-    assert lasting(resumed) == lasting(plain)
+    check_resuming(bench, cell, tmp_path, once=23, often=9)
 
 
 def weights(run: Any) -> dict[str, torch.Tensor]:

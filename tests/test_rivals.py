@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from interruptions import Bench, lasting
+from interruptions import Bench, check_resuming, lasting
 from torch import nn
 
 from ldbench.errors import UserError
@@ -213,14 +213,7 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.parametrize("method", ["autofreeze+store", "egeria", "apf+store", "freezeout+store"])
 def test_an_interrupted_rival_ends_with_the_same_bits(method: str, bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell(method)
-    plain = bench.run(cell, tmp_path / "plain")
-    assert plain.result["drops"]
-    resumed, stopped = bench.interrupted(cell, tmp_path / "once", 14)
-    assert stopped == 1
-    assert lasting(resumed) == lasting(plain)
-    resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[7] * 30)
-    assert stopped >= 3
-    assert lasting(resumed) == lasting(plain)
+    check_resuming(bench, cell, tmp_path, once=14, often=7)
 
 
 def test_random_depth_is_a_function_of_seed_and_step_and_its_skips_are_counted(residual: Bench, tmp_path: Path) -> None:
