@@ -24,7 +24,6 @@ from ldbench.course import full_steps
 from ldbench.deciding import check
 from ldbench.drops import Drop as Drop
 from ldbench.drops import make_drop
-from ldbench.errors import UserError
 from ldbench.feeding import begin_chunk, minibatches
 from ldbench.feeds import as_feed
 from ldbench.flops import FlopLedger, count_stage_flops
@@ -33,7 +32,7 @@ from ldbench.methods import Execution
 from ldbench.optim import stage_groups
 from ldbench.policies import LearnAndDrop, Policy
 from ldbench.prefix import release, retire
-from ldbench.residual import RandomDepth
+from ldbench.residual import random_depth
 from ldbench.scores import ScoreTracker
 from ldbench.stages import legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
@@ -129,9 +128,7 @@ class LayerDropper:
             if self.policy.average
             else None
         )
-        self.depth = RandomDepth(self.stages, seed) if self.policy.survival(0.0, 1) is not None else None
-        if self.depth is not None and compile:
-            raise UserError("stochastic depth runs another network at every step: leave --compile off")
+        self.depth = random_depth(self.stages, seed, compile) if self.policy.survival(0.0, 1) is not None else None
         self.cut = self.step_count = self.epoch_count = 0
         self.drops: list[Drop] = []
         self.declined: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.record import environment, plain, read_json
 from ldbench.resident import Resident, model_spec, stream_of
+from ldbench.residual import random_depth
 from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.sealed import read_or_set_aside, write_sealed
 from ldbench.sources import check_dataset_name, load_dataset
@@ -191,7 +192,10 @@ class Preparation:
         flops = count_stage_flops(stages, (data.dataset.channels, size, size))
         if self.experiment.cost_table is not None:
             self.costs(cell)
-        if get_method(cell.method).execution == "store" and cell.method not in ("full", "short"):
+        method = get_method(cell.method)
+        if build_policy(cell.method, cell.policy).survival(0.0, 1) is not None:
+            random_depth(stages, cell.seed, cell.compile)
+        if method.execution == "store" and method.stops:
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
             smallest = min(store_bytes(stream.capacity, f.output_shape, cell.cache_dtype) for f in flops[:-1])
             if budget.tier_for(smallest) is None:

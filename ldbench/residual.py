@@ -177,3 +177,10 @@ class RandomDepth:
             entry if block is None else count_stage_flops(nn.Sequential(block.shortcut), shape)[0]
             for entry, block, shape in zip(table, self.blocks, shapes, strict=False)
         ]
+
+
+def random_depth(stages: Iterable[nn.Module], seed: int, compile: bool) -> RandomDepth:
+    """The residual blocks of a run that skips some at random; raises ``UserError`` where that cannot be done."""
+    if compile:
+        raise UserError("stochastic depth runs another network at every step: leave --compile off")
+    return RandomDepth(stages, seed)

@@ -206,6 +206,8 @@ def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Pat
         (["run", "--train-size", "999999"], ["999999"]),
         (["run", "--model", "no.such:factory"], ["no.such"]),
         (["run", "--cost-table", "absent"], ["absent"]),
+        (["run", "--method", "stochastic-depth", "--model", "vgg11_bn", "--image-size", "32"], ["residual blocks"]),
+        (["run", "--method", "stochastic-depth", "--compile"], ["--compile"]),
         (["report", "absent"], ["absent", "cells"]),
         (["fly"], ["fly"]),
     ],
