@@ -147,17 +147,19 @@ def main() -> None:
         print("engine / DataLoader:", result["engine / DataLoader"], flush=True)
 
         longer = [dataclasses.replace(cell, epochs=6) for cell in (full, schedule)]
-        saved, predicted, scoring = [], [], []
-        for _ in range(max(3, arguments.pairs // 2)):
-            runs = [run_cell(cell, data, costs, folder, device=device).result for cell in longer]
-            saved.append(runs[0]["train_seconds"] - runs[1]["train_seconds"])
-            predicted.append(runs[1]["predicted_saved_seconds"])
-            scoring.append(runs[1]["scoring_seconds"] / runs[1]["train_seconds"])
-            assert runs[1]["drops"], "the schedule was declined: nothing to compare"
-        quotients = [a / b for a, b in zip(saved, predicted, strict=True)]
+        shares: list[tuple[float, float]] = []  # of full's time: really saved, and predicted
+        for turn in range(max(3, arguments.pairs)):
+            runs = {cell.method: run_cell(cell, data, costs, folder, device=device).result for cell in longer[:: 1 - 2 * (turn % 2)]}  # fmt: skip
+            whole, stored = runs["full"], runs["schedule"]
+            assert stored["drops"], "the schedule was declined: nothing to compare"
+            shares.append((
+                1 - stored["train_seconds"] / whole["train_seconds"],
+                stored["predicted_saved_seconds"] / (costs.steps[0] * whole["steps"]),
+            ))  # fmt: skip
+        quotients = [realised / predicted for realised, predicted in shares]
         result["realised / predicted"] = {
             "median": statistics.median(quotients), "min": min(quotients), "max": max(quotients), "n": len(quotients),
-            "saved_share": statistics.median(saved) / runs[0]["train_seconds"],
+            "saved_share": statistics.median(realised for realised, _ in shares),
         }  # fmt: skip
         print("realised / predicted:", result["realised / predicted"], flush=True)
         learn = dataclasses.replace(longer[0], method="learn-and-drop", check_every=None)
