@@ -7,7 +7,7 @@ Three questions, each answered side by side in one process:
 * ``full`` through the engine against a hand-written minimal loop over the same resident tensors, with that loop against
   itself as the noise floor;
 * the same against an ordinary ``DataLoader`` with torchvision transforms;
-* the time a run with store saves against ``full``, over what the cost table predicts for its drops.
+* the share of ``full``'s time that a run with store saves, over the share that the cost table predicts for its drops.
 
 Random images: contents do not change the time of a step. Narrow ResNet-18 at 32 x 32 pixels.
 """
