@@ -14,7 +14,7 @@ OK, GAP, FAIL, UNTRIED = "ok", "gap", "fail", "not tried"
 LEAST_PYTHON = (3, 11)
 MATCHING_WHEELS = (
     "reinstall both from one source: pip install --force-reinstall torch torchvision, "
-    "with --index-url https://download.pytorch.org/whl/cpu for CPU-only builds"
+    "from the index that https://pytorch.org/get-started/locally names for this machine"
 )
 
 
