@@ -69,6 +69,7 @@ def run(
     chunks: Annotated[int | None, typer.Option(help="Chunks in which the data of scenario online arrive; 5 by default.")] = None,
     memory: Annotated[int | None, typer.Option(help="Images of earlier chunks that are remembered; as many as a chunk holds by default.")] = None,
     stream: Annotated[str | None, typer.Option(help="Order of arrival: shuffled or by-class.")] = None,
+    stream_schedule: Annotated[str | None, typer.Option(help="What the learning rate's schedule spans: the whole stream, or each chunk anew (chunk).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Option of a method: learn-and-drop.patience=3.")] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their cost, train nothing.")] = False,

@@ -12,7 +12,7 @@ import pandas as pd
 
 BETWEEN = " | "  # separates the warnings of a comparison
 COMPARISON = ["model", "dataset", "scenario", "setting"]
-CONTROLS = ("full", "short")
+CONTROLS = ("full", "short", "short-early")
 HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
 Record = dict[str, Any]

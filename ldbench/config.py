@@ -23,8 +23,9 @@ from ldbench.scenarios import CHUNKS, SCENARIOS, STREAMS, init_identity
 if typing.TYPE_CHECKING:
     from ldbench.models import Recipe
 
+SHORTENED = ("short", "short-early")
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
-OF_STREAMS = ("chunks", "memory", "stream")
+OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Experiment:
     chunks: int | None = None
     memory: int | None = None
     stream: str | None = None
+    stream_schedule: str | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ class Cell:
     chunks: int | None = None
     memory: int | None = None
     stream: str | None = None
+    stream_schedule: str | None = None
 
     @property
     def place(self) -> tuple[str, str, str, int]:
@@ -207,5 +210,5 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
         values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
-        for budget in experiment.short_budgets if method == "short" else (None,):
+        for budget in experiment.short_budgets if method in SHORTENED else (None,):
             yield Cell(**values, budget=budget)

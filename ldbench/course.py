@@ -37,17 +37,25 @@ def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
 
 
 def make_course(
-    stream: Stream, batch_size: int, epochs: int, budget: float | None, added: Sequence[tuple[int, int]] = ()
+    stream: Stream, batch_size: int, epochs: int, budget: float | None, added: Sequence[tuple[int, int]] = (),
+    early: bool = False,
 ) -> list[Epoch]:
     """The epochs of a run.
 
     Args:
         budget: the share of each chunk's steps that is trained (at least one); None for all.
+        early: the budget is a share of all steps instead, and the first chunk is trained in full as far as it reaches; the
+            others share what is left evenly.
         added: (step, steps added when that step was made), in order. They go to the chunk that ran then and to those
             after it, in proportion to the steps that each had left.
     """
     lengths = [len(chosen) // batch_size for chosen in stream.sets]
-    steps = [max(1, round(epochs * length * (budget or 1.0))) for length in lengths]
+    shares = [budget or 1.0] * len(lengths)
+    if early and len(lengths) > 1:
+        total = (budget or 1.0) * sum(lengths)
+        shares[0] = min(1.0, total / lengths[0])
+        shares[1:] = [max(0.0, total - shares[0] * lengths[0]) / sum(lengths[1:])] * (len(lengths) - 1)
+    steps = [max(1, round(epochs * length * share)) for length, share in zip(lengths, shares, strict=True)]
     for step, more in added:
         _spread(steps, step, more)
     course: list[Epoch] = []

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.scenarios import SCENARIOS, STREAMS
+from ldbench.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
 
 if TYPE_CHECKING:
     from ldbench.config import Experiment
@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
     "save_model": ("none", "final"),
     "stream": STREAMS,
+    "stream_schedule": STREAM_SCHEDULES,
 }
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
@@ -86,9 +87,9 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
         option = f"--{sources[0].replace('_', '-')}"
         raise UserError(f"{origin}: {option} needs a scenario that begins with weights: add --scenario fine-tune")
     streamed = any(SCENARIOS[name].streamed for name in experiment.scenario)
-    for name in ("chunks", "memory", "stream"):
+    for name in ("chunks", "memory", "stream", "stream_schedule"):
         if getattr(experiment, name) is not None and not streamed:
-            raise UserError(f"{origin}: --{name} needs a scenario whose data arrive in chunks: add --scenario online")
+            raise UserError(f"{origin}: --{name.replace('_', '-')} needs a scenario whose data arrive in chunks: add --scenario online")
     if experiment.chunks is not None and not 2 <= experiment.chunks <= 100_000:
         raise UserError(f"{origin}: chunks must be 2 to 100000, not {experiment.chunks}")
     for name in ("pretrain_epochs", "pretrain_size"):

@@ -39,6 +39,7 @@ class Method:
 _METHODS: dict[str, Method] = {
     "full": Method(NeverDrop, stops=False),
     "short": Method(NeverDrop, stops=False),
+    "short-early": Method(NeverDrop, stops=False),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
     "cost-benefit": Method(CostBenefit, "store"),

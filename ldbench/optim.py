@@ -62,12 +62,17 @@ def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Param
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, step: float, total_steps: int, stages: int
+    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, position: tuple[float, int], progress: float, stages: int
 ) -> None:
-    """The rates of step ``step``: the recipe's schedule, times the policy's factor per stage or replaced by it."""
-    scales = policy.lr_scales(step / total_steps, stages)
+    """The rates of a step: the recipe's schedule, times the policy's factor per stage or replaced by it.
+
+    Args:
+        position: step, and length of what the schedule spans.
+        progress: where the run is, in [0, 1], which is what the policy goes by.
+    """
+    scales = policy.lr_scales(progress, stages)
     own = scales is not None and not policy.relative_rates
     schedule = "constant" if own else cell.schedule
-    rate = cell.lr * learning_rate_factor(schedule, step, total_steps, cell.warmup_fraction)
+    rate = cell.lr * learning_rate_factor(schedule, *position, cell.warmup_fraction)
     for group, scale in zip(optimizer.param_groups, scales or [1.0], strict=True):
         group["lr"] = rate * scale

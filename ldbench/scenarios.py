@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Scenario] = {
     "online-fine-tune": Scenario(tuned=True, streamed=True),
 }
 STREAMS = ("shuffled", "by-class")  # orders of arrival; the first is the default
+STREAM_SCHEDULES = ("whole", "chunk")  # what the learning rate's schedule spans; the first is the default
 CHUNKS = 5
 
 

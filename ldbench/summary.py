@@ -92,7 +92,7 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
     for (method, budget, _), runs in by_method.items():
         if method in CONTROLS:
             for seed, record in runs.items():
-                frontier[seed][budget if method == "short" else 1.0] = record
+                frontier[seed][budget if method != "full" else 1.0] = record
     full = {seed: points[1.0] for seed, points in frontier.items() if 1.0 in points}
     slope = frontier_slope({s: {b: r["test_accuracy"] for b, r in _scored(p).items()} for s, p in frontier.items()})
     shared: Record = (

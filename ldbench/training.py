@@ -126,7 +126,7 @@ class Training:
         self.summed = 0
 
     def _plan(self, added: Sequence[tuple[int, int]] = ()) -> list[Epoch]:
-        return make_course(self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added)
+        return make_course(self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added, self.cell.method == "short-early")
 
     @property
     def course(self) -> list[Epoch]:
@@ -134,6 +134,13 @@ class Training:
         if self._course[-1].end != self.total_steps:
             self._course = self._plan([(drop.step, drop.extra_steps) for drop in self.dropper.drops])
         return self._course
+
+    def schedule_position(self) -> tuple[float, int]:
+        """Step and length of what the learning rate's schedule spans: the whole run, or the chunk that runs."""
+        if self.cell.stream_schedule != "chunk":
+            return self.dropper.schedule_step, self.dropper.planned_steps
+        here = [epoch for epoch in self.course if epoch.chunk == self.epoch.chunk]
+        return self.dropper.step_count - here[0].first_step, here[-1].end - here[0].first_step
 
     @property
     def epoch(self) -> Epoch:
