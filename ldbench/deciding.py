@@ -42,6 +42,15 @@ def check(dropper: LayerDropper) -> Drop | None:
     if scores:
         dropper.checks.append({"step": dropper.step_count, "dropped": dropper.cut, **scores})
     dropper.scoring_seconds += time.perf_counter() - began
+    if dropper.policy.waits and len(dropper.stream) > 1:
+        dropper.waiting = max(dropper.waiting, stopped)
+        return None
+    return consider(dropper, stopped) if stopped > dropper.cut else None
+
+
+def drop_what_waited(dropper: LayerDropper) -> Drop | None:
+    """At the end of a chunk: drop what a policy has let wait for it, where that pays."""
+    stopped = dropper.policy.at_chunk_end(dropper.step_count, dropper.waiting)
     return consider(dropper, stopped) if stopped > dropper.cut else None
 
 

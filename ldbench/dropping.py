@@ -129,7 +129,7 @@ class LayerDropper:
             else None
         )
         self.depth = random_depth(self.stages, seed, compile) if self.policy.survival(0.0, 1) is not None else None
-        self.cut = self.step_count = self.epoch_count = 0
+        self.cut = self.waiting = self.step_count = self.epoch_count = 0
         self.drops: list[Drop] = []
         self.declined: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COUNTERS = (
     "step_count", "epoch_count", "summed_lr", "cache_build_seconds", "scoring_seconds", "store_read_seconds",
-    "peak_store_bytes", "pending", "total_steps", "stretched",
+    "peak_store_bytes", "pending", "total_steps", "stretched", "waiting",
 )  # fmt: skip
 LISTS = ("declined", "checks", "incidents")
 

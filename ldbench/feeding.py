@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ldbench.costs import synchronize
+from ldbench.deciding import drop_what_waited
 from ldbench.seeds import sample_order
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def minibatches(dropper: LayerDropper, epoch: int, first: int) -> Iterator[tuple
 
 def begin_chunk(dropper: LayerDropper, chunk: int) -> None:
     """Go on to the next set of the stream, see ``LayerDropper.begin_chunk``; charged where new samples join a store."""
+    drop_what_waited(dropper)
     if dropper.store is None:
         dropper.activations.advance(chunk)
     else:

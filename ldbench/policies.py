@@ -38,6 +38,7 @@ class Dropping(NeverDrop):
     """
 
     relative_rates = True
+    waits = True
 
     def __init__(self, rule: str, anneal: float, average: float, spend: float) -> None:
         for name, value in (("anneal", anneal), ("average", average), ("spend", spend)):
@@ -242,4 +243,7 @@ class Replay(NeverDrop):
         self.events = [(int(step), int(cut)) for step, cut in events]
 
     def stopped(self, seen: Observation) -> int:
-        return max([seen.dropped, *(cut for step, cut in self.events if seen.step >= step)])
+        return max(seen.dropped, self.at_chunk_end(seen.step, 0))
+
+    def at_chunk_end(self, step: int, waiting: int) -> int:
+        return max([waiting, *(cut for at, cut in self.events if step >= at)])

@@ -65,6 +65,7 @@ class Policy(Protocol):
         average: horizon of the moving average of the weights that dropped stages are left with, as a share of the run; 0:
             they keep their last ones.
         spend: share of what a drop saves that is spent on more steps.
+        waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
 
     needs: Mapping[str, Mapping[str, float]]
@@ -72,9 +73,14 @@ class Policy(Protocol):
     relative_rates: bool
     average: float
     spend: float
+    waits: bool
 
     def stopped(self, seen: Observation) -> int:
         """Number of leading stages that have stopped, at least ``seen.dropped``, at most ``seen.stages - 1``."""
+        ...
+
+    def at_chunk_end(self, step: int, waiting: int) -> int:
+        """Stages to drop when a chunk is over after ``step`` steps, ``waiting`` having stopped until now."""
         ...
 
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
@@ -102,9 +108,13 @@ class NeverDrop:
     relative_rates = False
     average = 0.0
     spend = 0.0
+    waits = False
 
     def stopped(self, seen: Observation) -> int:
         return seen.dropped
+
+    def at_chunk_end(self, step: int, waiting: int) -> int:
+        return waiting
 
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
         return None
