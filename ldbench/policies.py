@@ -96,10 +96,11 @@ class LearnAndDrop(Dropping):
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
 
     def __init__(
-        self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2, anneal: float = 0.0, average: float = 0.0,
-        spend: float = 0.0,
+        self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2, pace: float | None = None,
+        anneal: float = 0.0, average: float = 0.0, spend: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__("learn-and-drop", anneal, average, spend)
+        self.pace = pace
         if (
             not all(map(is_number, (remaining, patience, earliest)))
             or not isinstance(patience, int)
@@ -125,8 +126,11 @@ class LearnAndDrop(Dropping):
             self.peak[stage] = max(self.peak[stage], now)
             self.calm[stage] = self.calm[stage] + 1 if now <= self.remaining * self.peak[stage] else 0
         cut = max(seen.dropped, len(self.leaving))
+        most = seen.stages - 1
+        if self.pace is not None:
+            most = min(most, math.floor(self.pace * seen.progress * seen.stages))
         if seen.progress >= self.earliest:
-            while cut < seen.stages - 1 and self.calm[cut] >= self.patience:
+            while cut < most and self.calm[cut] >= self.patience:
                 cut += 1
         return self.leave(cut, seen)
 
