@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from ldbench.scenarios import SHORTENED
+
 BETWEEN = " | "  # separates the warnings of a comparison
 COMPARISON = ["model", "dataset", "scenario", "setting"]
-CONTROLS = ("full", "short", "short-early")
+CONTROLS = ("full", *SHORTENED)
 HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
 Record = dict[str, Any]
@@ -53,7 +55,7 @@ def total_flops(record: Mapping[str, Any]) -> float:
 
 def variant_order(name: Variant) -> tuple[int, str, float, str]:
     """Sort key: the frontier by rising budget, full training at its end, then the methods."""
-    rank = {"short": 0, "full": 1, "learn-and-drop": 2}.get(name[0], 3)
+    rank = {"short": 0, "short-early": 1, "full": 2, "learn-and-drop": 3}.get(name[0], 4)
     return rank, *name
 
 

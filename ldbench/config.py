@@ -18,12 +18,11 @@ from ldbench.experiment_checks import CHOICES as CHOICES
 from ldbench.experiment_checks import check_experiment
 from ldbench.experiment_files import read_experiment as read_experiment
 from ldbench.experiment_files import suite_names as suite_names
-from ldbench.scenarios import CHUNKS, SCENARIOS, STREAMS, init_identity
+from ldbench.scenarios import CHUNKS, SCENARIOS, SHORTENED, STREAM_SCHEDULES, STREAMS, init_identity
 
 if typing.TYPE_CHECKING:
     from ldbench.models import Recipe
 
-SHORTENED = ("short", "short-early")
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 
@@ -194,6 +193,8 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     for seed, dataset, scenario, model, method in itertools.product(
         experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
     ):
+        if method == "short-early" and not SCENARIOS[scenario].streamed:
+            continue  # there it is short
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)
         if not SCENARIOS[scenario].tuned:
@@ -202,6 +203,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
             values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
         if SCENARIOS[scenario].streamed:
             values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
+            values["stream_schedule"] = experiment.stream_schedule or STREAM_SCHEDULES[0]
         else:
             values |= dict.fromkeys(OF_STREAMS)
         for entry in dataclasses.fields(recipe):

@@ -37,7 +37,11 @@ def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
 
 
 def make_course(
-    stream: Stream, batch_size: int, epochs: int, budget: float | None, added: Sequence[tuple[int, int]] = (),
+    stream: Stream,
+    batch_size: int,
+    epochs: int,
+    budget: float | None,
+    added: Sequence[tuple[int, int]] = (),
     early: bool = False,
 ) -> list[Epoch]:
     """The epochs of a run.

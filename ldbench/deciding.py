@@ -51,10 +51,10 @@ def check(dropper: LayerDropper) -> Drop | None:
 def drop_what_waited(dropper: LayerDropper) -> Drop | None:
     """At the end of a chunk: drop what a policy has let wait for it, where that pays."""
     stopped = dropper.policy.at_chunk_end(dropper.step_count, dropper.waiting)
-    return consider(dropper, stopped) if stopped > dropper.cut else None
+    return consider(dropper, stopped, at_chunk_end=True) if stopped > dropper.cut else None
 
 
-def consider(dropper: LayerDropper, stopped: int) -> Drop | None:
+def consider(dropper: LayerDropper, stopped: int, at_chunk_end: bool = False) -> Drop | None:
     """Drop some or all of the first ``stopped`` stages, as costs and benefits say, or note why none. Raises ``ValueError``."""
     if not 0 <= stopped < len(dropper.stages):
         raise ValueError(f"the policy wants {stopped} of {len(dropper.stages)} stages gone; the last one has to stay")
@@ -67,7 +67,7 @@ def consider(dropper: LayerDropper, stopped: int) -> Drop | None:
         if dropper.costs is not None:
             costs = step_costs(dropper)
             saving = remaining * (costs.seconds(dropper.cut) - costs.seconds(cut))
-        return make_drop(dropper, cut, "frozen", saving, None)
+        return make_drop(dropper, cut, "frozen", saving, None, at_chunk_end)
     table, plan = cost_table(dropper), store_plan(dropper)
     choice = best_cut(table, plan, dropper.cut, stopped, remaining, dropper.legal, dropper.policy.exact)
     if choice.cut == dropper.cut:
@@ -76,4 +76,4 @@ def consider(dropper: LayerDropper, stopped: int) -> Drop | None:
             dropper.declined.append(entry)
         return None
     with dropper.around_building():
-        return make_drop(dropper, choice.cut, choice.reason, choice.saving_seconds, choice.tier)
+        return make_drop(dropper, choice.cut, choice.reason, choice.saving_seconds, choice.tier, at_chunk_end)

@@ -25,7 +25,8 @@ class Drop:
 
     ``cut`` counts the leading stages gone from now on; ``store_relative_error`` is the root mean square error that the
     store's dtype brings into the activations, relative to theirs. ``extra_steps`` were added to the run for what the drop
-    saves; what they cost is no part of ``predicted_saving_seconds``.
+    saves; what they cost is no part of ``predicted_saving_seconds``. ``at_chunk_end``: made when a chunk was over and
+    evaluated, not at a check.
     """
 
     step: int
@@ -38,9 +39,12 @@ class Drop:
     build_seconds: float
     predicted_saving_seconds: float
     extra_steps: int = 0
+    at_chunk_end: bool = False
 
 
-def make_drop(dropper: LayerDropper, cut: int, reason: str, saving: float, tier: Tier | None) -> Drop | None:
+def make_drop(
+    dropper: LayerDropper, cut: int, reason: str, saving: float, tier: Tier | None, at_chunk_end: bool = False
+) -> Drop | None:
     """Drop the stages up to ``cut``; an exception on the way leaves the network as it was, and the drop pending.
 
     Args:
@@ -52,7 +56,7 @@ def make_drop(dropper: LayerDropper, cut: int, reason: str, saving: float, tier:
     """
     synchronize(dropper.device)
     began = time.perf_counter()
-    dropper.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier}
+    dropper.pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier, "at_chunk_end": at_chunk_end}
     segment = dropper.stages[dropper.cut : cut]
     undo = [remember(segment)]
     if dropper.averages is not None:
@@ -93,7 +97,7 @@ def make_drop(dropper: LayerDropper, cut: int, reason: str, saving: float, tier:
     size, dtype = (store.nbytes, store.dtype) if store is not None else (0, None)
     used = store.tier if store is not None else None
     extra, saving = _spend(dropper, before, saving, passed, tier)
-    drop = Drop(dropper.step_count, cut, reason, used, size, dtype, error, seconds, saving, extra)
+    drop = Drop(dropper.step_count, cut, reason, used, size, dtype, error, seconds, saving, extra, at_chunk_end)
     dropper.drops.append(drop)
     return drop
 

@@ -87,9 +87,15 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
         option = f"--{sources[0].replace('_', '-')}"
         raise UserError(f"{origin}: {option} needs a scenario that begins with weights: add --scenario fine-tune")
     streamed = any(SCENARIOS[name].streamed for name in experiment.scenario)
+    if "short-early" in experiment.method and not streamed:
+        raise UserError(
+            f"{origin}: method short-early is short where data do not arrive in chunks: add --scenario online"
+        )
     for name in ("chunks", "memory", "stream", "stream_schedule"):
         if getattr(experiment, name) is not None and not streamed:
-            raise UserError(f"{origin}: --{name.replace('_', '-')} needs a scenario whose data arrive in chunks: add --scenario online")
+            raise UserError(
+                f"{origin}: --{name.replace('_', '-')} needs a scenario whose data arrive in chunks: add --scenario online"
+            )
     if experiment.chunks is not None and not 2 <= experiment.chunks <= 100_000:
         raise UserError(f"{origin}: chunks must be 2 to 100000, not {experiment.chunks}")
     for name in ("pretrain_epochs", "pretrain_size"):

@@ -62,7 +62,12 @@ def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Param
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, cell: Cell, policy: Policy, position: tuple[float, int], progress: float, stages: int
+    optimizer: torch.optim.Optimizer,
+    cell: Cell,
+    policy: Policy,
+    position: tuple[float, int],
+    progress: float,
+    stages: int,
 ) -> None:
     """The rates of a step: the recipe's schedule, times the policy's factor per stage or replaced by it.
 

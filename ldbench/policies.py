@@ -89,18 +89,18 @@ class LearnAndDrop(Dropping):
     when hardly anything moves any more.
 
     A stage is calm at a check when u_s is at most ``remaining`` times the highest u_s it has had; it has stopped after
-    ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run.
-    ``anneal``, ``average`` and ``spend``: see ``Dropping``.
+    ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run, and
+    after a share p of the run at most ``pace`` x p of all stages: scores of neighbouring stages fall together, and what
+    leaves all at once leaves too early. ``anneal``, ``average`` and ``spend``: see ``Dropping``.
     """
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
 
     def __init__(
-        self, remaining: float = 0.2, patience: int = 2, earliest: float = 0.2, pace: float | None = None,
+        self, remaining: float = 0.5, patience: int = 2, earliest: float = 0.2, pace: float = 1.5,
         anneal: float = 0.0, average: float = 0.0, spend: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__("learn-and-drop", anneal, average, spend)
-        self.pace = pace
         if (
             not all(map(is_number, (remaining, patience, earliest)))
             or not isinstance(patience, int)
@@ -111,7 +111,9 @@ class LearnAndDrop(Dropping):
             raise UserError(
                 "learn-and-drop: remaining and earliest lie in [0, 1], patience is a whole number from 1 up"
             )
-        self.remaining, self.patience, self.earliest = remaining, patience, earliest
+        if not is_number(pace) or not 0 <= pace <= 1e6:
+            raise UserError(f"learn-and-drop: pace is a number from 0 up, not {shown(pace)}")
+        self.remaining, self.patience, self.earliest, self.pace = remaining, patience, earliest, pace
         self.peak: list[float] = []
         self.calm: list[int] = []
 
@@ -126,9 +128,7 @@ class LearnAndDrop(Dropping):
             self.peak[stage] = max(self.peak[stage], now)
             self.calm[stage] = self.calm[stage] + 1 if now <= self.remaining * self.peak[stage] else 0
         cut = max(seen.dropped, len(self.leaving))
-        most = seen.stages - 1
-        if self.pace is not None:
-            most = min(most, math.floor(self.pace * seen.progress * seen.stages))
+        most = min(seen.stages - 1, math.floor(self.pace * seen.progress * seen.stages))
         if seen.progress >= self.earliest:
             while cut < most and self.calm[cut] >= self.patience:
                 cut += 1
@@ -239,15 +239,16 @@ class FixedSchedule(Dropping):
 
 
 class Replay(NeverDrop):
-    """Repeats the drops of a recorded run: ``events`` is a list of (step, stages dropped)."""
+    """Repeats the drops of a recorded run: ``events`` is a list of (step, stages dropped[, made at a chunk's end])."""
 
     exact = True
 
     def __init__(self, events: Sequence[Sequence[int]] = ()) -> None:
-        self.events = [(int(step), int(cut)) for step, cut in events]
+        self.events = [(int(event[0]), int(event[1]), any(event[2:])) for event in events]
 
     def stopped(self, seen: Observation) -> int:
-        return max(seen.dropped, self.at_chunk_end(seen.step, 0))
+        due = (cut for at, cut, later in self.events if seen.step > at or (seen.step == at and not later))
+        return max([seen.dropped, *due])
 
     def at_chunk_end(self, step: int, waiting: int) -> int:
-        return max([waiting, *(cut for at, cut in self.events if step >= at)])
+        return max([waiting, *(cut for at, cut, _ in self.events if step >= at)])

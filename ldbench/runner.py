@@ -223,7 +223,7 @@ class _Run:
             "environment": environment(self.preparation.device),
         }  # fmt: skip
 
-    def _recorded_drops(self, cell: Cell) -> list[tuple[int, int]] | None:
+    def _recorded_drops(self, cell: Cell) -> list[tuple[int, int, bool]] | None:
         source = replay_source(cell.method)
         if source is None:
             return None
@@ -231,4 +231,4 @@ class _Run:
         recorded = read_json(self.folder(origin) / "result.json")
         if recorded is None or recorded.get("status") != "finished":
             raise UserError(f"{cell.method} repeats the drops of {source} for seed {cell.seed}, which did not finish")
-        return [(drop["step"], drop["cut"]) for drop in recorded["drops"]]
+        return [(drop["step"], drop["cut"], drop.get("at_chunk_end", False)) for drop in recorded["drops"]]

@@ -31,8 +31,9 @@ SCENARIOS: dict[str, Scenario] = {
     "online": Scenario(streamed=True),
     "online-fine-tune": Scenario(tuned=True, streamed=True),
 }
+SHORTENED = ("short", "short-early")  # the controls that train less; the second in streams alone
 STREAMS = ("shuffled", "by-class")  # orders of arrival; the first is the default
-STREAM_SCHEDULES = ("whole", "chunk")  # what the learning rate's schedule spans; the first is the default
+STREAM_SCHEDULES = ("chunk", "whole")  # what the learning rate's schedule spans; the first is the default
 CHUNKS = 5
 
 

@@ -170,9 +170,7 @@ def _train_span(run: Training, keeper: Keeper) -> bool:
 
 def _step(run: Training, x: Tensor, y: Tensor) -> None:
     cell, dropper, optimizer, scaler = run.cell, run.dropper, run.optimizer, run.scaler
-    set_learning_rate(
-        optimizer, cell, dropper.policy, run.schedule_position(), dropper.progress, len(dropper.stages)
-    )
+    set_learning_rate(optimizer, cell, dropper.policy, run.schedule_position(), dropper.progress, len(dropper.stages))
     optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         loss = run.criterion(dropper(x), y)

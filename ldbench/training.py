@@ -126,7 +126,9 @@ class Training:
         self.summed = 0
 
     def _plan(self, added: Sequence[tuple[int, int]] = ()) -> list[Epoch]:
-        return make_course(self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added, self.cell.method == "short-early")
+        return make_course(
+            self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added, self.cell.method == "short-early"
+        )
 
     @property
     def course(self) -> list[Epoch]:
