@@ -36,6 +36,11 @@ def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
     return epochs * sum(len(chosen) // batch_size for chosen in stream.sets)
 
 
+def mean_steps(stream: Stream, batch_size: int) -> int:
+    """Steps of an epoch, on average over the sets of the stream, rounded down."""
+    return full_steps(stream, batch_size, 1) // len(stream.sets)
+
+
 def make_course(
     stream: Stream,
     batch_size: int,

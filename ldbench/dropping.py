@@ -20,7 +20,7 @@ from ldbench.activations import Activations
 from ldbench.averages import WeightAverages
 from ldbench.cache import ActivationStore, StoreBudget, Tier
 from ldbench.costs import CostTable
-from ldbench.course import full_steps
+from ldbench.course import full_steps, mean_steps
 from ldbench.deciding import check
 from ldbench.drops import Drop as Drop
 from ldbench.drops import make_drop
@@ -101,7 +101,7 @@ class LayerDropper:
         self.total_steps = self.planned_steps  # grows where a policy spends what it saved
         self.stretched: tuple[int, float] | None = None  # step and progress where it last grew
         self.policy = policy if policy is not None else LearnAndDrop()
-        self.seed, self.check_every = seed, check_every or max(1, len(self.stream.sets[0]) // self.batch_size // 4)
+        self.seed, self.check_every = seed, check_every or max(1, mean_steps(self.stream, self.batch_size) // 4)
         self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
         self.autocast, self.augment, self.criterion = autocast, augment, criterion
         self.refresh_statistics, self.costs = refresh_statistics, costs
