@@ -97,7 +97,7 @@ class LearnAndDrop(Dropping):
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
 
     def __init__(
-        self, remaining: float = 0.5, patience: int = 2, earliest: float = 0.2, pace: float = 1.5,
+        self, remaining: float = 0.6, patience: int = 2, earliest: float = 0.2, pace: float = 1.5,
         anneal: float = 0.0, average: float = 0.0, spend: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__("learn-and-drop", anneal, average, spend)
