@@ -55,8 +55,7 @@ def difference(row: Row, name: str) -> str:
     kind = "with images" if row[f"{name}_n"] > 1 else "images alone"
     lines += [f"{kind} [{low:+.2f}, {high:+.2f}]"] if math.isfinite(low) else []
     low, high = (float(row.get(f"{name}_simultaneous_{end}", math.nan)) for end in ("low", "high"))
-    p = float(row.get(f"{name.removesuffix('_points')}_holm_p", math.nan))
-    lines += [f"all tests [{low:+.2f}, {high:+.2f}], p {probability(p)}"] if math.isfinite(low) else []
+    lines += [f"all tests [{low:+.2f}, {high:+.2f}]"] if math.isfinite(low) else []
     return "\n".join(lines)
 
 
@@ -70,7 +69,8 @@ def accuracy(row: Row) -> str:
     if row["synthetic"]:
         return "n/a: synthetic data"
     at_chance = f" ({row['at_chance']} at chance level)" if row["at_chance"] else ""
-    return plus_minus(row, "test_accuracy_percent") + at_chance
+    said = plus_minus(row, "test_accuracy_percent") + at_chance
+    return said if not row["streamed"] else f"{said}, mean {plus_minus(row, 'average_accuracy_percent')}"
 
 
 def runs(row: Row) -> str:
@@ -144,8 +144,8 @@ def family(row: Row) -> str:
     if tests == 0:
         return "No test was possible: it takes two seeds of a method, with full and short runs of the same seeds."
     return (
-        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons x equal FLOPs "
-        "and equal time; Holm's p); the intervals in these sentences cover together with 95 % (Bonferroni)."
+        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons; Holm's p); "
+        "the intervals in these sentences cover together with 95 % (Bonferroni)."
     )
 
 
@@ -157,7 +157,17 @@ def several(row: Row, mark: str, names: tuple[str, ...], scale: float = 1.0) -> 
 
 def standing(row: Row) -> str:
     """Where the method stands against shortened training: its sentence without the figures."""
-    return "control" if row["verdict"] == "control" else clean(row["statement"]).split(":")[0].split(" (")[0]
+    if row["verdict"] == "control":
+        return "control"
+    said = clean(row["statement"]).split(":")[0].split(" (")[0]
+    return f"{said}, p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else said
+
+
+def end_and_average(row: Row, name: str) -> str:
+    """``name`` of the accuracy at the end, and where data arrive in chunks that of the mean over them, a line each."""
+    if not row["streamed"]:
+        return difference(row, name)
+    return f"at the end {difference(row, name)}\nmean over the chunks {difference(row, f'average_{name}')}"
 
 
 def planned_seeds(row: Row) -> str:

@@ -19,6 +19,7 @@ HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform"
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
 Record = dict[str, Any]
 Variant = tuple[str, float, str]
+Frontier = Mapping[int, dict[float, Record]]
 
 
 def records_of(frame: pd.DataFrame) -> list[Record]:

@@ -45,7 +45,8 @@ def comparison_figures(
 
 
 def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
-    rows = [row for row in rows if row["test_accuracy_percent_n"] and row["total_flops_n"] and row["train_seconds_n"]]
+    counts = "average_accuracy" if rows and rows[0]["streamed"] else "test_accuracy"
+    rows = [row for row in rows if row[f"{counts}_percent_n"] and row["total_flops_n"] and row["train_seconds_n"]]
     if not rows:
         return None
     most = max(float(row["total_flops_mean"]) for row in rows)
@@ -63,19 +64,20 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
     for title, (column, scale) in panels.items():
         points = []
         for row in rows:
-            runs = [(_price(cell, column) / scale, 100 * cell["test_accuracy"]) for cell in by_label[row["label"]]]
+            runs = [(_price(cell, column) / scale, 100 * cell[counts]) for cell in by_label[row["label"]]]
             runs = [run for run in runs if all(map(math.isfinite, run))]
-            x, y = _interval(row, column, scale), _interval(row, "test_accuracy_percent", 1.0)
+            x, y = _interval(row, column, scale), _interval(row, f"{counts}_percent", 1.0)
             front = axis_of[column] in row["pareto"].split("; ")
             points.append(Point(row["label"], row["verdict"] == "control", x, y, runs, front))
         drawn[title] = points
     caption = (
-        "Accuracy against what training cost, by FLOPs, by time and, where metered, by energy. Squares: the two controls, shortened training at "
+        "Accuracy (of a stream its mean over the chunks) against what training cost, by FLOPs, by time and, where metered, by energy. Squares: the two controls, shortened training at "
         "each budget and full training, joined to the frontier. A method earns its keep only above the line in every "
         "panel. Rings: the Pareto front, rows that no other matches in mean accuracy for less. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
         "runs, where they are few."
     )
-    figures = [cost_figure(title, points) for title, points in drawn.items()]
+    what = "accuracy %" if counts == "test_accuracy" else "mean accuracy over the chunks, %"
+    figures = [cost_figure(title, points, what) for title, points in drawn.items()]
     return picture(figures, f"accuracy against cost, {name}", caption, "wide")
 
 

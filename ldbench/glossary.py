@@ -9,7 +9,7 @@ from ldbench.columns import (
     Row,
     accuracy,
     clean,
-    difference,
+    end_and_average,
     energy,
     planned_seeds,
     plus_minus,
@@ -42,30 +42,38 @@ ACCURACY_COLUMNS = (
         "n", runs, "Finished runs, one per seed. One run is an anecdote; diverged and failed runs have no accuracy "
         "and are counted here, so that a mean over survivors is seen for what it is.",
     ),
-    Column("accuracy %", accuracy, "Test accuracy: mean over seeds ± half the 95 % interval (Student's t)."),
     Column(
-        "points vs full", lambda row: difference(row, "difference_to_full_points"),
+        "accuracy %", accuracy,
+        "Test accuracy: mean over seeds ± half the 95 % interval (Student's t). Where data arrive in chunks, the one at "
+        "the end and the mean of those after every chunk.",
+    ),
+    Column(
+        "points vs full", lambda row: end_and_average(row, "difference_to_full_points"),
         "Accuracy minus that of full training with the same seed, in percentage points: mean [95 % interval]. The "
         "interval 'with images' also covers the choice of the test images: from which images each run got right, as "
         "crossed random effects of seeds and images; of a single run it covers the images alone.",
     ),
     Column(
-        "points vs short, equal FLOPs", lambda row: difference(row, "difference_at_equal_flops_points"),
+        "points vs short, equal FLOPs", lambda row: end_and_average(row, "difference_at_equal_flops_points"),
         "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, on straight lines between "
         "the short budgets and full. Never extrapolated. Accuracy usually bends above such straight lines, so few "
-        "budgets flatter the method a little.",
+        "budgets flatter the method a little. Where data arrive in chunks, two ways of shortening may be there: short "
+        "trains its share of each chunk, short-early the first chunk in full as far as the budget reaches. The method "
+        "is compared with that of the two which does better on average at its cost.",
     ),
     Column(
-        "points vs short, equal time", lambda row: difference(row, "difference_at_equal_time_points"),
+        "points vs short, equal time", lambda row: end_and_average(row, "difference_at_equal_time_points"),
         "The same at equal training seconds.",
     ),
     Column(
         "against shortened training", standing,
         "beats shortened training: better at equal FLOPs and at equal time; behind: worse at one of them; each beyond "
         "what its intervals, over seeds and over seeds and images, leave to chance, corrected for the number of tests "
-        "in this report (Holm 1979: p, which has to be at most 0.05). 'All tests' are intervals that cover together "
-        "with 95 % (Bonferroni; Dunn 1961); Holm's steps decide a little more than these can show. Else no difference "
-        "is shown, or the recipe is flat (below), or the frontier does not reach there and nothing can be compared.",
+        "in this report (Holm 1979: p, which has to be at most 0.05). Where data arrive in chunks, the mean accuracy "
+        "over the chunks decides, and one that is surely behind at the end of the stream is not said to be ahead. 'All "
+        "tests' are intervals that cover together with 95 % (Bonferroni; Dunn 1961); Holm's steps decide a little more "
+        "than these can show. Else no difference is shown, or the recipe is flat (below), or the frontier does not "
+        "reach there and nothing can be compared.",
     ),
     Column(
         "plan: seeds for ± 0.25", planned_seeds,

@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "legend.fontsize": 8.5, "svg.hashsalt": "ldbench", "svg.fonttype": "path",
 }  # fmt: skip
 CONTROL = "#555555"
-FRONTIER, FRONT = "frontier of training less", "Pareto front"
+FRONTIER, FRONT, EARLY = "frontier of training less", "Pareto front", "short-early"
 MOST_DOTS = 150  # single runs drawn in a panel; beyond, the intervals say it all
 Scores = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
@@ -72,22 +72,30 @@ def render(figure: Figure) -> str:
     return stream.getvalue()
 
 
-def cost_figure(title: str, points: Sequence[Point]) -> str:
-    """Accuracy (percent) against the cost in ``title``: methods with error bars, the frontier as a line."""
+def cost_figure(title: str, points: Sequence[Point], accuracy: str = "accuracy %") -> str:
+    """Accuracy (percent) against the cost in ``title``: methods with error bars, each frontier as a line."""
     with rc_context(STYLE):
         methods = [point.label for point in points if not point.control]
-        axes = _canvas(2.55, [*([FRONTIER] if sum(p.control for p in points) > 1 else []), FRONT, *methods])
+        axes = _canvas(2.55, [*_frontiers(points), FRONT, *methods])
         _cost_panel(axes, points, _styles(methods))
         axes.set_xlabel(title)
-        axes.set_title("accuracy %", loc="left")
+        axes.set_title(accuracy, loc="left")
         return _finished(axes)
+
+
+def _frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The controls by their way of training less, cheapest first, full training at the end of each."""
+    controls = sorted((p for p in points if p.control), key=lambda p: p.x[0])
+    early = [p for p in controls if p.label.startswith(EARLY)]
+    even = [p for p in controls if not p.label.startswith(EARLY)]
+    found = {FRONTIER: even} if len(even) > 1 else {}
+    return found | ({f"{FRONTIER}, early": early + [p for p in even if p.label == "full"]} if early else {})
 
 
 def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[str, str]]) -> None:
     controls = sorted((p for p in points if p.control), key=lambda p: p.x[0])
-    if len(controls) > 1:
-        x, y = [p.x[0] for p in controls], [p.y[0] for p in controls]
-        axes.plot(x, y, color=CONTROL, lw=1.4, label=FRONTIER)
+    for (name, line), dashes in zip(_frontiers(points).items(), ("-", "--"), strict=False):
+        axes.plot([p.x[0] for p in line], [p.y[0] for p in line], dashes, color=CONTROL, lw=1.4, label=name)
     colours = [CONTROL if point.control else styles[point.label][0] for point in points]
     dots = [(*run, colour) for point, colour in zip(points, colours, strict=True) for run in point.runs]
     if len(dots) <= MOST_DOTS:
@@ -96,7 +104,7 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
         _errorbars(axes, group, *styles[group[0].label], plain(group[0].label))
     _errorbars(axes, controls, CONTROL, "s", "_")
     for point in controls:
-        name = "full" if point.label == "full" else point.label.removeprefix("short ")
+        name = "full" if point.label == "full" else point.label.removeprefix(EARLY).removeprefix("short").strip()
         spot = (point.x[0], point.y[0])
         axes.annotate(plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL)
     _ring(axes, [point for point in points if point.front])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,13 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
 
 
 def _cells(row: dict[str, Any], wide: bool) -> list[str]:
+    counts = "average_" if row["streamed"] else ""
     texts = [clean(row["label"]), str(row["runs"]), "-" if row["synthetic"] else accuracy(row)]
     ratio = spanned(row, "train_time_ratio", "") if wide else f"{row['train_time_ratio_mean']:.2f}"
-    texts += [plus_minus(row, "difference_to_full_points", sign="+"), ratio.replace("nan", "-")]
+    texts += [plus_minus(row, f"{counts}difference_to_full_points", sign="+"), ratio.replace("nan", "-")]
     texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
     for axis in ("flops", "time") if wide else ():
-        texts.append(plus_minus(row, f"difference_at_equal_{axis}_points", sign="+"))
+        texts.append(plus_minus(row, f"{counts}difference_at_equal_{axis}_points", sign="+"))
     return [*(text.replace(" ± ", "±").replace("n/a", "-") for text in texts), str(row["verdict"])]
 
 
@@ -126,9 +126,6 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         yield "n = 1: an anecdote; more --seeds give intervals", ""
     if any(row["synthetic"] for row in rows):
         yield "synthetic data: no accuracy to show", ""
-    averages = {clean(row["label"]): row["average_accuracy_mean"] for row in rows}
-    if any(math.isfinite(value) for value in averages.values()):
-        yield "mean accuracy over the chunks: " + ", ".join(f"{m} {100 * v:.2f} %" for m, v in averages.items()), ""
     for row in rows:
         if row["diverged"] or row["failed"]:
             yield f"{clean(row['label'])}: {runs(row)}", "yellow"

@@ -13,6 +13,7 @@ from ldbench.comparisons import (
     BETWEEN,
     COMPARISON,
     CONTROLS,
+    Frontier,
     Record,
     Variant,
     comparison_warnings,
@@ -26,18 +27,21 @@ from ldbench.comparisons import (
 )
 from ldbench.frontier import Run, frontier_difference, frontier_slope, two_way_difference
 from ldbench.results import unpack_correct
+from ldbench.scenarios import SHORTENED
 from ldbench.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, seeds_needed, t_interval
 from ldbench.tradeoff import mark_pareto, to_target
 from ldbench.verdicts import Evidence, Pair, judge
 
 MEANS = (
     "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",
-    "dropped_stages", "average_accuracy",
+    "dropped_stages",
 )  # fmt: skip
 NOTES = ("peak_memory_kind", "store_tier", "augmentation", "augmentation_after_drop", "energy_unavailable_reason")
 FLAT_SLOPE = 0.005  # half a point per doubled budget: a recipe that surely gains no more is saturated
 PLANNED_HALF_WIDTH = 0.0025  # a quarter point, which most claims about dropping need
-TABLE_VERSION = 2  # 1: verdicts by plain 95 % intervals, without the columns that correct for the number of tests
+# 1: verdicts by plain 95 % intervals. 2: corrected test by test, each axis one of them. 3: row by row; in streams by the mean
+# over the chunks.
+TABLE_VERSION = 3
 
 
 def summarize(cells: pd.DataFrame) -> pd.DataFrame:
@@ -88,17 +92,14 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
             twice.append(record["cell"])
         else:
             by_method[name][record["seed"]] = record
-    frontier: dict[int, dict[float, Record]] = defaultdict(dict)
-    for (method, budget, _), runs in by_method.items():
-        if method in CONTROLS:
-            for seed, record in runs.items():
-                frontier[seed][budget if method != "full" else 1.0] = record
-    full = {seed: points[1.0] for seed, points in frontier.items() if 1.0 in points}
-    slope = frontier_slope({s: {b: r["test_accuracy"] for b, r in _scored(p).items()} for s, p in frontier.items()})
+    full, frontiers = _controls(by_method)
+    counts = "average_accuracy" if any(record["chunks"] for record in records) else "test_accuracy"
+    frontier = frontiers["short"] if len(frontiers["short"]) else frontiers["short-early"]
+    slope = frontier_slope({s: {b: r[counts] for b, r in _scored(p).items()} for s, p in frontier.items()})
     shared: Record = (
         {"table_version": TABLE_VERSION} | key | _columns("frontier_slope_points_per_doubling", slope.scaled(100))
     )
-    shared["frontier_state"] = frontier_state(slope)
+    shared["frontier_state"], shared["streamed"] = frontier_state(slope), counts == "average_accuracy"
     mixed = mixed_seeds(records)
     shared["warnings"] = BETWEEN.join(comparison_warnings(records, mixed, full, twice))
     rows: list[Record] = []
@@ -107,7 +108,7 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
         row = shared | {"method": name[0], "budget": name[1] if name[1] >= 0 else math.nan, "policy": name[2]}
         row["label"] = labels[name]
         runs, rest = by_method.get(name, {}), others.get(name, [])
-        differences, shown = _row(runs, rest, full, frontier, name[0] in CONTROLS, name[0] == "full", mixed)
+        differences, shown = _row(runs, rest, full, frontiers, name[0] in CONTROLS, name[0] == "full", mixed, counts)
         row |= differences | _costs(runs, full, name[0] == "full")
         rows.append(row | to_target([*runs.values(), *rest], _scored(full)))
         evidence.append(shown)
@@ -115,9 +116,24 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
     return rows, evidence
 
 
+def _controls(by_method: Mapping[Variant, dict[int, Record]]) -> tuple[dict[int, Record], dict[str, Frontier]]:
+    """Full training by seed; and for each way of shortening it {seed: {budget: run}}, full at its end."""
+    full = {seed: r for (method, *_), runs in by_method.items() if method == "full" for seed, r in runs.items()}
+    frontiers: dict[str, Frontier] = {name: defaultdict(dict) for name in SHORTENED}
+    for (method, budget, _), runs in by_method.items():
+        for seed, record in runs.items() if method in SHORTENED else ():
+            frontiers[method][seed][budget] = record
+    for frontier in frontiers.values():
+        for seed, record in full.items() if frontier else ():
+            frontier[seed][1.0] = record
+    if not any(frontiers.values()):
+        frontiers["short"] = {seed: {1.0: record} for seed, record in full.items()}
+    return full, frontiers
+
+
 def _row(
     runs: dict[int, Record], unfinished: list[Record], full: dict[int, Record],
-    frontier: dict[int, dict[float, Record]], control: bool, same: bool, mixed: set[int],
+    frontiers: Mapping[str, Frontier], control: bool, same: bool, mixed: set[int], counts: str,
 ) -> tuple[Record, Evidence | None]:  # fmt: skip
     every = [*runs.values(), *unfinished]
     states = Counter(record["status"] for record in unfinished)
@@ -125,27 +141,51 @@ def _row(
     row["at_chance"] = sum(bool(record["at_chance"]) for record in runs.values())
     row["synthetic"] = any(record["synthetic"] for record in every)
     scored, base = _scored(runs), _scored(full)
-    row |= _columns("test_accuracy_percent", t_interval(r["test_accuracy"] for r in scored.values()).scaled(100))
+    reason = "is part of the frontier" if control else "synthetic data" if row["synthetic"] else "no finished run"
     itself = Estimate(reason="is the control itself")
-    to_full = paired_difference(_pick(scored, "test_accuracy"), _pick(base, "test_accuracy")) if not same else itself
-    if row["synthetic"]:
-        to_full = Estimate(reason="synthetic data")
-    both = two_way_difference(_runs(scored, 1.0), _runs(base, 1.0)) if not same else itself
-    row |= _columns("difference_to_full_points", to_full.scaled(100), both.scaled(100))
-    pairs: dict[str, Pair] = {}
-    for axis in ("flops", "time"):
-        points = {seed: list(_runs(_scored(p), axis).values()) for seed, p in frontier.items()}
-        points = {seed: [run for run in some if math.isfinite(run.cost)] for seed, some in points.items()}
-        reason = "is part of the frontier" if control else "synthetic data" if row["synthetic"] else "no finished run"
-        absent = Estimate(reason=reason)
-        pairs[axis] = (absent, absent) if control or not scored else frontier_difference(_runs(scored, axis), points)
-        over_seeds, over_both = pairs[axis]
-        row |= _columns(f"difference_at_equal_{axis}_points", over_seeds.scaled(100), over_both.scaled(100))
-    spread = max((pair[0].spread for pair in pairs.values() if pair[0].n > 1), default=to_full.spread)
+    pairs: dict[str, dict[str, Pair]] = {}
+    spreads: dict[str, float] = {}
+    for accuracy, prefix in (("test_accuracy", ""), ("average_accuracy", "average_")):
+        here = {seed: r for seed, r in scored.items() if math.isfinite(r[accuracy])}
+        row |= _columns(f"{accuracy}_percent", t_interval(r[accuracy] for r in here.values()).scaled(100))
+        to_full = paired_difference(_pick(here, accuracy), _pick(base, accuracy)) if not same else itself
+        if row["synthetic"]:
+            to_full = Estimate(reason="synthetic data")
+        both = two_way_difference(_runs(here, 1.0, accuracy), _runs(base, 1.0, accuracy)) if not same else itself
+        row |= _columns(f"{prefix}difference_to_full_points", to_full.scaled(100), both.scaled(100))
+        pairs[accuracy], spreads[accuracy] = {}, to_full.spread
+        for axis in ("flops", "time"):
+            pair, against = (Estimate(reason=reason), Estimate(reason=reason)), ""
+            if here and not control:
+                pair, against = _to_frontiers(here, frontiers, axis, accuracy)
+            pairs[accuracy][axis] = pair
+            name = f"{prefix}difference_at_equal_{axis}"
+            row |= _columns(f"{name}_points", pair[0].scaled(100), pair[1].scaled(100)) | {f"{name}_control": against}
+    deciding = pairs[counts]
+    spread = max((pair[0].spread for pair in deciding.values() if pair[0].n > 1), default=spreads[counts])
     row["seeds_needed_for_quarter_point"] = seeds_needed(spread, PLANNED_HALF_WIDTH)
     if control:
         return row, None
-    return row, Evidence(pairs["flops"], pairs["time"], len(scored), len(unfinished), bool(mixed & runs.keys()))
+    final = (pairs["test_accuracy"]["flops"], pairs["test_accuracy"]["time"]) if counts != "test_accuracy" else None
+    doubtful = bool(mixed & runs.keys())
+    return row, Evidence(deciding["flops"], deciding["time"], len(scored), len(unfinished), doubtful, final)
+
+
+def _to_frontiers(
+    runs: Mapping[int, Record], frontiers: Mapping[str, Frontier], axis: str, accuracy: str
+) -> tuple[Pair, str]:
+    """The difference to that way of shortening which does best at these costs, and its name.
+
+    Best on average over the seeds, and among those that reach as many of them: what is left to choice favours the control.
+    """
+    found: list[tuple[Pair, str]] = []
+    for name, frontier in frontiers.items():
+        points = {seed: list(_runs(_scored(some), axis, accuracy).values()) for seed, some in frontier.items()}
+        points = {seed: [run for run in some if math.isfinite(run.cost)] for seed, some in points.items()}
+        found += [(frontier_difference(_runs(runs, axis, accuracy), points), name)] if frontier else []
+    if not found:
+        return frontier_difference(_runs(runs, axis, accuracy), {}), ""
+    return min(found, key=lambda entry: (-entry[0][0].n, entry[0][0].mean))
 
 
 def _costs(runs: dict[int, Record], full: dict[int, Record], same: bool) -> Record:
@@ -191,8 +231,13 @@ def _pick(runs: Mapping[int, Record], name: str) -> dict[int, float]:
     return {seed: float(r[name]) for seed, r in runs.items() if math.isfinite(r[name])}
 
 
-def _runs(records: Mapping[Any, Record], cost: str | float) -> dict[Any, Run]:
+def _runs(records: Mapping[Any, Record], cost: str | float, accuracy: str = "test_accuracy") -> dict[Any, Run]:
+    """Of the mean over chunks there is no image by image record."""
+
     def price(record: Record) -> float:
         return cost if isinstance(cost, float) else total_flops(record) if cost == "flops" else record["train_seconds"]
 
-    return {key: Run(price(r), r["test_accuracy"], r["correct"]) for key, r in records.items()}
+    def bits(record: Record) -> Any:
+        return record["correct"] if accuracy == "test_accuracy" else None
+
+    return {key: Run(price(r), r[accuracy], bits(r)) for key, r in records.items() if math.isfinite(r[accuracy])}

@@ -21,15 +21,16 @@ def mark_pareto(rows: Sequence[Record]) -> None:
     A row is dominated where another is at least as accurate at no more cost, and better in one of the two. Only rows
     whose runs all finished stand for themselves; an axis counts where every one of them has a cost. Means, no test.
     """
-    whole = []
+    whole: list[Record] = []
+    counts = "average_accuracy" if rows and rows[0]["streamed"] else "test_accuracy"
     for row in rows:
-        lost, known = row["diverged"] or row["failed"], math.isfinite(row["test_accuracy_percent_mean"])
+        lost, known = row["diverged"] or row["failed"], math.isfinite(row[f"{counts}_percent_mean"])
         row["pareto"] = "n/a: runs did not finish" if lost else "dominated" if known else "n/a: no accuracy"
         whole += [row] if known and not lost else []
     fronts: list[list[str]] = [[] for _ in whole]
     for axis, name in COST_AXES.items():
         if all(math.isfinite(row[f"{name}_mean"]) for row in whole):
-            points = [(float(row[f"{name}_mean"]), float(row["test_accuracy_percent_mean"])) for row in whole]
+            points = [(float(row[f"{name}_mean"]), float(row[f"{counts}_percent_mean"])) for row in whole]
             for front, kept in zip(fronts, undominated(points), strict=True):
                 front += [axis] if kept else []
     for row, front in zip(whole, fronts, strict=True):

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper
 from ldbench.checkpoint import read_checkpoint
-from ldbench.config import experiment_from_dict
+from ldbench.config import cells, experiment_from_dict
+from ldbench.course import make_course
+from ldbench.errors import UserError
 from ldbench.feeds import TensorFeed
 from ldbench.integrity import verify
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
+from ldbench.recipes import default_recipe
 from ldbench.record import plain
 from ldbench.report import write_report
 from ldbench.results import load_results
@@ -152,6 +155,53 @@ def test_all_methods_meet_the_same_chunks_and_steps_and_are_told_apart_by_what_t
     assert records["learn-and-drop"]["cache_build_flops"] > 0
 
 
+def test_what_has_stopped_leaves_when_its_chunk_is_over_and_evaluated(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(bench.cell("schedule", **ONLINE), tmp_path)  # 25 % of the run: in the first chunk, of 8 in 32 steps
+    ends = [chunk["step"] for chunk in run.result["chunks"]]
+    assert [(drop["step"], drop["at_chunk_end"]) for drop in run.result["drops"]] == [(end, True) for end in ends[:2]]
+    gone = [chunk["dropped_stages"] for chunk in run.result["chunks"]]
+    assert gone == [0, *(drop["cut"] for drop in run.result["drops"])]
+    own = bench.run(
+        bench.cell("freezeout+store", **(ONLINE | {"policy": {"freezeout+store": {"t_first": 0.4}}})), tmp_path
+    )
+    assert not any(drop["at_chunk_end"] for drop in own.result["drops"])  # a rival's rule is its own
+
+
+@pytest.mark.parametrize(("spanned", "rests"), [("chunk", [True, True, True]), ("whole", [False, False, True])])
+def test_the_rate_comes_to_rest_in_each_chunk_or_once(
+    spanned: str, rests: list[bool], bench: Bench, tmp_path: Path
+) -> None:
+    cell = bench.cell("full", **ONLINE, schedule="cosine", stream_schedule=spanned)
+    run = bench.run(cell, tmp_path)
+    closing = {row["chunk"]: row["lr"] for row in run.epochs}
+    assert [closing[chunk] < 0.1 * cell.lr for chunk in range(3)] == rests
+
+
+def test_short_early_spends_its_budget_on_the_first_chunk_first() -> None:
+    sets = stream()  # of 32, 52 and 52 samples
+    steps = [6, 10, 10]  # two epochs in batches of ten
+
+    def trained(budget: float, early: bool) -> list[int]:
+        course = make_course(sets, 10, 2, budget, early=early)
+        assert [epoch.chunk for epoch in course] == sorted(epoch.chunk for epoch in course)
+        return [sum(epoch.steps for epoch in course if epoch.chunk == chunk) for chunk in range(3)]
+
+    assert trained(0.5, early=False) == [3, 5, 5]
+    assert trained(0.5, early=True) == [6, 4, 4]  # 13 of 26 steps, 7 of them for two chunks
+    assert trained(0.1, early=True) == [3, 1, 1]  # no chunk is left out
+    assert all(0 < few <= many for few, many in zip(trained(0.75, early=True), steps, strict=True))
+
+
+def test_short_early_is_a_control_of_streams_alone() -> None:
+    with pytest.raises(UserError, match="short-early is short where data do not arrive in chunks"):
+        experiment_from_dict({"method": ["full", "short-early"]})
+    both = experiment_from_dict(
+        {"method": ["full", "short-early"], "scenario": ["scratch", "online"], "short_budgets": [0.5]}
+    )
+    made = [(cell.scenario, cell.method, cell.budget) for cell in cells(both, default_recipe)]
+    assert made == [("scratch", "full", None), ("online", "full", None), ("online", "short-early", 0.5)]
+
+
 def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench, tmp_path: Path) -> None:
     changes = ONLINE | {"dropout": 0.0}
     stored = bench.run(bench.cell("schedule", **changes), tmp_path / "a")
@@ -255,8 +305,8 @@ def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path)
     for cell, rows in told.groupby("cell"):
         record = read_sealed(tmp_path / "cells" / str(cell) / "result.json")
         assert rows["test_accuracy"].tolist() == pytest.approx([c["test_accuracy"] for c in record["chunks"]])
-    for value in summary.loc[summary["scenario"] == "online", "average_accuracy_mean"]:
-        assert any(value == record["average_accuracy"] for record in records)
+    for value in summary.loc[summary["scenario"] == "online", "average_accuracy_percent_mean"]:
+        assert any(value == pytest.approx(100 * record["average_accuracy"]) for record in records)
     assert list(verify(tmp_path)) == []
     assert plain(records)
 

@@ -22,7 +22,7 @@ def seen(
 
 
 def test_learn_and_drop_stops_a_prefix_and_never_skips_a_moving_stage() -> None:
-    policy = LearnAndDrop(remaining=0.2, patience=2, earliest=0.0)
+    policy = LearnAndDrop(remaining=0.2, patience=2, earliest=0.0, pace=100.0)
     policy.stopped(seen(10, [1.0] * 4, [1.0] * 4))
     for step in (20, 30):  # stage 1 keeps moving: stage 2, calm, has to wait for it
         assert policy.stopped(seen(step, [0.1, 0.9, 0.1, 0.1], [1.0] * 4)) == (0 if step == 20 else 1)
@@ -37,13 +37,13 @@ def test_learn_and_drop_stops_a_prefix_and_never_skips_a_moving_stage() -> None:
 def test_learn_and_drop_weighs_movement_by_its_directedness(
     change: float | None, ahead: float | None, cut: int
 ) -> None:
-    policy = LearnAndDrop(remaining=0.2, patience=1, earliest=0.0)
+    policy = LearnAndDrop(remaining=0.2, patience=1, earliest=0.0, pace=100.0)
     policy.stopped(seen(1, [1.0, 1.0], [1.0, 1.0]))
     assert policy.stopped(seen(2, [change, 1.0], [ahead, 1.0])) == cut
 
 
 def test_a_calm_check_between_lively_ones_does_not_add_up() -> None:
-    policy = LearnAndDrop(patience=2, earliest=0.0)
+    policy = LearnAndDrop(patience=2, earliest=0.0, pace=100.0)
     for step, change in enumerate([1.0, 0.1, 0.9, 0.1, 0.9, 0.1], 1):
         assert policy.stopped(seen(step, [change, 1.0], [1.0, 1.0])) == 0
 
@@ -55,15 +55,25 @@ def test_learn_and_drop_waits_until_earliest() -> None:
     assert policy.stopped(seen(50, [0.1, 1.0], [0.0, 1.0])) == 1
 
 
+def test_what_has_stopped_leaves_at_a_pace() -> None:
+    policy, gone = LearnAndDrop(patience=1, earliest=0.0, pace=1.5), []
+    for step in range(5, 100, 5):
+        change = [1.0 if step == 5 else 0.0] * 10
+        gone.append(policy.stopped(seen(step, change, [1.0] * 10, dropped=gone[-1] if gone else 0)))
+    assert gone[1:] == [min(9, math.floor(1.5 * (step / 100) * 10)) for step in range(10, 100, 5)]
+    with pytest.raises(UserError, match="pace is a number from 0 up"):
+        LearnAndDrop(pace=-1.0)
+
+
 def test_scores_that_are_not_numbers_never_drop_a_stage() -> None:
-    policy = LearnAndDrop(patience=1, earliest=0.0)
+    policy = LearnAndDrop(patience=1, earliest=0.0, pace=100.0)
     for step in range(1, 6):
         assert policy.stopped(seen(step, [math.nan] * 3, [math.nan] * 3)) == 0
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1)), min_size=8, max_size=40), st.integers(1, 7))
 def test_a_policy_resumed_from_json_goes_on_as_if_never_stopped(scores: list[tuple[float, float]], stop: int) -> None:
-    whole, first, second = (LearnAndDrop(earliest=0.0) for _ in range(3))
+    whole, first, second = (LearnAndDrop(earliest=0.0, pace=100.0) for _ in range(3))
     answers = []
     for policy_of in (lambda i: whole, lambda i: first if i < stop else second):
         answers.append([])
