@@ -80,7 +80,7 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
 
 def evidence_table(folders: Sequence[Path]) -> str:
     """Every method against full training and the frontier of shortened training; what is behind stays in it."""
-    from ldbench.columns import clean, family, plus_minus, slope, spanned, standing
+    from ldbench.columns import accuracy, clean, family, plus_minus, slope, spanned, standing
     from ldbench.comparisons import COMPARISON, comparison_title, records_of
     from ldbench.results import load_results
     from ldbench.summary import summarize
@@ -104,17 +104,41 @@ def evidence_table(folders: Sequence[Path]) -> str:
                 "",
             ]
             lines += [head, "| --- " * head.count(" | ") + "| --- |"]
+            counts = "average_" if rows[0]["streamed"] else ""
             for row in rows:
                 texts = [
-                    clean(row["label"]), str(row["runs"]), plus_minus(row, "test_accuracy_percent"),
-                    spanned(row, "difference_to_full_points"), spanned(row, "train_time_ratio", "", 2),
+                    clean(row["label"]), str(row["runs"]), accuracy(row),
+                    spanned(row, f"{counts}difference_to_full_points"), spanned(row, "train_time_ratio", "", 2),
                     plus_minus(row, "forward_flops_reduction_percent", 1), plus_minus(row, "total_flops_reduction_percent", 1),
-                    spanned(row, "difference_at_equal_flops_points"), spanned(row, "difference_at_equal_time_points"),
+                    *(spanned(row, f"{counts}difference_at_equal_{axis}_points") for axis in ("flops", "time")),
                     standing(row),
                 ]  # fmt: skip
                 lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
         lines.append("")
     return "\n".join(lines).strip() or NO_EVIDENCE
+
+
+def evidence_figure(folder: Path) -> str:
+    """Accuracy (of streams the mean over the chunks) against the FLOPs of training, comparison by comparison, as SVG."""
+    from ldbench.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.plots import Point, cost_grid
+    from ldbench.results import load_results
+    from ldbench.summary import summarize
+
+    panels = {}
+    for _, group in summarize(load_results(folder)).groupby(COMPARISON, sort=False):
+        rows = records_of(group)
+        name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
+        what = ", mean over the chunks" if rows[0]["streamed"] else ""
+        panels[comparison_title(rows[0]) + what] = [
+            Point(
+                row["label"], row["verdict"] == "control",
+                tuple(100 - row[f"total_flops_reduction_percent_{part}"] for part in ("mean", "high", "low")),
+                tuple(row[f"{name}_{part}"] for part in ("mean", "low", "high")), [],
+            )
+            for row in rows
+        ]  # fmt: skip
+    return cost_grid(panels, "training FLOPs, % of full")
 
 
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
@@ -134,11 +158,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     results, readme = ROOT / "results" / "gpu", ROOT / "README.md"
+    evidence = sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
     tables = {
         "kernel": kernel_table(sorted(results.glob("*/kernels-*.json"))),
-        "evidence": evidence_table(
-            sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
-        ),
+        "evidence": evidence_table(evidence),
         "energy": energy_table(sorted(folder for folder in results.glob("*/training") if folder.is_dir())),
     }
     before = readme.read_text()
@@ -147,6 +170,8 @@ def main() -> int:
         print("README.md is out of date: python -m benches.tables" if after != before else "README.md is up to date")
         return int(after != before)
     readme.write_text(after)
+    for folder in evidence:
+        folder.with_suffix(".svg").write_text(evidence_figure(folder))
     return 0
 
 

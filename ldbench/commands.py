@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldbench.plans import Outcome
 
 _MOST_SHOWN = 10
+_MOST_LISTED = 1000  # cells of a dry run that are listed one by one
 
 
 def console() -> Console:
@@ -129,17 +130,33 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
         if problem is not None:
             raise problem
         return 0
+    screen = console()
+    screen.print(_cell_by_cell(rows) if len(rows) <= _MOST_LISTED else _in_groups(rows))
+    screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
+    if problem is not None:
+        raise problem
+    return 0
+
+
+def _cell_by_cell(rows: list[dict[str, Any]]) -> Table:
     table = Table("cell", "model", "data set", "scenario", "method", "seed", "epochs", "state", box=None)
     for number, row in enumerate(rows, 1):
         state = "finished" if row["finished"] else "to run"
         named = (escape(row[key]) for key in ("model", "dataset", "scenario", "title"))
         table.add_row(str(number), *named, str(row["seed"]), str(row["epochs"]), state)
-    screen = console()
-    screen.print(table)
-    screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
-    if problem is not None:
-        raise problem
-    return 0
+    return table
+
+
+def _in_groups(rows: list[dict[str, Any]]) -> Table:
+    """A line per comparison, for a grid too long to be read cell by cell (``--json`` lists every one)."""
+    table = Table("model", "data set", "scenario", "methods and budgets", "seeds", "cells", "finished", box=None)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["dataset"], row["scenario"]), []).append(row)
+    for place, some in groups.items():
+        counts = len({row["title"] for row in some}), len({row["seed"] for row in some}), len(some)
+        table.add_row(*map(escape, place), *map(str, counts), str(sum(row["finished"] for row in some)))
+    return table
 
 
 def _planned(cell: Cell, done: bool) -> dict[str, Any]:

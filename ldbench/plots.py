@@ -83,6 +83,27 @@ def cost_figure(title: str, points: Sequence[Point], accuracy: str = "accuracy %
         return _finished(axes)
 
 
+def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 2) -> str:
+    """Several comparisons beside each other, each with the titled panel of its name; ``title`` heads all cost axes."""
+    width, height, top, foot = 4.6, 2.3, 0.4, 0.55
+    rows = math.ceil(len(panels) / columns)
+    labels = dict.fromkeys(point.label for points in panels.values() for point in points if not point.control)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(columns * width, rows * (height + top + foot) + 0.4))
+        whole, shown = figure.get_figheight(), {}
+        for place, (name, points) in enumerate(panels.items()):
+            row, column = divmod(place, columns)
+            bottom = whole - (row + 1) * (height + top + foot) + foot
+            spot = ((column + 0.12) / columns, bottom / whole, 0.84 / columns, height / whole)
+            axes = figure.add_axes(spot)
+            _cost_panel(axes, points, _styles(labels))
+            axes.set_title(plain(name), loc="left")
+            axes.set_xlabel(title)
+            shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=min(6, len(shown)), handlelength=1.6)
+        return render(figure)
+
+
 def _frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
     """The controls by their way of training less, cheapest first, full training at the end of each."""
     controls = sorted((p for p in points if p.control), key=lambda p: p.x[0])

@@ -302,6 +302,19 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_long_grid_is_told_comparison_by_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, said = in_process(capsys, monkeypatch, "run", "evidence-full", "--data-root", ".", "--dry-run")
+    assert code == 2  # no data here
+    assert "mnist not found" in said
+    assert "7600 cells" in out
+    assert sum("resnet152" in line for line in out.splitlines()) == 4 * 4  # data sets x scenarios
+    [row] = [line.split() for line in out.splitlines() if line.split()[:3] == ["vgg16_bn", "mnist", "online"]]
+    assert row[3:] == ["21", "5", "105", "0"]
+
+
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
     code = "import sys; sys.argv = ['ldbench', 'run', '--help']\nfrom ldbench.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules and 'pandas' not in sys.modules and 'matplotlib' not in sys.modules"
