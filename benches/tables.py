@@ -1,4 +1,4 @@
-"""Refreshes the README's tables from the result files that a lab brought home.
+"""Refreshes the README's tables and figures from the result files that a lab brought home.
 
     python -m benches.tables            # rewrites README.md
     python -m benches.tables --check    # exit code 1 if it is out of date
@@ -79,8 +79,8 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
 
 
 def evidence_table(folders: Sequence[Path]) -> str:
-    """Every method against full training and the frontier of shortened training; what is behind stays in it."""
-    from ldbench.columns import accuracy, clean, family, plus_minus, slope, spanned, standing
+    """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
+    from ldbench.columns import accuracy, clean, plus_minus, slope, spanned, standing
     from ldbench.comparisons import COMPARISON, comparison_title, records_of
     from ldbench.results import load_results
     from ldbench.summary import summarize
@@ -92,10 +92,7 @@ def evidence_table(folders: Sequence[Path]) -> str:
         if cells.empty:
             continue
         summary = summarize(cells)
-        where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
-        days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
-        lines += [f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
-                  f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(records_of(summary.head(1))[0])}"]  # fmt: skip
+        lines += _stands_on(folder, cells, records_of(summary.head(1))[0])
         for _, group in summary.groupby(COMPARISON, sort=False):
             rows = records_of(group)
             lines += [
@@ -116,6 +113,57 @@ def evidence_table(folders: Sequence[Path]) -> str:
                 lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
         lines.append("")
     return "\n".join(lines).strip() or NO_EVIDENCE
+
+
+def verdict_table(folders: Sequence[Path]) -> str:
+    """Every method that is no control against full training and training less, a line each."""
+    from ldbench.columns import clean, plus_minus, probability, spanned
+    from ldbench.comparisons import records_of
+    from ldbench.results import load_results
+    from ldbench.summary import summarize
+    from ldbench.verdicts import PHRASES
+
+    lines = []
+    for folder in folders:
+        cells = load_results(folder)
+        rows = [] if cells.empty else [row for row in records_of(summarize(cells)) if row["verdict"] != "control"]
+        if not rows:
+            continue
+        head = "| scenario | model | method | n | time ÷ full | forward FLOPs - % | to full | equal FLOPs | equal time | against shortened training |"
+        lines += [*_stands_on(folder, cells, rows[0]), "", head, "| --- " * (head.count("|") - 1) + "|"]
+        for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
+            counts = "average_" if row["streamed"] else ""
+            said = PHRASES[row["verdict"]] + (
+                f", p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else ""
+            )
+            texts = [
+                row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"]), spanned(row, "train_time_ratio", "", 2),
+                plus_minus(row, "forward_flops_reduction_percent", 1),
+                *(spanned(row, f"{counts}{name}_points") for name in
+                  ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")),
+                f"**{said}**" if row["verdict"] == "ahead" else said,
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
+        name = folder.name
+        lines += [
+            "",
+            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds; p after Holm's "
+            f"correction. Controls, accuracies and slopes: [results/{name}.md](results/{name}.md).",
+            "",
+            f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
+            "",
+        ]
+    return "\n".join(lines).strip() or NO_EVIDENCE
+
+
+def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
+    """What a table was made from: runs, machine, versions, days, and what its verdicts were corrected for."""
+    from ldbench.columns import family
+
+    where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
+    days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
+    return [f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
+            f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(row)}"]  # fmt: skip
 
 
 def evidence_figure(folder: Path) -> str:
@@ -161,7 +209,7 @@ def main() -> int:
     evidence = sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
     tables = {
         "kernel": kernel_table(sorted(results.glob("*/kernels-*.json"))),
-        "evidence": evidence_table(evidence),
+        "evidence": verdict_table(evidence),
         "energy": energy_table(sorted(folder for folder in results.glob("*/training") if folder.is_dir())),
     }
     before = readme.read_text()
@@ -172,6 +220,7 @@ def main() -> int:
     readme.write_text(after)
     for folder in evidence:
         folder.with_suffix(".svg").write_text(evidence_figure(folder))
+        folder.with_suffix(".md").write_text(f"# {folder.name}\n\n{evidence_table([folder])}\n")
     return 0
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ldbench.policies import Observation as Observation
     from ldbench.report import load_results as load_results
     from ldbench.report import write_report as write_report
+    from ldbench.rivals import AutoFreeze as AutoFreeze
     from ldbench.rivals import FreezeOut as FreezeOut
     from ldbench.stages import split_stages as split_stages
     from ldbench.stream import Stream as Stream
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AutoFreeze": "rivals",
     "CostTable": "costs",
     "Drop": "dropping",
     "FixedSchedule": "policies",
@@ -50,6 +52,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AutoFreeze",
     "CostTable",
     "Drop",
     "FixedSchedule",

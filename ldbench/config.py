@@ -34,7 +34,7 @@ class Experiment:
     model: tuple[str, ...] = ("resnet18",)
     dataset: tuple[str, ...] = ("digits",)
     scenario: tuple[str, ...] = ("scratch",)
-    method: tuple[str, ...] = ("full", "short", "learn-and-drop")
+    method: tuple[str, ...] = ("full", "short", "autofreeze+store")
     seeds: tuple[int, ...] = (0,)
     short_budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
     epochs: int = 12

@@ -30,9 +30,10 @@ from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.live import live_network
 from ldbench.methods import Execution
 from ldbench.optim import stage_groups
-from ldbench.policies import LearnAndDrop, Policy
+from ldbench.policies import Policy
 from ldbench.prefix import release, retire
 from ldbench.residual import random_depth
+from ldbench.rivals import AutoFreeze
 from ldbench.scores import ScoreTracker
 from ldbench.stages import legal_cuts, split_stages, stage_parameters
 from ldbench.stream import Stream
@@ -59,8 +60,9 @@ class LayerDropper:
         data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a feed.
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
         epochs: length of the run; ``total_steps`` says it in steps instead.
-        policy: when to drop; ``LearnAndDrop()`` by default. Where it has rates of its own (``lr_scales``) or adds steps
-            (``spend``), the loop has to follow: rates at ``progress``, until ``step_count`` is ``total_steps``.
+        policy: when to drop; ``AutoFreeze()`` by default, which was ahead of the others where they were compared. Where it
+            has rates of its own (``lr_scales``) or adds steps (``spend``), the loop has to follow: rates at ``progress``,
+            until ``step_count`` is ``total_steps``.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
         check_every: steps between two checks of the scores; 4 checks an epoch by default.
@@ -70,7 +72,7 @@ class LayerDropper:
         costs: a cost table measured before; measured on the spot when a drop is first considered otherwise.
         autocast: gives the context the forward pass runs in.
         augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
-        refresh_statistics: re-estimate BatchNorm statistics of the stages being dropped.
+        refresh_statistics: re-estimate BatchNorm statistics of the stages being dropped; as the policy wants by default.
         criterion: used to measure the cost table.
         stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by default.
         identity: names the data's content; with it a memory-mapped store can be taken up again after an interruption.
@@ -84,7 +86,7 @@ class LayerDropper:
         check_every: int | None = None, cache_dtype: str = "fp32", cache_budget: str | StoreBudget | None = None,
         folder: Path | None = None, costs: CostTable | None = None, channels_last: bool = False, compile: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext, augment: Any = None,
-        refresh_statistics: bool = True, criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+        refresh_statistics: bool | None = None, criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
         stream: Stream | None = None, identity: str | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.execution = model, optimizer, execution
@@ -100,11 +102,12 @@ class LayerDropper:
         self.planned_steps = total_steps if total_steps is not None else whole
         self.total_steps = self.planned_steps  # grows where a policy spends what it saved
         self.stretched: tuple[int, float] | None = None  # step and progress where it last grew
-        self.policy = policy if policy is not None else LearnAndDrop()
+        self.policy = policy if policy is not None else AutoFreeze()
         self.seed, self.check_every = seed, check_every or max(1, mean_steps(self.stream, self.batch_size) // 4)
         self.cache_dtype, self.channels_last, self.compile = cache_dtype, channels_last, compile
         self.autocast, self.augment, self.criterion = autocast, augment, criterion
-        self.refresh_statistics, self.costs = refresh_statistics, costs
+        self.refresh_statistics = self.policy.refreshes if refresh_statistics is None else refresh_statistics
+        self.costs = costs
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="ldbench-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

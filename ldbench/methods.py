@@ -24,15 +24,12 @@ class Method:
         execution: "store" skips the forward pass of dropped stages too, reading their cached output;
             "freeze" skips their backward pass alone.
         replays: name of the method whose recorded drops this one repeats for the same seed, or None.
-        refresh_statistics: re-estimate BatchNorm's population statistics when a stage is dropped. Off for rivals whose
-            papers do not, since it costs forward passes.
         stops: there is something to drop, so that ``NAME+store`` and ``NAME+freeze`` are methods, too.
     """
 
     policy: Callable[..., Policy]
     execution: Execution = "store"
     replays: str | None = None
-    refresh_statistics: bool = True
     stops: bool = True
 
 
@@ -44,13 +41,11 @@ _METHODS: dict[str, Method] = {
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
     "cost-benefit": Method(CostBenefit, "store"),
     "schedule": Method(FixedSchedule, "store"),
-    "freezeout": Method(FreezeOut, "freeze", refresh_statistics=False),
-    "freezeout-linear": Method(
-        functools.partial(FreezeOut, t_first=0.5, cubic=False, scaled=False), "freeze", refresh_statistics=False
-    ),
-    "autofreeze": Method(AutoFreeze, "freeze", refresh_statistics=False),
-    "egeria": Method(Egeria, "freeze", refresh_statistics=False),
-    "apf": Method(ParameterFreezing, "freeze", refresh_statistics=False),
+    "freezeout": Method(FreezeOut, "freeze"),
+    "freezeout-linear": Method(functools.partial(FreezeOut, t_first=0.5, cubic=False, scaled=False), "freeze"),
+    "autofreeze": Method(AutoFreeze, "freeze"),
+    "egeria": Method(Egeria, "freeze"),
+    "apf": Method(ParameterFreezing, "freeze"),
     "stochastic-depth": Method(StochasticDepth, stops=False),
     "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
 }

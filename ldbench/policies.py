@@ -38,6 +38,7 @@ class Dropping(NeverDrop):
     """
 
     relative_rates = True
+    refreshes = True
     waits = True
 
     def __init__(self, rule: str, anneal: float, average: float, spend: float) -> None:
@@ -242,6 +243,7 @@ class Replay(NeverDrop):
     """Repeats the drops of a recorded run: ``events`` is a list of (step, stages dropped[, made at a chunk's end])."""
 
     exact = True
+    refreshes = True
 
     def __init__(self, events: Sequence[Sequence[int]] = ()) -> None:
         self.events = [(int(event[0]), int(event[1]), any(event[2:])) for event in events]

@@ -65,6 +65,7 @@ class Policy(Protocol):
         average: horizon of the moving average of the weights that dropped stages are left with, as a share of the run; 0:
             they keep their last ones.
         spend: share of what a drop saves that is spent on more steps.
+        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs forward passes.
         waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
 
@@ -73,6 +74,7 @@ class Policy(Protocol):
     relative_rates: bool
     average: float
     spend: float
+    refreshes: bool
     waits: bool
 
     def stopped(self, seen: Observation) -> int:
@@ -108,6 +110,7 @@ class NeverDrop:
     relative_rates = False
     average = 0.0
     spend = 0.0
+    refreshes = False
     waits = False
 
     def stopped(self, seen: Observation) -> int:

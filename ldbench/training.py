@@ -68,7 +68,7 @@ class Training:
             execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
             cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
             compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
-            refresh_statistics=method.refresh_statistics, criterion=self.criterion, identity=dataset.fingerprint,
+            criterion=self.criterion, identity=dataset.fingerprint,
         )  # fmt: skip
         if policy.lr_scales(0.0, len(self.dropper.stages)) is not None:  # one group per stage, each with its own rate
             self.optimizer = build_optimizer(cell, stage_groups(self.dropper.stage_parameters))

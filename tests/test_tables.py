@@ -79,6 +79,27 @@ def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_pa
     assert tables.evidence_table([]) == tables.NO_EVIDENCE
 
 
+def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: Path) -> None:
+    from benches import tables
+
+    folder = tmp_path / "evidence-x"
+    for seed in range(6):
+        for budget in (0.25, 0.5, 0.75):
+            write_cell(folder, make_record("short", seed, budget=budget))
+        for method in ("full", "learn-and-drop", "freezeout"):
+            write_cell(folder, make_record(method, seed))
+    text = tables.verdict_table([folder])
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[2] for row in rows] == ["learn-and-drop", "freezeout"]
+    assert "**beats shortened training, p " in rows[0]
+    assert "behind shortened training, p " in rows[1]
+    assert "(results/evidence-x.md)" in text
+    figure = tables.evidence_figure(folder)
+    assert figure.startswith("<?xml")
+    assert figure == tables.evidence_figure(folder)
+    assert tables.verdict_table([]) == tables.NO_EVIDENCE
+
+
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
     from benches import tables
 
