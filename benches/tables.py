@@ -46,9 +46,9 @@ def _speed(row: Mapping[str, Any]) -> str:
 
 def energy_table(folders: Sequence[Path]) -> str:
     """Joules, seconds and accuracy of each method, with intervals."""
-    from ldbench.columns import clean, plus_minus, spanned
+    from ldbench.reporting.columns import clean, plus_minus, spanned
+    from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
-    from ldbench.summary import summarize
 
     lines = [
         "| GPU | model, data | method | n | accuracy % | training s | energy J (± bound) | energy ÷ full |",
@@ -73,17 +73,17 @@ def energy_table(folders: Sequence[Path]) -> str:
 
 
 def _named(cells: pd.DataFrame, column: str) -> list[str]:
-    from ldbench.columns import clean
+    from ldbench.reporting.columns import clean
 
     return sorted(set(cells[column].dropna().map(clean))) if column in cells else []
 
 
 def evidence_table(folders: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
-    from ldbench.columns import accuracy, clean, plus_minus, slope, spanned, standing
-    from ldbench.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.columns import accuracy, clean, plus_minus, slope, spanned, standing
+    from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
-    from ldbench.summary import summarize
 
     head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
     lines = []
@@ -117,11 +117,11 @@ def evidence_table(folders: Sequence[Path]) -> str:
 
 def verdict_table(folders: Sequence[Path]) -> str:
     """Every method that is no control against full training and training less, a line each."""
-    from ldbench.columns import clean, plus_minus, probability, spanned
-    from ldbench.comparisons import records_of
+    from ldbench.reporting.columns import clean, plus_minus, probability, spanned
+    from ldbench.reporting.comparisons import records_of
+    from ldbench.reporting.summary import summarize
+    from ldbench.reporting.verdicts import PHRASES
     from ldbench.results import load_results
-    from ldbench.summary import summarize
-    from ldbench.verdicts import PHRASES
 
     lines = []
     for folder in folders:
@@ -158,7 +158,7 @@ def verdict_table(folders: Sequence[Path]) -> str:
 
 def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
     """What a table was made from: runs, machine, versions, days, and what its verdicts were corrected for."""
-    from ldbench.columns import family
+    from ldbench.reporting.columns import family
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
@@ -168,10 +168,10 @@ def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> lis
 
 def evidence_figure(folder: Path) -> str:
     """Accuracy (of streams the mean over the chunks) against the FLOPs of training, comparison by comparison, as SVG."""
-    from ldbench.comparisons import COMPARISON, comparison_title, records_of
-    from ldbench.plots import Point, cost_grid
+    from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.plots import Point, cost_grid
+    from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
-    from ldbench.summary import summarize
 
     panels = {}
     for _, group in summarize(load_results(folder)).groupby(COMPARISON, sort=False):

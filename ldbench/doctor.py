@@ -17,7 +17,7 @@ from rich.table import Table
 from ldbench import checks as software
 from ldbench import machine
 from ldbench.checks import FAIL, GAP, OK, UNTRIED, Check, one_line
-from ldbench.columns import clean
+from ldbench.reporting.columns import clean
 
 CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
     ("Python", software.check_python),

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldbench.chunk_rows import CHUNK_FIELDS, chunk_rows
-from ldbench.columns import accuracy, clean, family, plus_minus, runs, slope, spanned
-from ldbench.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.errors import UserError
 from ldbench.record import write_text
+from ldbench.reporting.chunk_rows import CHUNK_FIELDS, chunk_rows
+from ldbench.reporting.columns import accuracy, clean, family, plus_minus, runs, slope, spanned
+from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
+from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
-from ldbench.summary import summarize
 
 __all__ = ["load_results", "print_table", "summarize", "write_report"]
 
@@ -40,7 +40,7 @@ def write_report(
     either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the others have
     none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
     """
-    from ldbench.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here
+    from ldbench.reporting.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here
 
     root = Path(directory)
     cells = load_results(root) if results is None else results

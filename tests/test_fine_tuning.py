@@ -30,11 +30,11 @@ from ldbench.plans import all_finished
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.record import VOLATILE_FIELDS
+from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed, write_sealed
 from ldbench.signals import Interrupted
-from ldbench.summary import summarize
 
 TABLE: dict[str, Any] = {
     "model": "tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50, "epochs": 3,

@@ -27,12 +27,12 @@ from ldbench.progress import ConsoleProgress
 from ldbench.recipes import default_recipe
 from ldbench.record import plain
 from ldbench.report import write_report
+from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed
 from ldbench.signals import Interrupted
 from ldbench.stream import Stream, chunked
-from ldbench.summary import summarize
 from ldbench.train import run_cell
 
 CPU = torch.device("cpu")

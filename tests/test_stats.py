@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ldbench.frontier import (
+from ldbench.reporting.frontier import (
     OffFrontier,
     Run,
     frontier_difference,
@@ -18,7 +18,14 @@ from ldbench.frontier import (
     interpolation_weights,
     two_way_difference,
 )
-from ldbench.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, t_interval, two_way_interval
+from ldbench.reporting.stats import (
+    Estimate,
+    paired_difference,
+    paired_ratio,
+    ratio_of_sums,
+    t_interval,
+    two_way_interval,
+)
 
 VALUES = st.dictionaries(st.integers(0, 50), st.floats(-100, 100), min_size=2, max_size=12)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ldbench.stats import Estimate, t_interval, two_way_interval
+from ldbench.reporting.stats import Estimate, t_interval, two_way_interval
 
 
 class Run(NamedTuple):

@@ -6,9 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ldbench.columns import quantity
-from ldbench.comparisons import COMPARISON, Record, method_labels, variant, variant_order
-from ldbench.markup import Html, table, tag
+from ldbench.reporting.columns import quantity
+from ldbench.reporting.comparisons import COMPARISON, Record, method_labels, variant, variant_order
+from ldbench.reporting.markup import Html, table, tag
 from ldbench.results import bounded
 
 FIELDS = (

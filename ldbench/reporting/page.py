@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.chunk_rows import chunk_section
-from ldbench.columns import clean, family, no_energy, quantity, slope
-from ldbench.comparisons import (
+from ldbench.reporting.chunk_rows import chunk_section
+from ldbench.reporting.columns import clean, family, no_energy, quantity, slope
+from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
     Record,
@@ -22,9 +22,9 @@ from ldbench.comparisons import (
     variant,
     variant_order,
 )
-from ldbench.figures import comparison_figures
-from ldbench.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
-from ldbench.markup import Html, page, table, tag
+from ldbench.reporting.figures import comparison_figures
+from ldbench.reporting.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
+from ldbench.reporting.markup import Html, page, table, tag
 from ldbench.results import bounded, read_object
 from ldbench.sealed import Damaged
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.comparisons import (
+from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
     CONTROLS,
@@ -25,12 +25,12 @@ from ldbench.comparisons import (
     variant,
     variant_order,
 )
-from ldbench.frontier import Run, frontier_difference, frontier_slope, two_way_difference
+from ldbench.reporting.frontier import Run, frontier_difference, frontier_slope, two_way_difference
+from ldbench.reporting.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, seeds_needed, t_interval
+from ldbench.reporting.tradeoff import mark_pareto, to_target
+from ldbench.reporting.verdicts import Evidence, Pair, judge
 from ldbench.results import unpack_correct
 from ldbench.scenarios import SHORTENED
-from ldbench.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, seeds_needed, t_interval
-from ldbench.tradeoff import mark_pareto, to_target
-from ldbench.verdicts import Evidence, Pair, judge
 
 MEANS = (
     "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",

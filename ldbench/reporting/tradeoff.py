@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldbench.comparisons import Record, total_flops
-from ldbench.stats import mean_over_hits
+from ldbench.reporting.comparisons import Record, total_flops
+from ldbench.reporting.stats import mean_over_hits
 
 TARGET_MARGIN = 0.005  # the target accuracy lies half a point below the mean of full
 COST_AXES = {"FLOPs": "total_flops", "time": "train_seconds", "energy": "energy_joules"}

@@ -21,7 +21,7 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ldbench.columns import clean
+from ldbench.reporting.columns import clean
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 MARKERS = "oDv^PX*<>hp"
@@ -90,7 +90,8 @@ def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 
     labels = dict.fromkeys(point.label for points in panels.values() for point in points if not point.control)
     with rc_context(STYLE):
         figure = Figure(figsize=(columns * width, rows * (height + top + foot) + 0.4))
-        whole, shown = figure.get_figheight(), {}
+        whole = figure.get_figheight()
+        shown: dict[str, Any] = {}
         for place, (name, points) in enumerate(panels.items()):
             row, column = divmod(place, columns)
             bottom = whole - (row + 1) * (height + top + foot) + foot
@@ -100,7 +101,7 @@ def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 
             axes.set_title(plain(name), loc="left")
             axes.set_xlabel(title)
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=min(6, len(shown)), handlelength=1.6)
+        figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=min(6, len(shown)), handlelength=1.6)
         return render(figure)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ldbench.columns import (
+from ldbench.reporting.columns import (
     Row,
     accuracy,
     clean,

@@ -14,8 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ldbench.multiplicity import LEVEL, holm, simultaneous_confidence
-from ldbench.stats import Estimate
+from ldbench.reporting.multiplicity import LEVEL, holm, simultaneous_confidence
+from ldbench.reporting.stats import Estimate
 
 Pair = tuple[Estimate, Estimate]  # over seeds; over seeds and images
 Record = dict[str, Any]

@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from ldbench.columns import clean
+from ldbench.reporting.columns import clean
 
 VOID = ("img", "br")
 STYLE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ldbench.stats import CONFIDENCE
+from ldbench.reporting.stats import CONFIDENCE
 
 LEVEL = 1 - CONFIDENCE
 
