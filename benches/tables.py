@@ -19,6 +19,8 @@ from typing import Any
 
 import pandas as pd
 
+from benches.leads import lead_lines
+
 ROOT = Path(__file__).parents[1]
 NOTHING = "No figures from a GPU yet; `python -m benches.lab` makes them."
 NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
@@ -152,6 +154,7 @@ def verdict_table(folders: Sequence[Path]) -> str:
             "",
             f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
             "",
+            *lead_lines(folder),
         ]
     return "\n".join(lines).strip() or NO_EVIDENCE
 

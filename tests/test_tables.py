@@ -100,6 +100,52 @@ def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: 
     assert tables.verdict_table([]) == tables.NO_EVIDENCE
 
 
+def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path: Path) -> None:
+    from benches.leads import lead_lines, leads
+    from ldbench.reporting.comparisons import records_of
+    from ldbench.results import load_results
+
+    shares = {"a": 0.5, "b": 0.375}
+    for seed in range(4):
+        for budget in (0.25, 0.5, None):
+            share = budget or 1.0
+            made = {
+                "forward_flops": int(1e13 * share),
+                "backward_flops": int(2e13 * share),
+                "train_seconds": 80 * share,
+            }
+            write_cell(
+                tmp_path,
+                make_record(
+                    "short" if budget else "full",
+                    seed,
+                    budget=budget,
+                    test_accuracy=0.8 + 0.1 * share,
+                    test_correct_base64=None,
+                    **made,
+                ),
+            )
+        for method, share in shares.items():  # 2 points above the line, and 1 + seed / 10
+            above = 0.02 if method == "a" else 0.01 + 0.001 * seed
+            made = {
+                "forward_flops": int(1e13 * share),
+                "backward_flops": int(2e13 * share),
+                "train_seconds": 80 * share,
+            }
+            write_cell(
+                tmp_path,
+                make_record(method, seed, test_accuracy=0.8 + 0.1 * share + above, test_correct_base64=None, **made),
+            )
+    records = records_of(load_results(tmp_path))
+    for axis in ("equal FLOPs", "equal time"):
+        assert list(leads(records, "a", axis).values()) == pytest.approx([2.0] * 4)
+        assert sorted(leads(records, "b", axis).values()) == pytest.approx([1.0, 1.1, 1.2, 1.3])
+    [_, _, first, *_] = lead_lines(tmp_path, "a", "b")
+    assert first.startswith("* vgg11_bn, equal FLOPs: +0.85 [")
+    assert first.endswith("n = 4")
+    assert lead_lines(tmp_path, "a", "never run") == []
+
+
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
     from benches import tables
 
