@@ -1,7 +1,7 @@
 """Which of two drop rules is further ahead of training less: a paired comparison over the seeds of an evidence folder.
 
 A run's lead is its accuracy (of a stream the mean over the chunks) less what training less reaches at the same cost with
-the same seed, on straight lines between the budgets, by the better of ``short`` and ``short-early`` there. Rules that stop
+the same seed, between the budgets on lines over the logarithm of the cost, by the better of ``short`` and ``short-early`` there. Rules that stop
 at different costs can so be held against each other.
 """
 

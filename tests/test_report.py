@@ -120,7 +120,8 @@ def test_summary_agrees_with_a_calculation_by_hand(tmp_path: Path) -> None:
     expected = []
     for seed in ours.index:
         controls = cells[(cells["seed"] == seed) & cells["method"].isin(("full", "short"))].sort_values("train_seconds")
-        line = np.interp(ours.loc[seed, "train_seconds"], controls["train_seconds"], controls["test_accuracy"])
+        cost, costs = np.log(ours.loc[seed, "train_seconds"]), np.log(controls["train_seconds"])
+        line = np.interp(cost, costs, controls["test_accuracy"])
         expected.append(100 * (ours.loc[seed, "test_accuracy"] - line))
     assert row["difference_at_equal_time_points_mean"] == pytest.approx(np.mean(expected))
     logs = np.log(ours["train_seconds"] / full["train_seconds"])

@@ -98,14 +98,15 @@ def test_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
 def test_interpolation_goes_through_its_points_and_between_them() -> None:
     costs, accuracies = [4.0, 1.0, 2.0], np.array([0.9, 0.6, 0.8])
     assert interpolation_weights(costs, 2.0) @ accuracies == pytest.approx(0.8)
-    assert interpolation_weights(costs, 3.0) @ accuracies == pytest.approx(0.85)
+    assert interpolation_weights(costs, 2.0**1.5) @ accuracies == pytest.approx(0.85)  # half a doubling
+    assert interpolation_weights(costs, 3.0) @ accuracies > 0.85  # and a straight line over the cost would say 0.85
     assert interpolation_weights(costs, 1.0) @ accuracies == pytest.approx(0.6)
     assert interpolation_weights(costs, 4.0) @ accuracies == pytest.approx(0.9)
 
 
 def test_points_of_equal_cost_are_averaged() -> None:
     assert interpolation_weights([1.0, 1.0, 3.0], 1.0) == pytest.approx([0.5, 0.5, 0.0])
-    assert interpolation_weights([1.0, 3.0, 3.0], 2.0) == pytest.approx([0.5, 0.25, 0.25])
+    assert interpolation_weights([1.0, 4.0, 4.0], 2.0) == pytest.approx([0.5, 0.25, 0.25])
 
 
 @given(st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6, unique=True), st.floats(0, 1))
@@ -114,7 +115,7 @@ def test_interpolation_weights_sum_to_one_and_reproduce_the_cost(costs: list[flo
     weights = interpolation_weights(costs, min(cost, max(costs)))
     assert weights.min() >= 0
     assert weights.sum() == pytest.approx(1)
-    assert weights @ np.array(costs) == pytest.approx(cost, rel=1e-6)
+    assert weights @ np.log(costs) == pytest.approx(math.log(min(cost, max(costs))), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ def test_interpolation_weights_sum_to_one_and_reproduce_the_cost(costs: list[flo
         ([1.0, 2.0], 0.99, "cheapest"),
         ([1.0, 2.0], 2.01, "more than"),
         ([1.0], 1.0, "no short"),
+        ([0.0, 1.0], 0.5, "without a cost"),
         ([], 1.0, "no short"),
         ([1.0, 2.0], math.nan, "not known"),
     ],
@@ -134,7 +136,7 @@ def test_the_frontier_is_never_extrapolated(costs: list[float], cost: float, rea
 
 def test_frontier_difference_is_taken_per_seed_at_each_runs_own_cost() -> None:
     frontier = {0: [Run(1, 0.5), Run(2, 0.7)], 1: [Run(2, 0.6), Run(4, 0.8)]}
-    estimate, both = frontier_difference({0: Run(1.5, 0.65), 1: Run(3, 0.8)}, frontier)
+    estimate, both = frontier_difference({0: Run(2**0.5, 0.65), 1: Run(2**1.5, 0.8)}, frontier)
     assert estimate.mean == pytest.approx((0.05 + 0.1) / 2)
     assert (estimate.n, estimate.reason, both.n) == (2, "", 0)
 
@@ -189,7 +191,7 @@ def test_lucky_seeds_do_not_make_a_two_way_interval_of_no_width() -> None:
 
 def test_two_way_needs_the_same_images() -> None:
     long, short = Run(1, 0.5, np.ones(8, dtype=bool)), Run(1, 0.5, np.ones(4, dtype=bool))
-    frontier = {0: [Run(0, 0.1, np.zeros(8, dtype=bool)), Run(2, 0.2, np.zeros(8, dtype=bool))]}
+    frontier = {0: [Run(0.5, 0.1, np.zeros(8, dtype=bool)), Run(2, 0.2, np.zeros(8, dtype=bool))]}
     assert frontier_difference({0: short}, frontier)[1].n == 0
     assert frontier_difference({0: long}, frontier)[1].mean == pytest.approx(1.0)
     assert two_way_difference({0: long}, {1: long}).n == 0

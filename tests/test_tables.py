@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import math
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path:
                     "short" if budget else "full",
                     seed,
                     budget=budget,
-                    test_accuracy=0.8 + 0.1 * share,
+                    test_accuracy=0.9 + 0.05 * math.log2(share),
                     test_correct_base64=None,
                     **made,
                 ),
@@ -134,7 +135,9 @@ def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path:
             }
             write_cell(
                 tmp_path,
-                make_record(method, seed, test_accuracy=0.8 + 0.1 * share + above, test_correct_base64=None, **made),
+                make_record(
+                    method, seed, test_accuracy=0.9 + 0.05 * math.log2(share) + above, test_correct_base64=None, **made
+                ),
             )
     records = records_of(load_results(tmp_path))
     for axis in ("equal FLOPs", "equal time"):

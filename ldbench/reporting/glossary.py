@@ -55,9 +55,9 @@ ACCURACY_COLUMNS = (
     ),
     Column(
         "points vs short, equal FLOPs", lambda row: end_and_average(row, "difference_at_equal_flops_points"),
-        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, on straight lines between "
-        "the short budgets and full. Never extrapolated. Accuracy usually bends above such straight lines, so few "
-        "budgets flatter the method a little. Where data arrive in chunks, two ways of shortening may be there: short "
+        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, between the short budgets and "
+        "full on straight lines over the logarithm of the cost. Never extrapolated. Accuracy bends above straight lines "
+        "over the cost itself; what bend is left between few budgets flatters the method a little. Where data arrive in chunks, two ways of shortening may be there: short "
         "trains its share of each chunk, short-early the first chunk in full as far as the budget reaches. The method "
         "is compared with that of the two which does better on average at its cost.",
     ),
