@@ -122,7 +122,7 @@ def verdict_table(folders: Sequence[Path]) -> str:
     from ldbench.reporting.columns import clean, plus_minus, probability, spanned
     from ldbench.reporting.comparisons import records_of
     from ldbench.reporting.summary import summarize
-    from ldbench.reporting.verdicts import PHRASES
+    from ldbench.reporting.verdicts import LEVEL, PHRASES
     from ldbench.results import load_results
 
     lines = []
@@ -135,9 +135,10 @@ def verdict_table(folders: Sequence[Path]) -> str:
         lines += [*_stands_on(folder, cells, rows[0]), "", head, "| --- " * (head.count("|") - 1) + "|"]
         for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
             counts = "average_" if row["streamed"] else ""
-            said = PHRASES[row["verdict"]] + (
-                f", p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else ""
-            )
+            said = PHRASES[row["verdict"]]
+            said += f", p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else ""
+            if row["verdict"] == "undecided" and row["holm_p"] <= LEVEL:
+                said += f" ({clean(row['verdict_reason'])})"
             texts = [
                 row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"]), spanned(row, "train_time_ratio", "", 2),
                 plus_minus(row, "forward_flops_reduction_percent", 1),
@@ -171,7 +172,7 @@ def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> lis
 
 def evidence_figure(folder: Path) -> str:
     """Accuracy (of streams the mean over the chunks) against the FLOPs of training, comparison by comparison, as SVG."""
-    from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.comparisons import COMPARISON, records_of
     from ldbench.reporting.plots import Point, cost_grid
     from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
@@ -181,7 +182,7 @@ def evidence_figure(folder: Path) -> str:
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""
-        panels[comparison_title(rows[0]) + what] = [
+        panels[f"{rows[0]['model']}, {rows[0]['scenario']}{what}"] = [
             Point(
                 row["label"], row["verdict"] == "control",
                 tuple(100 - row[f"total_flops_reduction_percent_{part}"] for part in ("mean", "high", "low")),

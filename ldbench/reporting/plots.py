@@ -84,7 +84,10 @@ def cost_figure(title: str, points: Sequence[Point], accuracy: str = "accuracy %
 
 
 def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 2) -> str:
-    """Several comparisons beside each other, each with the titled panel of its name; ``title`` heads all cost axes."""
+    """Several comparisons beside each other, each a panel with its name; ``title`` heads all cost axes.
+
+    Each shows the accuracies around its methods: controls far below them lie outside.
+    """
     width, height, top, foot = 4.6, 2.3, 0.4, 0.55
     rows = math.ceil(len(panels) / columns)
     labels = dict.fromkeys(point.label for points in panels.values() for point in points if not point.control)
@@ -95,12 +98,15 @@ def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 
         for place, (name, points) in enumerate(panels.items()):
             row, column = divmod(place, columns)
             bottom = whole - (row + 1) * (height + top + foot) + foot
-            spot = ((column + 0.12) / columns, bottom / whole, 0.84 / columns, height / whole)
+            spot = ((column + 0.14) / columns, bottom / whole, 0.83 / columns, height / whole)
             axes = figure.add_axes(spot)
             _cost_panel(axes, points, _styles(labels))
             axes.set_title(plain(name), loc="left")
-            axes.set_xlabel(title)
+            axes.set(xlabel=title, ylabel="accuracy %")
+            inside = [point.y[0] for point in points if not point.control] or [point.y[0] for point in points]
+            axes.set_ylim(min(inside) - 2.0, max(point.y[0] for point in points) + 0.6)
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        shown.pop(FRONT, None)
         figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=min(6, len(shown)), handlelength=1.6)
         return render(figure)
 
@@ -128,7 +134,9 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
     for point in controls:
         name = "full" if point.label == "full" else point.label.removeprefix(EARLY).removeprefix("short").strip()
         spot = (point.x[0], point.y[0])
-        axes.annotate(plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL)
+        axes.annotate(
+            plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL, annotation_clip=True
+        )  # fmt: skip
     _ring(axes, [point for point in points if point.front])
     # Intervals of few seeds are huge: they may run off the axes, so that the runs stay readable.
     spread = np.array([run for p in points for run in p.runs] + [(p.x[0], p.y[0]) for p in points])
