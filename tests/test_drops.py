@@ -44,7 +44,7 @@ def test_an_annealed_rate_falls_from_one_to_zero_and_stays(a: float, b: float, l
 
 
 def test_learn_and_drop_anneals_what_has_stopped_and_drops_it_when_its_rate_is_gone() -> None:
-    policy = LearnAndDrop(patience=1, earliest=0.0, anneal=0.2)
+    policy = LearnAndDrop(patience=1, earliest=0.0, pace=100.0, anneal=0.2)
     assert policy.lr_scales(0.0, 3) == [1.0] * 3
     assert policy.stopped(seen(10, [1.0, 1.0, 1.0])) == 0
     assert policy.stopped(seen(20, [0.1, 1.0, 1.0])) == 0
@@ -52,7 +52,7 @@ def test_learn_and_drop_anneals_what_has_stopped_and_drops_it_when_its_rate_is_g
     assert policy.stopped(seen(30, [0.9, 0.1, 1.0])) == 0  # the decision is final, the next stage follows
     assert policy.lr_scales(0.4, 3) == pytest.approx([0.0, 0.5, 1.0])
     assert policy.stopped(seen(40, [0.9, 0.9, 1.0])) == 1
-    again = LearnAndDrop(patience=1, earliest=0.0, anneal=0.2)
+    again = LearnAndDrop(patience=1, earliest=0.0, pace=100.0, anneal=0.2)
     again.load_state_dict(json.loads(json.dumps(policy.state_dict())))
     assert again.stopped(seen(50, [0.9, 0.9, 1.0], dropped=1)) == 2
     assert again.lr_scales(0.5, 3) == pytest.approx([0.0, 0.0, 1.0])

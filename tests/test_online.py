@@ -306,7 +306,7 @@ def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path)
         record = read_sealed(tmp_path / "cells" / str(cell) / "result.json")
         assert rows["test_accuracy"].tolist() == pytest.approx([c["test_accuracy"] for c in record["chunks"]])
     for value in summary.loc[summary["scenario"] == "online", "average_accuracy_percent_mean"]:
-        assert any(value == pytest.approx(100 * record["average_accuracy"]) for record in records)
+        assert any(value == pytest.approx(100 * r["average_accuracy"]) for r in records if r["scenario"] == "online")
     assert list(verify(tmp_path)) == []
     assert plain(records)
 

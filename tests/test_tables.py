@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,3 +158,11 @@ def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
     )
     with pytest.raises(ValueError, match="no place"):
         tables.refreshed("nothing here", {"x": "new"})
+
+
+def test_the_readme_says_what_the_committed_records_say() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benches.tables", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "up to date" in done.stdout
