@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ldbench.coercion import MOST_SEEDS
-from ldbench.config import Experiment, experiment_from_dict
+from ldbench.config import OF_STREAMS, OF_TUNING, Experiment, experiment_from_dict
 from ldbench.errors import UserError, shown
 from ldbench.experiment_files import read_experiment
+from ldbench.scenarios import SCENARIOS
 
 # Options that hold lists or either of two types arrive as text; how to write them.
 AS_TEXT = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}
@@ -30,6 +31,7 @@ def experiment_from_options(source: str | None, options: dict[str, Any], setting
         source = "quickstart"
     table = dict(read_experiment(source)) if source is not None else {}
     table |= {key: _option(key, value) for key, value in options.items()}
+    _narrow(table, options)
     if settings:
         experiment_from_dict({"policy": table.get("policy", {})})  # before anything is laid over it
         policy = {name: dict(entry) for name, entry in table.get("policy", {}).items()}
@@ -39,6 +41,21 @@ def experiment_from_options(source: str | None, options: dict[str, Any], setting
         table["policy"] = policy
     name = Path(source).name.removesuffix(".toml").removesuffix(".json") if source else "run"
     return experiment_from_dict(table, "experiment"), name if name.strip(".") else "run"
+
+
+def _narrow(table: dict[str, Any], options: dict[str, Any]) -> None:
+    """Where the command line chooses scenarios, leave out what the file says for others; options of its own stay."""
+    chosen = [SCENARIOS[name] for name in options.get("scenario", ()) if name in SCENARIOS]
+    if not chosen:
+        return
+    unused = [] if any(scenario.tuned for scenario in chosen) else list(OF_TUNING)
+    if not any(scenario.streamed for scenario in chosen):
+        unused += OF_STREAMS
+        if "method" not in options and isinstance(table.get("method"), list):
+            table["method"] = [name for name in table["method"] if name != "short-early"]
+    for key in unused:
+        if key not in options:
+            table.pop(key, None)
 
 
 def _setting(text: str) -> tuple[str, str, Any]:

@@ -302,6 +302,28 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "cells"),
+    [
+        (["--scenario", "scratch"], 2 * 10 * 8),
+        (["--scenario", "fine-tune"], 2 * 10 * 8),
+        (["--scenario", "online"], 2 * 10 * 12),
+    ],
+)
+def test_a_suite_can_be_narrowed_to_one_of_its_scenarios(
+    words: list[str], cells: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, out, said = in_process(capsys, monkeypatch, "run", "evidence-cpu", *words, "--data-root", ".", "--dry-run")
+    assert f"{cells} cells" in out
+    assert "not found" in said  # the data; everything else is as it should be
+    code, _, said = in_process(
+        capsys, monkeypatch, "run", "evidence-cpu", "--scenario", "scratch", "--chunks", "3", "--dry-run"
+    )
+    assert code == 2
+    assert "add --scenario online" in said  # what was asked for on the command line is not left out in silence
+
+
 def test_a_dry_run_of_a_long_grid_is_told_comparison_by_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
