@@ -7,6 +7,7 @@ at different costs can so be held against each other.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def lead(run: Record, controls: Sequence[Record], axis: str) -> float:
 
 
 def leads(records: Sequence[Record], method: str, axis: str) -> dict[tuple[str, str, int], float]:
-    """The lead of every finished run of ``method``, by (model, scenario, seed)."""
+    """The lead of every finished run of ``method`` with its default options, by (model, scenario, seed)."""
     by_seed: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
     for record in records:
         if record["status"] == "finished":
@@ -48,7 +49,7 @@ def leads(records: Sequence[Record], method: str, axis: str) -> dict[tuple[str, 
         place: lead(run, [r for r in some if r["method"] in (*SHORTENED, "full")], axis)
         for place, some in by_seed.items()
         for run in some
-        if run["method"] == method
+        if run["method"] == method and json.loads(run["policy"]) == {}
     }
 
 
