@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_records import ENVIRONMENT, make_record, write_cell
+from report_records import ENVIRONMENT, make_record, write_cell, write_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,11 +65,7 @@ def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_pa
     from benches import tables
 
     folder = tmp_path / "evidence-x"
-    for seed in range(4):
-        for budget in (0.25, 0.5, 0.75):
-            write_cell(folder, make_record("short", seed, budget=budget))
-        for method in ("full", "learn-and-drop", "freeze"):
-            write_cell(folder, make_record(method, seed))
+    write_grid(folder, seeds=range(4), methods=("learn-and-drop", "freeze"))
     text = tables.evidence_table([folder])
     assert text.startswith("**evidence-x**: 24 runs on Test CPU, torch ")
     assert "2 tests of this report" in text
@@ -85,11 +81,7 @@ def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: 
     from benches import tables
 
     folder = tmp_path / "evidence-x"
-    for seed in range(6):
-        for budget in (0.25, 0.5, 0.75):
-            write_cell(folder, make_record("short", seed, budget=budget))
-        for method in ("full", "learn-and-drop", "freezeout"):
-            write_cell(folder, make_record(method, seed))
+    write_grid(folder, seeds=range(6), methods=("learn-and-drop", "freezeout"))
     text = tables.verdict_table([folder])
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row.split(" | ")[2] for row in rows] == ["learn-and-drop", "freezeout"]
