@@ -1,8 +1,8 @@
 """Which of two drop rules is further ahead of training less: a paired comparison over the seeds of an evidence folder.
 
 A run's lead is its accuracy (of a stream the mean over the chunks) less what training less reaches at the same cost with
-the same seed, between the budgets on lines over the logarithm of the cost, by the better of ``short`` and ``short-early`` there. Rules that stop
-at different costs can so be held against each other.
+the same seed, between the budgets on lines over the logarithm of the cost, by the better of ``short`` and ``short-early``
+there. Rules that stop at different costs can so be held against each other.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ldbench.reporting.comparisons import SHORTENED, records_of, total_flops
+from ldbench.reporting.comparisons import CONTROLS, Record, total_flops
 from ldbench.reporting.frontier import OffFrontier, interpolation_weights
 from ldbench.reporting.stats import Estimate, t_interval
-from ldbench.results import load_results
+from ldbench.scenarios import SHORTENED
 
-Record = dict[str, Any]
 COSTS = {"equal FLOPs": total_flops, "equal time": lambda record: float(record["train_seconds"])}
 
 
@@ -46,7 +43,7 @@ def leads(records: Sequence[Record], method: str, axis: str) -> dict[tuple[str, 
         if record["status"] == "finished":
             by_seed[record["model"], record["scenario"], record["seed"]].append(record)
     return {
-        place: lead(run, [r for r in some if r["method"] in (*SHORTENED, "full")], axis)
+        place: lead(run, [r for r in some if r["method"] in CONTROLS], axis)
         for place, some in by_seed.items()
         for run in some
         if run["method"] == method and json.loads(run["policy"]) == {}
@@ -65,9 +62,8 @@ def mean_difference(
     return t_interval(float(np.mean(some)) for some in differences.values() if len(some) == scenarios)
 
 
-def lead_lines(folder: Path, ours: str = "autofreeze+store", theirs: str = "learn-and-drop") -> list[str]:
+def lead_lines(records: Sequence[Record], ours: str = "autofreeze+store", theirs: str = "learn-and-drop") -> list[str]:
     """A Markdown line per model and axis."""
-    records = records_of(load_results(folder))
     if not {ours, theirs} <= {record["method"] for record in records}:
         return []
     lines = []

@@ -10,6 +10,7 @@ Read are ``results/gpu/*/kernels-*.json`` (of ``benches.gpu_kernels``), ``result
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -24,6 +25,16 @@ from benches.leads import lead_lines
 ROOT = Path(__file__).parents[1]
 NOTHING = "No figures from a GPU yet; `python -m benches.lab` makes them."
 NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
+
+
+@functools.cache
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of a results folder and their summary, once per process."""
+    from ldbench.reporting.summary import summarize
+    from ldbench.results import load_results
+
+    cells = load_results(folder)
+    return cells, cells if cells.empty else summarize(cells)
 
 
 def kernel_table(files: Sequence[Path]) -> str:
@@ -49,19 +60,17 @@ def _speed(row: Mapping[str, Any]) -> str:
 def energy_table(folders: Sequence[Path]) -> str:
     """Joules, seconds and accuracy of each method, with intervals."""
     from ldbench.reporting.columns import clean, plus_minus, spanned
-    from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     lines = [
         "| GPU | model, data | method | n | accuracy % | training s | energy J (± bound) | energy ÷ full |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for folder in folders:
-        cells = load_results(folder)
+        cells, summary = read(folder)
         if cells.empty:
             continue
         gpus = ", ".join(_named(cells, "environment_gpu")) or "?"
-        for row in summarize(cells).to_dict(orient="records"):
+        for row in summary.to_dict(orient="records"):
             joules = row["energy_joules_mean"]
             energy = f"unavailable: {clean(row['energy_unavailable_reason'])}"
             if math.isfinite(joules):
@@ -84,16 +93,13 @@ def evidence_table(folders: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
     from ldbench.reporting.columns import accuracy, clean, plus_minus, slope, spanned, standing
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
-    from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
     lines = []
     for folder in folders:
-        cells = load_results(folder)
+        cells, summary = read(folder)
         if cells.empty:
             continue
-        summary = summarize(cells)
         lines += _stands_on(folder, cells, records_of(summary.head(1))[0])
         for _, group in summary.groupby(COMPARISON, sort=False):
             rows = records_of(group)
@@ -121,14 +127,12 @@ def verdict_table(folders: Sequence[Path]) -> str:
     """Every method that is no control against full training and training less, a line each."""
     from ldbench.reporting.columns import clean, plus_minus, probability, spanned
     from ldbench.reporting.comparisons import records_of
-    from ldbench.reporting.summary import summarize
     from ldbench.reporting.verdicts import LEVEL, PHRASES
-    from ldbench.results import load_results
 
     lines = []
     for folder in folders:
-        cells = load_results(folder)
-        rows = [] if cells.empty else [row for row in records_of(summarize(cells)) if row["verdict"] != "control"]
+        cells, summary = read(folder)
+        rows = [row for row in records_of(summary) if row["verdict"] != "control"]
         if not rows:
             continue
         head = "| scenario | model | method | n | time ÷ full | forward FLOPs - % | to full | equal FLOPs | equal time | against shortened training |"
@@ -155,7 +159,7 @@ def verdict_table(folders: Sequence[Path]) -> str:
             "",
             f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
             "",
-            *lead_lines(folder),
+            *lead_lines(records_of(cells)),
         ]
     return "\n".join(lines).strip() or NO_EVIDENCE
 
@@ -174,11 +178,9 @@ def evidence_figure(folder: Path) -> str:
     """Accuracy (of streams the mean over the chunks) against the FLOPs of training, comparison by comparison, as SVG."""
     from ldbench.reporting.comparisons import COMPARISON, records_of
     from ldbench.reporting.plots import Point, cost_grid
-    from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     panels = {}
-    for _, group in summarize(load_results(folder)).groupby(COMPARISON, sort=False):
+    for _, group in read(folder)[1].groupby(COMPARISON, sort=False):
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""

@@ -17,18 +17,25 @@ class Epoch:
         chunk: which set of the stream is drawn from.
         first_step: steps made before it.
         steps: its length.
-        closes_chunk: nothing of the chunk comes after it.
+        chunk_first_step: steps made before its chunk.
+        chunk_end: steps made when its chunk is over.
     """
 
     chunk: int
     first_step: int
     steps: int
-    closes_chunk: bool
+    chunk_first_step: int
+    chunk_end: int
 
     @property
     def end(self) -> int:
         """Steps made when it is over."""
         return self.first_step + self.steps
+
+    @property
+    def closes_chunk(self) -> bool:
+        """Nothing of the chunk comes after it."""
+        return self.end == self.chunk_end
 
 
 def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
@@ -71,9 +78,8 @@ def make_course(
     made = 0
     for chunk, (length, left) in enumerate(zip(lengths, steps, strict=True)):
         for first in range(0, left, length):
-            here = min(length, left - first)
-            course.append(Epoch(chunk, made, here, closes_chunk=first + here == left))
-            made += here
+            course.append(Epoch(chunk, made + first, min(length, left - first), made, made + left))
+        made += left
     return course
 
 

@@ -141,8 +141,8 @@ class Training:
         """Step and length of what the learning rate's schedule spans: the whole run, or the chunk that runs."""
         if self.cell.stream_schedule != "chunk":
             return self.dropper.schedule_step, self.dropper.planned_steps
-        here = [epoch for epoch in self.course if epoch.chunk == self.epoch.chunk]
-        return self.dropper.step_count - here[0].first_step, here[-1].end - here[0].first_step
+        begun = self.epoch.chunk_first_step
+        return self.dropper.step_count - begun, self.epoch.chunk_end - begun
 
     @property
     def epoch(self) -> Epoch:

@@ -60,6 +60,11 @@ def make_record(method: str, seed: int, *, budget: float | None = None, **change
     return record | changes
 
 
+def costs(share: float) -> dict[str, float]:
+    """Fields of a record that took a share of full training, FLOPs and time alike."""
+    return {"forward_flops": int(1e13 * share), "backward_flops": int(2e13 * share), "train_seconds": 100 * share}
+
+
 def make_drop(step: int, cut: int) -> dict[str, Any]:
     """One entry of ``drops``."""
     return {

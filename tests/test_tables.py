@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_records import ENVIRONMENT, make_record, write_cell, write_grid
+from report_records import ENVIRONMENT, costs, make_record, write_cell, write_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,47 +99,24 @@ def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path:
     from ldbench.reporting.comparisons import records_of
     from ldbench.results import load_results
 
-    shares = {"a": 0.5, "b": 0.375}
+    def write(method: str, seed: int, share: float, above: float = 0.0, budget: float | None = None) -> None:
+        reached = {"test_accuracy": 0.9 + 0.05 * math.log2(share) + above, "test_correct_base64": None}
+        write_cell(tmp_path, make_record(method, seed, budget=budget, **reached, **costs(share)))
+
     for seed in range(4):
-        for budget in (0.25, 0.5, None):
-            share = budget or 1.0
-            made = {
-                "forward_flops": int(1e13 * share),
-                "backward_flops": int(2e13 * share),
-                "train_seconds": 80 * share,
-            }
-            write_cell(
-                tmp_path,
-                make_record(
-                    "short" if budget else "full",
-                    seed,
-                    budget=budget,
-                    test_accuracy=0.9 + 0.05 * math.log2(share),
-                    test_correct_base64=None,
-                    **made,
-                ),
-            )
-        for method, share in shares.items():  # 2 points above the line, and 1 + seed / 10
-            above = 0.02 if method == "a" else 0.01 + 0.001 * seed
-            made = {
-                "forward_flops": int(1e13 * share),
-                "backward_flops": int(2e13 * share),
-                "train_seconds": 80 * share,
-            }
-            write_cell(
-                tmp_path,
-                make_record(
-                    method, seed, test_accuracy=0.9 + 0.05 * math.log2(share) + above, test_correct_base64=None, **made
-                ),
-            )
+        write("full", seed, 1.0)
+        for budget in (0.25, 0.5):
+            write("short", seed, budget, budget=budget)
+        write("a", seed, 0.5, above=0.02)
+        write("b", seed, 0.375, above=0.01 + 0.001 * seed)
     records = records_of(load_results(tmp_path))
     for axis in ("equal FLOPs", "equal time"):
         assert list(leads(records, "a", axis).values()) == pytest.approx([2.0] * 4)
         assert sorted(leads(records, "b", axis).values()) == pytest.approx([1.0, 1.1, 1.2, 1.3])
-    [_, _, first, *_] = lead_lines(tmp_path, "a", "b")
+    [_, _, first, *_] = lead_lines(records, "a", "b")
     assert first.startswith("* vgg11_bn, equal FLOPs: +0.85 [")
     assert first.endswith("n = 4")
-    assert lead_lines(tmp_path, "a", "never run") == []
+    assert lead_lines(records, "a", "never run") == []
 
 
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
