@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from .dispatch import delta_norms, gather_rows, quantize_rows
 from .plan import DeltaNormPlan
-from .reference import row_stride
+from .reference import row_stride, scale_count
 
-__all__ = ["DeltaNormPlan", "delta_norms", "gather_rows", "quantize_rows", "row_stride"]
+__all__ = ["DeltaNormPlan", "delta_norms", "gather_rows", "quantize_rows", "row_stride", "scale_count"]

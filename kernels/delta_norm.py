@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
-from .plan import DTYPES, DeltaNormPlan, Tables, addresses, build_tables
+from .layout import signature
+from .plan import DeltaNormPlan, Tables, build_tables, check_pairs
 
-_TRITON_DTYPES = dict(zip(DTYPES, (tl.float32, tl.float16, tl.bfloat16, tl.float64), strict=True))
+_TRITON_DTYPES = (tl.float32, tl.float16, tl.bfloat16, tl.float64)  # as in DTYPES
 REDUCE_BLOCK = 2048
 # Sums of squares that single precision holds without loss to underflow or overflow.
 SAFE_LOW, SAFE_HIGH = tl.constexpr(2.0**-80), tl.constexpr(2.0**120)
@@ -92,44 +93,55 @@ def layer_norms(sums, offsets, out, BLOCK: tl.constexpr):
 
 
 def launch(
-    params: Sequence[Tensor], snapshots: Sequence[Tensor], tables: Tables, out: Tensor, update: bool, block: int
-) -> None:
-    """Fill ``out`` float32 [L, 2]. Pairs without a common dense order go through PyTorch, which allocates; nothing else does.
+    params: Sequence[Tensor], snapshots: Sequence[Tensor], tables: Tables, sums: Tensor, out: Tensor, update: bool, block: int
+) -> None:  # fmt: skip
+    """Fill ``out`` float32 [L, 2] by way of ``sums``, scratch like ``tables.sums``.
+
+    Pairs without a common dense order go through PyTorch, which allocates; nothing else does.
 
     Two small kernels rather than a last-program-done counter: no ordering between programs to rely on, and no counter that
     a failed launch could leave behind. Cost: one launch of a few microseconds.
     """
+    warps = max(1, min(8, block // 256))
     with torch.cuda.device_of(out):  # Triton launches on the current device
-        for dtype, chunks in zip(DTYPES, tables.chunks, strict=True):
-            if len(chunks):
-                warps = max(1, min(8, block // 256))
-                chunk_sums[(len(chunks),)](
-                    chunks, tables.sums, _TRITON_DTYPES[dtype], update, block, num_warps=warps, enable_fp_fusion=True
-                )
-        for i, row in tables.strided:
-            theta, prev = params[i].double(), snapshots[i].double()
-            torch.stack([(theta - prev).square_().sum(), prev.square().sum()], out=tables.sums[row])
-            if update:
-                snapshots[i].copy_(params[i])
-        if len(out):
+        for number, chunks, count in tables.launches:
+            chunk_sums[(count,)](
+                chunks, sums, _TRITON_DTYPES[number], update, block, num_warps=warps, enable_fp_fusion=True
+            )
+        if tables.strided:
+            _strided_sums(params, snapshots, tables.strided, sums, update)
+        layers = out.shape[0]
+        if layers:
             reduce_block = min(REDUCE_BLOCK, max(block, 16))
-            layer_norms[(len(out),)](tables.sums, tables.offsets, out, reduce_block, num_warps=4, enable_fp_fusion=True)
+            layer_norms[(layers,)](sums, tables.offsets, out, reduce_block, num_warps=4, enable_fp_fusion=True)
+
+
+@torch.no_grad()
+def _strided_sums(
+    params: Sequence[Tensor], snapshots: Sequence[Tensor], strided: Sequence[tuple[int, int]], sums: Tensor, update: bool
+) -> None:  # fmt: skip
+    for i, row in strided:
+        theta, prev = params[i].double(), snapshots[i].double()
+        torch.stack([(theta - prev).square_().sum(), prev.square().sum()], out=sums[row])
+        if update:
+            snapshots[i].copy_(params[i])
 
 
 @torch.library.custom_op("ldbench::delta_norms", mutates_args=("snapshots", "sums", "out"))
 def delta_norms_op(
-    params: Sequence[Tensor], snapshots: Sequence[Tensor], layers: Sequence[int], pointers: Tensor,
+    params: Sequence[Tensor], snapshots: Sequence[Tensor], layers: Sequence[int], built_for: Tensor,
     chunks: Sequence[Tensor], strided: Sequence[int], offsets: Tensor, sums: Tensor, out: Tensor, update: bool, block: int,
 ) -> None:  # fmt: skip
-    """``launch`` as the compiler and the FLOP counter see it; the arguments from ``pointers`` to ``sums`` are ``Tables``.
+    """``launch`` as the compiler and the FLOP counter see it; the arguments from ``built_for`` to ``sums`` are ``Tables``.
 
     A compiled graph may pass copies of the tensors the tables were built for; then tables for the copies are built.
     """
     pairs = list(zip(strided[::2], strided[1::2], strict=True))
-    tables = Tables(pointers, list(chunks), pairs, offsets, sums)
-    if pointers.tolist() != addresses(params, snapshots):
+    tables = Tables(built_for, list(chunks), pairs, offsets, sums)
+    if built_for.tolist() != signature([*params, *snapshots]):
+        check_pairs(params, snapshots)
         tables = build_tables(params, snapshots, layers, len(out), block)
-    launch(params, snapshots, tables, out, update, block)
+    launch(params, snapshots, tables, tables.sums, out, update, block)
 
 
 @delta_norms_op.register_fake
@@ -149,13 +161,15 @@ def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool) -> Tensor:
     The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: its handling of
     long tensor lists costs more host time (3 us per tensor) than the rest of the call.
     """
-    tables = plan.tables()
+    tables = plan.tables(update)
     if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None:
-        launch(plan.params, plan.snapshots, tables, out, update, plan.block)
+        plan.check_out(out)
+        launch(plan.params, plan.snapshots, tables, plan.scratch(tables), out, update, plan.block)
         return out
     strided = [number for pair in tables.strided for number in pair]
-    delta_norms_op(
-        plan.params, plan.snapshots, plan.layer_list, tables.pointers, tables.chunks, strided, tables.offsets, tables.sums,
-        out, update, plan.block,
-    )  # fmt: skip
+    with torch.no_grad():
+        delta_norms_op(
+            plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets,
+            tables.sums, out, update, plan.block,
+        )  # fmt: skip
     return out

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .plan import DeltaNormPlan
+from .plan import DeltaNormPlan, capturing
 from .reference import quantize_rows
 
 __all__ = ["delta_norms", "gather_rows", "quantize_rows"]
+
+# Looked up once: torch.compile cannot trace the look-up in torch 2.11.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def use_triton(device: torch.device) -> bool:
@@ -27,39 +30,35 @@ def use_triton(device: torch.device) -> bool:
     if forced not in ("", "reference", "triton"):
         raise ValueError(f"LDBENCH_KERNELS must be reference or triton, not {forced!r}")
     if forced == "triton":
-        if not _has_triton():
+        if not HAS_TRITON:
             raise ValueError("LDBENCH_KERNELS=triton, but the package triton is not installed")
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError(f"LDBENCH_KERNELS=triton runs tensors on {device} only with TRITON_INTERPRET=1")
         return True
-    return not forced and device.type == "cuda" and _has_triton()
+    return not forced and device.type == "cuda" and HAS_TRITON
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@torch.no_grad()
 def delta_norms(plan: DeltaNormPlan, out: Tensor | None = None, update: bool = True) -> Tensor:
     """Per layer ||theta - prev|| and ||prev||, and snapshot := theta where ``update``.
 
     Sums of squares are kept in float32 within a chunk (float64 for float64 parameters, and where float32 would under- or
     overflow) and in float64 above it, in an order only the plan decides: the same bits every time. With ``out`` given, a
-    call on a GPU neither allocates nor waits, except for pairs of parameter and snapshot that are not dense or have
-    different strides; those go through PyTorch. It can be captured in a CUDA graph after one call outside; a replay cannot
-    notice that a tensor moved.
+    call on a GPU neither allocates nor waits, except for the first one on a stream and for pairs of parameter and snapshot
+    that are not dense or have different strides; those go through PyTorch. It can be captured in a CUDA graph after one call
+    outside with the same ``update``; a replay cannot notice that a tensor moved, and needs the plan kept.
 
     Args:
-        plan: the tensors; where they lie is looked up at every call.
-        out: float32 [n_layers, 2], contiguous, on the parameters' device.
+        plan: the tensors; where and how they lie is looked up at every call.
+        out: float32 [n_layers, 2], contiguous, on the parameters' device, in memory of its own.
         update: whether to copy the parameters to the snapshots in the same pass.
 
     Returns:
         float32 [n_layers, 2] on the parameters' device, ``out`` if given. A norm beyond float32 is infinite or 0.
 
     Raises:
-        ValueError: ``out`` of another shape, dtype, device or layout; a tensor that moved and no longer matches.
-        RuntimeError: a CUDA graph is captured and the plan's tables do not exist yet or a tensor moved.
+        ValueError: ``out`` of another shape, dtype, device or layout, or in a parameter's or snapshot's memory; a tensor that
+            changed and no longer matches.
+        RuntimeError: a CUDA graph is captured and there was no such call outside, or a tensor changed since.
     """
     device = plan.params[0].device if plan.params else plan.device
     if out is None:
@@ -83,6 +82,7 @@ def gather_rows(
     dtype: torch.dtype | None = None,
     scales: Tensor | None = None,
     channels_last: bool = False,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Rows of a store by sample index as a minibatch; always a copy.
 
@@ -92,51 +92,65 @@ def gather_rows(
 
     Args:
         rows: [N, stride], a sample one flat row in its memory format, padded at the end; on a GPU best to 16 bytes
-            (``row_stride``). In pinned host memory with ``indices`` on a GPU the kernel reads it over the bus.
-        indices: int64 [B], on the rows' device or the host. Their range is checked on the host: for indices that lie on a
-            GPU this waits for it, and inside the capture of a CUDA graph it is left out.
+            (``row_stride``). In pinned host memory a GPU's kernel reads it over the bus.
+        indices: int64 [B], on the rows' device, the result's or the host. Their range is checked on the host: for indices
+            that lie on a GPU this waits for it, and inside the capture of a CUDA graph it is left out.
         shape: of one sample, (C, H, W), (D,) or (T, D).
         dtype: floating, of the result; that of the rows by default, float32 for int8 rows.
-        scales: float32 [N, shape[0]], the factor of each sample and channel of int8 rows; where the rows lie.
+        scales: float32, where the rows lie: the factors of int8 rows, [N, shape[0]] for one per sample and channel or [N, 1]
+            for one per sample (``quantize_rows``).
         channels_last: a row holds H, W, C; the result has channels_last strides. For (C, H, W) alone.
+        device: of the result; by default the indices' if they are on a GPU, else the rows'. Rows on the host are read by
+            the GPU's kernel where they are pinned, else they are gathered on the host and copied.
 
     Returns:
-        [B, *shape] on the rows' device, or the indices' if the rows are pinned and the indices on a GPU.
+        [B, *shape] on ``device``.
 
     Raises:
         ValueError: rows too short for ``shape``, indices that are no int64 vector, scales of another shape or dtype or for
-            rows that are not int8, a dtype that is not floating, channels_last without (C, H, W), mixed devices.
+            rows that are not int8, a dtype that is not floating, channels_last without (C, H, W), mixed devices, indices on
+            the host while a CUDA graph is captured.
         IndexError: an index out of range.
     """
     wanted = dtype if dtype is not None else torch.float32 if rows.dtype == torch.int8 else rows.dtype
-    _check_gather(rows, indices, shape, wanted, scales, channels_last)
-    device = indices.device if indices.is_cuda else rows.device
-    on_triton = use_triton(device)
-    if on_triton and not (wanted == rows.dtype and rows.device == device):
+    where = device if device is not None else indices.device if indices.is_cuda else rows.device
+    _check_gather(rows, indices, shape, wanted, scales, channels_last, where)
+    here = rows.device == where
+    if not (here and wanted == rows.dtype) and use_triton(where) and (here or _pinned(rows, scales)):
         from . import gather
 
         if gather.serves(rows, wanted, math.prod(shape)):
-            batch: Tensor = gather.gather_rows_op(
-                rows, indices, None if scales is None else scales.contiguous(), list(shape), wanted, channels_last
-            )
-            return batch
-    if rows.device != device:
-        raise ValueError(f"rows are pinned and indices on {device}: only Triton's kernel reads these rows from there")
-    return reference.gather_rows(rows, indices, scales, shape, wanted, channels_last)
+            return gather.gather_rows(rows, indices, scales, shape, wanted, channels_last, where)
+    if indices.is_cuda and not rows.is_cuda:
+        raise ValueError(
+            f"rows are on the host, indices on {indices.device}: only Triton's kernel reads pinned rows by them"
+        )
+    batch = reference.gather_rows(rows, indices, scales, shape, wanted, channels_last)
+    return batch if here else batch.to(where, non_blocking=True)
+
+
+def _pinned(rows: Tensor, scales: Tensor | None) -> bool:
+    return rows.is_pinned() and (scales is None or scales.is_pinned())
 
 
 def _check_gather(
-    rows: Tensor, indices: Tensor, shape: Sequence[int], dtype: torch.dtype, scales: Tensor | None, channels_last: bool
-) -> None:
+    rows: Tensor, indices: Tensor, shape: Sequence[int], dtype: torch.dtype, scales: Tensor | None, channels_last: bool,
+    where: torch.device,
+) -> None:  # fmt: skip
     numel = math.prod(shape)
-    if any(size < 0 for size in shape):
+    if shape and min(shape) < 0:
         raise ValueError(f"shape must not have negative sizes: {tuple(shape)}")
     if rows.dim() != 2 or rows.shape[1] < numel:
         raise ValueError(f"rows must be [N, stride] with stride at least {numel}, not {tuple(rows.shape)}")
     if indices.dim() != 1 or indices.dtype != torch.int64:
         raise ValueError(f"indices must be an int64 vector, not {indices.dtype} {tuple(indices.shape)}")
-    if indices.device not in (rows.device, torch.device("cpu")) and not (indices.is_cuda and rows.is_pinned()):
-        raise ValueError(f"indices are on {indices.device}, rows on {rows.device} and not pinned")
+    rows_at, indices_at = rows.device, indices.device
+    if rows_at != where and rows_at.type != "cpu":
+        raise ValueError(f"rows are on {rows_at}, the minibatch is wanted on {where}")
+    if indices_at not in (where, rows_at) and indices_at.type != "cpu":
+        raise ValueError(f"indices are on {indices_at}, rows on {rows_at}")
+    if indices_at.type == "cpu" and capturing(where):
+        raise ValueError("indices must lie on the GPU while a CUDA graph is captured: a replay would read freed memory")
     if channels_last and len(shape) != 3:
         raise ValueError(f"channels_last is for a shape (C, H, W), not {tuple(shape)}")
     if not dtype.is_floating_point:
@@ -145,10 +159,8 @@ def _check_gather(
         return
     if rows.dtype != torch.int8:
         raise ValueError(f"scales are for int8 rows, not {rows.dtype}")
-    if scales.dtype != torch.float32 or not shape or scales.shape != (len(rows), shape[0]):
-        wanted = [len(rows), *shape[:1]]
+    if scales.dtype != torch.float32 or not shape or scales.shape not in ((len(rows), shape[0]), (len(rows), 1)):
+        wanted = f"{[len(rows), *shape[:1]]} or {[len(rows), 1]}"
         raise ValueError(f"scales must be float32 {wanted}, not {scales.dtype} {tuple(scales.shape)}")
-    if scales.device != rows.device or (scales.device.type == "cpu" and indices.is_cuda and not scales.is_pinned()):
-        raise ValueError(
-            f"scales are on {scales.device}, rows on {rows.device}; beside pinned rows they must be pinned"
-        )
+    if scales.device != rows_at:
+        raise ValueError(f"scales are on {scales.device}, rows on {rows_at}")

@@ -10,9 +10,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
-from .reference import as_batch, check_range
+from .plan import capturing
+from .reference import check_range
 
 _TRITON_DTYPES = {
     torch.int8: tl.int8,
@@ -43,6 +45,7 @@ def gather(
     out,
     tiles,
     stride,
+    width,
     numel,
     CHANNELS: tl.constexpr,
     SPATIAL: tl.constexpr,
@@ -54,18 +57,19 @@ def gather(
     """out[b, i] = rows[indices[b], i] * scales[indices[b], channel(i)], without the scale where CHANNELS is 0.
 
     channel(i) = i % CHANNELS where LAST, else i // SPATIAL; both constants, since a division by a variable costs more than
-    the memory traffic. ``numel`` and ``stride`` divisible by 16 (Triton looks) give 16-byte loads and stores.
+    the memory traffic. A row has ``width`` elements to read, padding included, and ``numel`` to write: ``width`` and
+    ``stride`` divisible by 16 (Triton looks) give 16-byte loads, ``numel`` divisible by 16 gives 16-byte stores.
     """
     row, source, target, start = locate(tl.program_id(0), indices, tiles, stride, numel, BLOCK)
     if GROUP > 1:  # so many neighbours share a channel: one scale per thread instead of one per element
         group = start + tl.arange(0, BLOCK // GROUP) * GROUP
         i = group[:, None] + tl.arange(0, GROUP)[None, :]
-        value = tl.load(rows + source + i, i < numel, 0).to(tl.float32)
+        value = tl.load(rows + source + i, i < width, 0).to(tl.float32)
         scale = tl.load(scales + row * CHANNELS + group // SPATIAL, group < numel, 0.0)
         tl.store(out + target + i, (value * scale[:, None]).to(OUT), i < numel)
     else:
         i = start + tl.arange(0, BLOCK)
-        value = tl.load(rows + source + i, i < numel, 0)
+        value = tl.load(rows + source + i, i < width, 0)
         if CHANNELS > 0:
             channel = i % CHANNELS if LAST else i // SPATIAL
             scale = tl.load(scales + row * CHANNELS + channel, i < numel, 0.0)
@@ -74,21 +78,25 @@ def gather(
 
 
 def launch(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, out: Tensor, channels_last: bool, channels: int, block: int = BLOCK
-) -> None:  # fmt: skip
-    """Fill ``out`` [B, numel], contiguous, from arguments already checked. ``channels`` counts where there are scales."""
-    samples, numel = out.shape
+    rows: Tensor, indices: Tensor, scales: Tensor | None, out: Tensor, channels_last: bool, block: int = BLOCK
+) -> None:
+    """Fill ``out`` [B, ...], dense with a sample after the other and each in the order of its row, from arguments already
+    checked; rows may be pinned while the rest is on a GPU."""
+    samples, numel = out.shape[0], math.prod(out.shape[1:])
     if not samples * numel:
         return
-    channels = 0 if scales is None else channels
+    channels, factors = 0, rows
+    if scales is not None:
+        channels, factors = scales.shape[1], scales.contiguous()
     spatial = numel // max(channels, 1)
-    group = VECTOR if channels and not channels_last and spatial % VECTOR == 0 else 1
-    block = max(16, min(block, triton.next_power_of_2(numel)))
-    tiles = triton.cdiv(numel, block)
+    last = channels_last and channels > 1
+    group = VECTOR if channels and not last and spatial % VECTOR == 0 else 1
+    block = max(16, min(block, 1 << (numel - 1).bit_length()))
+    tiles = -(-numel // block)  # triton.cdiv and next_power_of_2 take 6 us each
     with torch.cuda.device_of(out):  # Triton launches on the current device
         gather[(samples * tiles,)](
-            rows, indices, rows if scales is None else scales, out, tiles, rows.stride(0), numel,
-            channels, spatial, channels_last, group, _TRITON_DTYPES[out.dtype], block,
+            rows, indices.contiguous(), factors, out, tiles, rows.stride(0), rows.shape[1], numel,
+            channels, spatial, last, group, _TRITON_DTYPES[out.dtype], block,
             num_warps=max(1, min(8, block // 512)), enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -99,26 +107,52 @@ def serves(rows: Tensor, wanted: torch.dtype, numel: int) -> bool:
     return known and rows.stride(1) == 1 and numel < 2**31 - BLOCK
 
 
+def _gathered(
+    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    if not capturing(device):
+        check_range(indices, len(rows))
+    if indices.device != device:
+        # Pinned memory would be read by the device after this call, when the caller may have written the next indices there.
+        indices = (indices.clone() if indices.is_pinned() else indices).to(device, non_blocking=True)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty(indices.shape[0], *shape, dtype=dtype, device=device, memory_format=layout)
+    launch(rows, indices, scales, out, channels_last)
+    return out
+
+
 @torch.library.custom_op("ldbench::gather_rows", mutates_args=())
 def gather_rows_op(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
-) -> Tensor:
-    """``ldbench.kernels.gather_rows`` by the kernel. The result lies with the indices if the rows are on the host."""
-    device = rows.device if rows.is_cuda else indices.device
-    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        check_range(indices, len(rows))
-    out = torch.empty(len(indices), math.prod(shape), dtype=dtype, device=device)
-    launch(rows, indices.to(device, non_blocking=True), scales, out, channels_last, shape[0] if shape else 1)
-    return as_batch(out, shape, channels_last)
+    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """``gather_rows`` as the compiler and the FLOP counter see it."""
+    return _gathered(rows, indices, scales, shape, dtype, channels_last, device)
 
 
 @gather_rows_op.register_fake
 def _(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
-) -> Tensor:
-    device = rows.device if rows.is_cuda else indices.device
-    out = torch.empty(indices.shape[0], math.prod(shape), dtype=dtype, device=device)
-    return as_batch(out, shape, channels_last)
+    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(indices.shape[0], *shape, dtype=dtype, device=device, memory_format=layout)
+
+
+def gather_rows(
+    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """``ldbench.kernels.gather_rows`` by the kernel, from arguments already checked.
+
+    The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: it costs more
+    host time than the rest of the call.
+    """
+    if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None:
+        return _gathered(rows, indices, scales, shape, dtype, channels_last, device)
+    batch: Tensor = gather_rows_op(rows, indices, scales, list(shape), dtype, channels_last, device)
+    return batch
 
 
 @register_flop_formula(torch.ops.ldbench.gather_rows)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .layout import Watch, coalesced, repeats_places, same_order, signature, span
 
 # Position in ``Tables.chunks``. The order is arbitrary and fixed.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -20,7 +24,7 @@ class Tables:
     """Device tables of one plan.
 
     Attributes:
-        pointers: int64 [2 T] on the host, the addresses of parameters and snapshots the tables were built for.
+        signature: int64 on the host, the tensors the tables were built for as `layout.signature` writes them.
         chunks: per entry of ``DTYPES`` int64 [chunks, 4]: address of the parameter's and of the snapshot's chunk (bytes),
             elements in it, and its row of ``sums``.
         strided: (index of the parameter, row of ``sums``) of pairs without a common dense order.
@@ -28,34 +32,21 @@ class Tables:
         sums: float64 [rows, 2], scratch: each chunk's sums of squares, of the movement and of the snapshot.
     """
 
-    pointers: Tensor
+    signature: Tensor
     chunks: list[Tensor]
     strided: list[tuple[int, int]]
     offsets: Tensor
     sums: Tensor
 
-
-def addresses(params: Sequence[Tensor], snapshots: Sequence[Tensor]) -> list[int]:
-    """Where the tensors lie now: the addresses of the parameters, then of the snapshots."""
-    return [tensor.data_ptr() for tensors in (params, snapshots) for tensor in tensors]
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one range of memory, each place once, in whatever order."""
-    expected = 1
-    for stride, size in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    @functools.cached_property
+    def launches(self) -> list[tuple[int, Tensor, int]]:
+        """(position in ``DTYPES``, its ``chunks``, how many) where there are any."""
+        return [(i, chunks, len(chunks)) for i, chunks in enumerate(self.chunks) if len(chunks)]
 
 
-def same_order(param: Tensor, snapshot: Tensor) -> bool:
-    """Whether both are dense and run through memory in the same order, so that the kernel may treat them as flat."""
-    if param.is_contiguous() and snapshot.is_contiguous():
-        return True
-    dims = [i for i, n in enumerate(param.shape) if n != 1]
-    return is_dense(param) and all(param.stride(i) == snapshot.stride(i) for i in dims)
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched on ``device`` now is recorded into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def chunk_rows(param: int, snapshot: int, numel: int, itemsize: int, first: int, block: int) -> Tensor:
@@ -70,11 +61,12 @@ def chunk_rows(param: int, snapshot: int, numel: int, itemsize: int, first: int,
 
 
 def counted(params: Sequence[Tensor], layers: Sequence[int]) -> list[int]:
-    """Indices of the parameters to count: not empty, and not tied to an earlier one of the same layer."""
+    """Indices of the parameters to count: not empty, and not the same elements, in whatever order, as an earlier one of
+    the same layer."""
     seen: dict[tuple[object, ...], int] = {}
     for i, (param, layer) in enumerate(zip(params, layers, strict=True)):
         if param.numel():
-            seen.setdefault((layer, param.data_ptr(), param.shape, param.stride(), param.dtype), i)
+            seen.setdefault((layer, param.data_ptr(), param.dtype, coalesced(param)), i)
     return list(seen.values())
 
 
@@ -107,7 +99,7 @@ def build_tables(
         ends[layer] = max(ends[layer], ends[layer - 1])
     none = torch.empty(0, 4, dtype=torch.int64)
     return Tables(
-        pointers=torch.tensor(addresses(params, snapshots), dtype=torch.int64),
+        signature=torch.tensor(signature([*params, *snapshots]), dtype=torch.int64),
         chunks=[torch.cat([none, *rows]).to(device) for rows in chunks],
         strided=strided,
         offsets=torch.tensor([0, *ends[:n_layers]], dtype=torch.int64, device=device),
@@ -115,20 +107,36 @@ def build_tables(
     )
 
 
+def check_pairs(params: Sequence[Tensor], snapshots: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` unless every snapshot has its parameter's shape, dtype and device, all are on one device and the
+    dtypes are known."""
+    for i, (param, snapshot) in enumerate(zip(params, snapshots, strict=True)):
+        if (param.shape, param.dtype, param.device) != (snapshot.shape, snapshot.dtype, snapshot.device):
+            raise ValueError(f"snapshots[{i}] differs from params[{i}] in shape, dtype or device")
+        if param.dtype not in DTYPES:
+            raise ValueError(f"params[{i}] is {param.dtype}; norms are for float32, float16, bfloat16 and float64")
+        if param.device != params[0].device:
+            raise ValueError(f"params[{i}] is on {param.device}, params[0] on {params[0].device}")
+
+
 class DeltaNormPlan:
-    """What ``delta_norms`` works on, checked once. Tensors may move afterwards: every call looks where they lie.
+    """What ``delta_norms`` works on, checked once. Tensors may move and change afterwards: every call looks at their
+    addresses, dtypes, shapes and strides.
+
+    A plan may serve several streams, each with scratch of its own; that two calls do not update one snapshot at a time is
+    the caller's business. A CUDA graph that holds a call needs the plan as long as it needs the parameters.
 
     Args:
         params: parameters of any shape, strides and floating dtype, all on one device.
         snapshots: one tensor per parameter with its shape and dtype, in memory of its own.
-        layers: layer of each parameter, from 0 to ``n_layers - 1``; several parameters may share one. A parameter listed
-            twice in one layer counts once there, one listed in two layers counts in both.
+        layers: layer of each parameter, from 0 to ``n_layers - 1``; several parameters may share one. Parameters that are
+            views of the same elements (tied weights, transposed or not) count once in a layer, and once in each of several.
         n_layers: number of layers; one without parameters has norm 0.
         block: elements per program of the kernel, a power of two; tests make it small.
 
     Raises:
-        ValueError: lengths, shapes, dtypes or devices that do not match, snapshots that share memory with each other or
-            with a parameter, a layer out of range.
+        ValueError: lengths, shapes, dtypes or devices that do not match, snapshots that share memory with each other, with
+            a parameter or within themselves (``expand``), a layer out of range.
     """
 
     def __init__(
@@ -151,30 +159,25 @@ class DeltaNormPlan:
         self.params, self.snapshots, self.n_layers = list(params), list(snapshots), n_layers
         self.layer_list, self.block = [int(layer) for layer in layers], block
         self.device = torch.device("cpu")
-        self._addresses: list[int] | None = None
+        self._watch: Watch | None = None
         self._tables: Tables | None = None
+        self._ready: set[bool] = set()  # values of ``update`` whose kernels were launched outside of a capture
+        self._scratch: dict[int, Tensor] = {}  # by stream
+        self._captured: list[tuple[Tables, Tensor]] = []  # what CUDA graphs point to
+        self._out_address: int | None = None
         self.follow()
-
-    def _check(self) -> None:
-        for i, (param, snapshot) in enumerate(zip(self.params, self.snapshots, strict=True)):
-            if (param.shape, param.dtype, param.device) != (snapshot.shape, snapshot.dtype, snapshot.device):
-                raise ValueError(f"snapshots[{i}] differs from params[{i}] in shape, dtype or device")
-            if param.dtype not in DTYPES:
-                raise ValueError(f"params[{i}] is {param.dtype}; norms are for float32, float16, bfloat16 and float64")
-            if param.device != self.params[0].device:
-                raise ValueError(f"params[{i}] is on {param.device}, params[0] on {self.params[0].device}")
-        self._check_apart()
 
     def _check_apart(self) -> None:
         spans = []  # (first byte, one past the last, whether a snapshot, index)
         for is_snapshot, tensors in ((False, self.params), (True, self.snapshots)):
             for i, tensor in enumerate(tensors):
                 if tensor.numel():
-                    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-                    start = tensor.data_ptr()
-                    spans.append((start, start + (last + 1) * tensor.element_size(), is_snapshot, i))
+                    spans.append((*span(tensor), is_snapshot, i))
+                    if is_snapshot and repeats_places(tensor):
+                        raise ValueError(f"several elements of snapshots[{i}] share one place; clone the snapshots")
+        spans.sort()
         reach: dict[bool, tuple[int, int]] = {False: (0, -1), True: (0, -1)}  # furthest end so far, and whose it is
-        for start, end, is_snapshot, i in sorted(spans):
+        for start, end, is_snapshot, i in spans:
             for other_is in (False, True) if is_snapshot else (True,):
                 limit, j = reach[other_is]
                 same = is_snapshot and other_is and self._same_pair(i, j)
@@ -182,6 +185,14 @@ class DeltaNormPlan:
                     mine, theirs = ("snapshots" if kind else "params" for kind in (is_snapshot, other_is))
                     raise ValueError(f"{mine}[{i}] shares memory with {theirs}[{j}]; clone the snapshots")
             reach[is_snapshot] = max(reach[is_snapshot], (end, i))
+        self._starts: list[int] = []  # the ranges that are taken, those that touch as one
+        self._ends: list[int] = []
+        for start, end, *_ in spans:
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+            else:
+                self._starts.append(start)
+                self._ends.append(end)
 
     def _same_pair(self, i: int, j: int) -> bool:
         """Whether two entries are the same parameter with the same snapshot in the same layer."""
@@ -192,34 +203,70 @@ class DeltaNormPlan:
 
         return identity(i) == identity(j)
 
-    def tables(self) -> Tables:
-        """The kernel's tables, built at the first call and again after a tensor moved.
+    def check_out(self, out: Tensor) -> None:
+        """Raise ``ValueError`` where ``out``, a contiguous tensor, shares memory with a parameter or snapshot."""
+        start = out.data_ptr()
+        if start == self._out_address:
+            return
+        at = bisect_right(self._starts, start + out.nbytes - 1) - 1
+        if out.numel() and at >= 0 and self._ends[at] > start:
+            raise ValueError("out shares memory with a parameter or a snapshot")
+        self._out_address = start
+
+    def tables(self, update: bool = True) -> Tables:
+        """The kernel's tables, built at the first call and again after a tensor moved or changed.
 
         Inside ``torch.compile`` the last ones, since addresses are unknown there; the custom op looks again.
 
         Raises:
-            ValueError: what moved no longer matches.
-            RuntimeError: a tensor moved, or the tables were never built, while a CUDA graph is captured.
+            ValueError: what changed no longer matches.
+            RuntimeError: while a CUDA graph is captured, the tables were never built or a tensor changed since, or there was
+                no call with this ``update`` outside.
         """
-        if self._tables is not None and torch.compiler.is_compiling():
-            return self._tables
-        tables: Tables = self._current_tables()
+        if not torch.compiler.is_compiling():
+            return self._current_tables(update)
+        tables: Tables = self._tables_outside(update) if self._tables is None else self._tables
         return tables
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _current_tables(self) -> Tables:
-        moved = addresses(self.params, self.snapshots) != self._addresses
-        if moved or self._tables is None:
-            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("call delta_norms once with this plan before capturing it in a CUDA graph")
+    def _tables_outside(self, update: bool) -> Tables:
+        return self._current_tables(update)
+
+    def _current_tables(self, update: bool) -> Tables:
+        if self._tables is None or update not in self._ready or self._watch is None or not self._watch.unchanged():
+            if capturing(self.device):
+                raise RuntimeError(
+                    f"call delta_norms once with this plan and update={update} before capturing it in a CUDA graph"
+                )
             self.follow()
-            self._tables = build_tables(self.params, self.snapshots, self.layer_list, self.n_layers, self.block)
+            if self._tables is None:
+                self._tables = build_tables(self.params, self.snapshots, self.layer_list, self.n_layers, self.block)
+            self._ready.add(update)
         return self._tables
 
+    def scratch(self, tables: Tables) -> Tensor:
+        """``tables.sums`` or another like it: one that no other stream and no CUDA graph writes."""
+        if self.device.type != "cuda":
+            return tables.sums
+        if capturing(self.device):
+            self._captured.append((tables, torch.empty_like(tables.sums)))
+            return self._captured[-1][1]
+        stream = torch.cuda.current_stream(self.device)
+        found = self._scratch.get(stream.cuda_stream)
+        if found is None:
+            found = torch.empty_like(tables.sums) if self._scratch else tables.sums
+            self._scratch[stream.cuda_stream] = found
+            for table in (*tables.chunks, tables.offsets, tables.sums):
+                table.record_stream(stream)  # when tables are replaced their memory waits for this stream too
+        return found
+
     def follow(self) -> None:
-        """Check again what moved since the last look. Raises ``ValueError`` where it no longer matches."""
-        now = addresses(self.params, self.snapshots)
-        if now != self._addresses:
-            self._check()
+        """Check again what changed since the last look. Raises ``ValueError`` where it no longer matches."""
+        if self._watch is None or not self._watch.unchanged():
+            self._watch = self._tables = self._out_address = None
+            self._ready.clear()
+            self._scratch.clear()
+            check_pairs(self.params, self.snapshots)
+            self._check_apart()
             self.device = self.params[0].device if self.params else torch.device("cpu")
-            self._addresses = now
+            self._watch = Watch([*self.params, *self.snapshots])

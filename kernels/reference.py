@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .plan import DeltaNormPlan, counted
+from .plan import DeltaNormPlan, capturing, counted
 
 ALIGNMENT = 16  # bytes: the widest load of a GPU thread
 PINNED_ALIGNMENT = 128  # bytes: rows read over PCIe start at a cache line
+VALUES_PER_SCALE = 16  # fewer would make the float32 scales a quarter or more of what they scale
 
 
 # Norms whose square single precision holds without loss to underflow or overflow.
@@ -33,7 +34,9 @@ def _norms(tensors: Sequence[Tensor], exact: Callable[[int], Tensor]) -> Tensor:
 @torch.no_grad()
 def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool = True) -> Tensor:
     """``ldbench.kernels.delta_norms`` with ``out`` given."""
-    plan.follow()
+    if not torch.compiler.is_compiling():
+        plan.follow()
+        plan.check_out(out)
     device = out.device
     squares = torch.zeros(plan.n_layers, 2, dtype=torch.float64, device=device)
     groups: dict[torch.dtype, list[int]] = {}
@@ -61,7 +64,8 @@ def row_stride(numel: int, dtype: torch.dtype, pinned: bool = False) -> int:
 def check_range(indices: Tensor, rows: int) -> None:
     """Raise ``IndexError`` unless all ``indices`` lie in [0, rows). Waits for the device if they are on one."""
     if indices.numel():
-        low, high = torch.stack(torch.aminmax(indices)).tolist()
+        ends = torch.aminmax(indices)
+        low, high = torch.stack(ends).tolist() if indices.is_cuda else (int(ends[0]), int(ends[1]))
         if not 0 <= low <= high < rows:
             raise IndexError(f"indices must lie between 0 and {rows - 1}; they reach from {low} to {high}")
 
@@ -87,7 +91,8 @@ def gather_rows(
             check_range(indices, len(rows))
             raise
     else:
-        check_range(indices, len(rows))
+        if not capturing(rows.device):
+            check_range(indices, len(rows))
         where = indices.to(rows.device)
         batch = flat[where]
     batch = as_batch(batch, shape, channels_last)
@@ -97,28 +102,38 @@ def gather_rows(
     return (batch * factors.view(*factors.shape, *[1] * (len(shape) - 1))).to(dtype)
 
 
+def scale_count(shape: Sequence[int]) -> int:
+    """How many scales an int8 row of one sample has: one per channel, and a single one where a channel holds fewer than 16
+    values, since four bytes for so few would make the store larger than a float32 one."""
+    return shape[0] if math.prod(shape[1:]) >= VALUES_PER_SCALE else 1
+
+
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 rows with one scale per sample and channel; the error is at most half a scale step.
+    """Symmetric int8 rows with one scale per sample and channel, or per sample for small maps (``scale_count``); the error is
+    at most half a scale step.
 
     Plain PyTorch on every device: a store is written once and read every epoch.
 
     Args:
-        x: [B, C, ...], floating and finite; a channels_last x gives rows in that order.
+        x: [B, C, ...], floating; a channels_last x gives rows in that order.
 
     Returns:
-        rows int8 [B, numel], and scales float32 [B, C] (largest magnitude / 127; 0 for a channel of zeros, never subnormal).
+        rows int8 [B, numel], and scales float32 [B, C] or [B, 1]: largest magnitude / 127; 0 where all is zero, never
+        subnormal; NaN, so that all its values come back as NaN, where one of them is not finite.
 
     Raises:
         ValueError: x has fewer than two dimensions or no floating dtype.
     """
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x must be floating [B, C, ...], not {x.dtype} {tuple(x.shape)}")
+    groups = scale_count(x.shape[1:])
     values = x.float()
-    dims = tuple(range(2, x.dim()))
-    largest = values.abs().amax(dims) if dims and x.numel() else values.new_zeros(x.shape[:2]) if dims else values.abs()
+    magnitudes = values.abs().flatten(2) if groups > 1 else values.abs().flatten(1)[:, None]
+    largest = magnitudes.amax(2) if x.numel() else values.new_zeros(len(x), groups)
     scales = torch.where(largest > 0, (largest / 127).clamp_(min=torch.finfo(torch.float32).tiny), 0.0)
-    steps = torch.where(scales > 0, scales, 1.0).view(*scales.shape, *[1] * len(dims))
-    quantized = (values / steps).round_().clamp_(-127, 127).to(torch.int8)
+    scales = torch.where(largest.isfinite(), scales, torch.nan)
+    steps = torch.where(scales > 0, scales, 1.0).view(len(x), groups, *[1] * (x.dim() - 2))
+    quantized = (values / steps).nan_to_num_(0.0).round_().clamp_(-127, 127).to(torch.int8)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         quantized = quantized.permute(0, 2, 3, 1)
     return quantized.reshape(len(x), math.prod(x.shape[1:])), scales

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ldbench.errors import UserError, shown
-from ldbench.kernels import gather_rows, quantize_rows, row_stride
+from ldbench.kernels import gather_rows, quantize_rows, row_stride, scale_count
 
 Tier = Literal["device", "pinned", "disk"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -97,7 +97,7 @@ def resolve_budget(text: str | None, device: torch.device, folder: Path) -> Stor
 
 def store_bytes(samples: int, shape: Sequence[int], dtype: str) -> int:
     """Bytes of a store of ``samples`` activations of ``shape`` (one sample), padding and int8 scales included."""
-    scales = 4 * shape[0] if dtype == "int8" else 0
+    scales = 4 * scale_count(shape) if dtype == "int8" else 0
     torch_dtype = DTYPES[dtype]
     stride: int = row_stride(math.prod(shape), torch_dtype)
     return samples * (stride * torch_dtype.itemsize + scales)
@@ -109,7 +109,7 @@ class ActivationStore:
     Args:
         samples: number of rows.
         shape: one activation, (C, H, W) or (D,) or (T, D).
-        dtype: "fp32", "bf16", "fp16" or "int8" (with one scale per sample and channel).
+        dtype: "fp32", "bf16", "fp16" or "int8" (with one scale per sample and channel, or per sample for small maps).
         tier: where the rows lie.
         device: where minibatches are wanted.
         channels_last: the memory format minibatches are wanted in.
@@ -141,15 +141,16 @@ class ActivationStore:
         if self.tier == "pinned":
             return torch.zeros(size, dtype=torch_dtype, pin_memory=True)
         rows = math.prod(size) * torch_dtype.itemsize
-        self._map(rows + (4 * self.samples * self.shape[0] if self.dtype == "int8" else 0), folder)
+        self._map(rows + (4 * self.samples * scale_count(self.shape) if self.dtype == "int8" else 0), folder)
         return self._mapped[:rows].view(torch_dtype).view(size)
 
     def _allocate_scales(self) -> Tensor:
-        size = (self.samples, self.shape[0])
+        size = (self.samples, scale_count(self.shape))
         if self.tier == "disk":  # behind the rows in the same file, so that the file alone is the store
             return self._mapped[self.rows.nbytes :].view(torch.float32).view(size)
-        where = self.device if self.tier == "device" else torch.device("cpu")
-        return torch.zeros(size, dtype=torch.float32, device=where)
+        if self.tier == "pinned":
+            return torch.zeros(size, pin_memory=True)
+        return torch.zeros(size, device=self.device)
 
     def _map(self, size: int, folder: Path | None) -> None:
         """Map ``size`` bytes of a new file in ``folder``, or of the file to reopen."""
@@ -197,9 +198,10 @@ class ActivationStore:
         """
         self._check_file()
         batch: Tensor = gather_rows(
-            self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last
-        )
-        return batch.to(self.device, non_blocking=True)
+            self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last,
+            device=self.device,
+        )  # fmt: skip
+        return batch
 
     def relative_error(self, indices: Tensor, activations: Tensor) -> float:
         """Root mean square of what storing changed in these rows, relative to that of the activations; 0 for an exact store."""

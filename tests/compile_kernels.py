@@ -67,16 +67,17 @@ def delta(dtype: str, update: bool, capability: int) -> dict[str, int]:
 
 
 def gathered(stored: str, wanted: str, layout: str, capability: int) -> dict[str, int]:
-    """``layout``: "nchw" with 32 x 32 places, "odd" with 7 x 7, "last" for channels_last, "flat" without scales, "ragged" for
-    rows that 16 does not divide."""
+    """``layout``: "nchw" with 32 x 32 places, "odd" with 7 x 7, "last" for channels_last, "flat" without scales, "padded" for
+    rows that 16 does not divide in a store that it divides, "bare" for such rows without padding."""
     pointers = {"rows": f"*{stored}", "indices": "*i64", "scales": "*fp32", "out": f"*{wanted}"}
-    channels = 0 if layout in ("flat", "ragged") else 64
+    channels = 0 if layout in ("flat", "padded", "bare") else 64
     constants = {
         "CHANNELS": channels, "SPATIAL": 49 if layout == "odd" else 1024, "LAST": layout == "last",
         "GROUP": 16 if layout == "nchw" else 1, "OUT": TYPES[wanted], "BLOCK": gather.BLOCK,
     }  # fmt: skip
-    divisible = ("rows", "indices", "scales", "out", *(("stride", "numel") if layout != "ragged" else ()))
-    types = {**pointers, "tiles": "i32", "stride": "i32", "numel": "i32"}
+    sizes = {"bare": (), "padded": ("stride", "width")}.get(layout, ("stride", "width", "numel"))
+    divisible = ("rows", "indices", "scales", "out", *sizes)
+    types = {**pointers, "tiles": "i32", "stride": "i32", "width": "i32", "numel": "i32"}
     return inspect(gather.gather, types, constants, capability, divisible)
 
 
@@ -93,7 +94,8 @@ def main() -> None:
         answer[f"layers {capability}"] = inspect(delta_norm.layer_norms, pointers, constants, capability)
         for stored, wanted, layout in [
             ("i8", "bf16", "nchw"), ("i8", "fp16", "nchw"), ("i8", "fp32", "nchw"), ("i8", "bf16", "odd"), ("i8", "bf16", "last"),
-            ("i8", "fp32", "last"), ("fp16", "fp32", "flat"), ("bf16", "fp32", "flat"), ("i8", "bf16", "ragged"),
+            ("i8", "fp32", "last"), ("fp16", "fp32", "flat"), ("bf16", "fp32", "flat"), ("i8", "bf16", "padded"),
+            ("fp16", "fp32", "padded"), ("i8", "bf16", "bare"),
         ]:  # fmt: skip
             answer[f"gather {stored} {wanted} {layout} {capability}"] = gathered(stored, wanted, layout, capability)
     json.dump(answer, sys.stdout)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldbench.cache import ActivationStore, StoreBudget, parse_bytes, resolve_budget, store_bytes
+from ldbench import cache
+from ldbench.cache import ActivationStore, StoreBudget, Tier, parse_bytes, resolve_budget, store_bytes
 from ldbench.errors import UserError
 
 CPU = torch.device("cpu")
@@ -51,6 +52,45 @@ def test_int8_rows_are_within_half_a_scale_step() -> None:
     step = x.abs().amax(dim=(2, 3), keepdim=True) / 127
     assert bool(((store.read(torch.arange(20)) - x).abs() <= step * 0.5 * (1 + 1e-5)).all())
     assert store.nbytes == store_bytes(20, (4, 6, 6), "int8")
+
+
+@pytest.mark.parametrize("tier", ["device", "disk"])
+@pytest.mark.parametrize("shape", [(512, 1, 1), (128, 2, 2), (512,)])
+def test_int8_stores_of_small_maps_take_about_a_quarter_of_fp32(
+    shape: tuple[int, ...], tier: Tier, tmp_path: Path
+) -> None:
+    x = torch.randn(20, *shape, generator=torch.Generator().manual_seed(1))
+    store = ActivationStore(20, shape, "int8", tier, CPU, folder=tmp_path)
+    store.write(torch.arange(20), x)
+    assert store.nbytes == store_bytes(20, shape, "int8") < 0.26 * store_bytes(20, shape, "fp32")
+    step = x.abs().flatten(1).amax(1).view(20, *[1] * len(shape)) / 127
+    assert bool(((store.read(torch.arange(20)) - x).abs() <= step * 0.5 * (1 + 1e-5)).all())
+    store.close()
+
+
+def test_the_gather_is_told_where_the_minibatch_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a GPU reads a pinned store itself, instead of the host gathering and copying."""
+    store = ActivationStore(4, (2, 3, 3), "int8", "device", CPU)
+    store.device = torch.device("cuda", 3)  # the rows stay where they are, as those of a pinned store do
+    asked: list[object] = []
+    monkeypatch.setattr(cache, "gather_rows", lambda *a, **options: asked.append((a[1].device, options["device"])))
+    store.read(torch.tensor([1, 0]))
+    assert asked == [(CPU, torch.device("cuda", 3))]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_a_pinned_store_is_read_onto_the_gpu_with_the_bits_of_one_on_the_device(dtype: str) -> None:
+    gpu, x = torch.device("cuda:0"), torch.randn(40, 6, 5, 5, generator=torch.Generator().manual_seed(2))
+    batches = []
+    for tier in ("pinned", "device"):
+        store = ActivationStore(40, (6, 5, 5), dtype, tier, gpu, channels_last=True)  # type: ignore[arg-type]
+        store.write(torch.arange(40), x.to(gpu))
+        assert store.rows.is_pinned() == (tier == "pinned")
+        batches.append(store.read(torch.tensor([39, 0, 7, 7])))
+    assert batches[0].device == batches[1].device == gpu
+    assert torch.equal(*batches)
 
 
 @pytest.mark.parametrize("shape", [(10,), (3, 4), (2, 5, 5)])

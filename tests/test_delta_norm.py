@@ -210,6 +210,185 @@ def test_moved_tensors_are_noticed(kernels: str) -> None:
             delta_norms(plan)
 
 
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("change", ["transposed", "shortened", "half"])
+@pytest.mark.parametrize("whose", ["parameter", "snapshot", "both"])
+def test_another_layout_at_the_same_address_is_noticed(kernels: str, change: str, whose: str) -> None:
+    """In every tensor alone, and in both alike; what does not fit any more is refused, never read by the old tables."""
+    changes = {
+        "transposed": lambda t: t.view(4, 4).t(),
+        "shortened": lambda t: t[:3],
+        "half": lambda t: t.view(torch.float16)[:, :4],
+    }
+    param = torch.nn.Parameter(torch.arange(16.0, device=DEVICE).view(4, 4).half().float())
+    snapshot = torch.flip(param.detach(), (0, 1)).contiguous()
+    plan = DeltaNormPlan([param], [snapshot], [0], 1, BLOCK)
+    with forced(kernels):
+        delta_norms(plan, update=False)
+        tensors = {"parameter": [param], "snapshot": [snapshot], "both": [param, snapshot]}[whose]
+        for tensor in tensors:
+            address = tensor.data_ptr()
+            tensor.data = changes[change](tensor.data)
+            assert tensor.data_ptr() == address
+        if change == "transposed" or whose == "both":
+            now, then = param.detach().double(), snapshot.double()
+            wanted = torch.stack([(now - then).square().sum(), then.square().sum()]).sqrt().cpu()
+            assert_close(delta_norms(plan, update=True), wanted[None], 16)
+            assert same_bits(snapshot, param.detach())
+        else:
+            before = snapshot.clone()
+            for _ in range(2):  # a second call must not take the refusal for settled
+                with pytest.raises(ValueError, match=r"snapshots\[0\] differs from params\[0\]"):
+                    delta_norms(plan)
+            assert same_bits(snapshot, before)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_the_other_implementation_takes_over_from_what_one_has_followed(kernels: str) -> None:
+    """Both look at one plan: what the first notices must not hide from the second."""
+    param, snapshot = torch.nn.Parameter(torch.ones(40, device=DEVICE)), torch.zeros(40, device=DEVICE)
+    plan = DeltaNormPlan([param], [snapshot], [0], 1, BLOCK)
+    [other] = set(BOTH) - {kernels}
+    with forced(other):
+        delta_norms(plan, update=False)
+    param.data = torch.full((40,), 3.0, device=DEVICE)
+    for kernel in (kernels, other):
+        with forced(kernel):
+            assert delta_norms(plan, update=False)[0, 0].item() == pytest.approx(3 * 40**0.5)
+
+
+def test_tables_are_built_once_and_a_change_that_does_not_matter_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldbench.kernels import layout
+
+    def built(plan: DeltaNormPlan) -> tuple[object, ...]:
+        with forced("triton"):
+            first = plan.tables()
+            delta_norms(plan)
+            plan.params[0].requires_grad_(not plan.params[0].requires_grad)
+            return first, plan.tables(), plan.tables(update=False)
+
+    for guards in (layout.TensorGuards, None):  # the slow comparison serves where torch has no fast one
+        monkeypatch.setattr(layout, "TensorGuards", guards)
+        case = Case([Spec(20), Spec(7, 1)], seed=4)
+        first, *later = built(case.plan)
+        assert all(tables is first for tables in later)
+        case.params[0].data = case.params[0].data[:13]
+        case.snapshots[0].data = case.snapshots[0].data[:13]
+        assert built(case.plan)[0] is not first
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_out_in_a_parameters_or_snapshots_memory_is_refused(kernels: str) -> None:
+    held = torch.arange(12.0, device=DEVICE)
+    param, snapshot = held[:6], torch.zeros(6, device=DEVICE)
+    before = held.clone()
+    plan = DeltaNormPlan([param], [snapshot], [0], 1, BLOCK)
+    with forced(kernels):
+        for bad in (held[0:2], held[4:6], held[5:7], snapshot[2:4]):
+            with pytest.raises(ValueError, match="out shares memory with a parameter or a snapshot"):
+                delta_norms(plan, bad.view(1, 2))
+        assert torch.equal(held, before)
+        assert not snapshot.any()
+        beside = held[6:8].view(1, 2)
+        for _ in range(2):
+            assert delta_norms(plan, beside, update=False)[0, 0].item() == pytest.approx(55**0.5)
+        param.data = held[4:10]  # where it was all right before
+        with pytest.raises(ValueError, match="out shares memory"):
+            delta_norms(plan, beside, update=False)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_views_of_one_tensor_with_other_strides_count_once_in_a_layer(kernels: str) -> None:
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    wide = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    views = [weight, weight.t(), weight.view(24), wide[:, ::2], wide[:, ::2].t(), wide.t()[::2]]
+    snapshots = [view.clone() + 1 for view in views]
+    layers = [0, 0, 0, 1, 1, 1]
+    with forced(kernels):
+        norms = delta_norms(DeltaNormPlan(views, snapshots, layers, 2, BLOCK))
+    then = torch.stack([(weight + 1).double().norm(), (wide[:, ::2] + 1).double().norm()])
+    assert_close(norms, torch.stack([torch.tensor([24.0, 24.0]).double().sqrt(), then.cpu()], dim=1), 24)
+    assert all(torch.equal(snapshot, view) for snapshot, view in zip(snapshots, views, strict=True))
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_neighbours_in_one_tensor_are_not_tied(kernels: str) -> None:
+    """The same shapes and strides at other addresses, and another shape at the same one."""
+    held = torch.ones(6, 4, device=DEVICE)
+    views = [held[:2], held[2:4], held[:, :1], held[:2, :2]]
+    with forced(kernels):
+        norms = delta_norms(DeltaNormPlan(views, [torch.zeros_like(v) for v in views], [0] * 4, 1, BLOCK))
+    assert norms[0, 0].item() == pytest.approx((8 + 8 + 6 + 4) ** 0.5)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_no_call_leaves_a_graph_behind(kernels: str) -> None:
+    param = torch.nn.Parameter(torch.ones(40, device=DEVICE))
+    snapshot = torch.zeros(40, device=DEVICE, requires_grad=True)
+    for other in (snapshot.detach().expand_as(snapshot).clone().requires_grad_(), snapshot.detach().clone()):
+        out = torch.empty(1, 2, device=DEVICE)
+        with forced(kernels):
+            norms = delta_norms(DeltaNormPlan([param], [other], [0], 1, BLOCK), out)
+        assert not norms.requires_grad
+        assert other.grad_fn is None
+        assert torch.equal(other.detach(), param.detach())
+
+
+def test_a_capture_gets_scratch_of_its_own_and_only_what_was_launched_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any machine: the capture is played. On a GPU ``test_replays_...`` does it for real."""
+    from ldbench.kernels import plan as module
+
+    case = Case([Spec(20), Spec(7, 1)], seed=5)
+    plan, out = case.plan, torch.empty(LAYERS, 2, device=DEVICE)
+    with forced("triton"):
+        delta_norms(plan, out, update=False)
+        tables = plan.tables(update=False)
+        wanted = out.clone()
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+        assert same_bits(delta_norms(plan, out, update=False), wanted)
+        with pytest.raises(RuntimeError, match="update=True before capturing"):
+            delta_norms(plan, out, update=True)
+        case.params[0].data = case.params[0].data.clone()
+        with pytest.raises(RuntimeError, match="before capturing"):
+            delta_norms(plan, out, update=False)
+        monkeypatch.undo()
+    with forced("triton"):
+        assert plan.tables(update=False) is not tables
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+def test_replays_of_graphs_outlive_new_tables_and_other_streams() -> None:
+    case = Case([Spec(5000), Spec(700, 1)], seed=6, block=1024)
+    plan = case.plan
+    outs = [torch.empty(LAYERS, 2, device=DEVICE) for _ in range(3)]
+    wanted = delta_norms(plan, update=False)
+    graphs = []
+    for out in outs[:2]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            delta_norms(plan, out, update=False)
+        graphs.append(graph)
+    captured = [pair[0] for pair in plan._captured]
+    assert len({scratch.data_ptr() for _, scratch in plan._captured}) == 2
+    held = case.params[0].data
+    case.params[0].data = torch.zeros_like(held)
+    delta_norms(plan, update=False)  # new tables; those of the graphs must stay
+    filler = [torch.full((2048,), -1, dtype=torch.int64, device=DEVICE) for _ in range(64)]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(200):
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                delta_norms(plan, outs[2], update=False)
+    torch.cuda.synchronize()
+    del filler
+    assert all(same_bits(out, wanted) for out in outs[:2])
+    assert all(pair[0] is tables for pair, tables in zip(plan._captured, captured, strict=True))
+
+
 def test_addresses_past_two_to_the_31_elements_stay_exact() -> None:
     from ldbench.kernels.plan import chunk_rows
 
@@ -235,6 +414,7 @@ def test_wrong_arguments_are_named() -> None:
         (([a], [b], [0], 1, 12), "block must be a power of two"),
         (([a], [a], [0], 1), r"snapshots\[0\] shares memory with params\[0\]|params\[0\] shares memory"),
         (([a, a], [b, b], [0, 1], 2), r"snapshots\[1\] shares memory with snapshots\[0\]"),
+        (([a], [b[:1].expand(4)], [0], 1), r"several elements of snapshots\[0\] share one place"),
         (([a[:3], a[1:]], [both[:3], both[2:5]], [0, 0], 1), r"snapshots\[1\] shares memory with snapshots\[0\]"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -254,7 +434,7 @@ def _op_arguments(plan: DeltaNormPlan, out: Tensor) -> tuple[object, ...]:
     tables = plan.tables()
     strided = [number for pair in tables.strided for number in pair]
     return (
-        plan.params, plan.snapshots, plan.layer_list, tables.pointers, tables.chunks, strided, tables.offsets, tables.sums,
+        plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets, tables.sums,
         out, True, plan.block,
     )  # fmt: skip
 
@@ -275,6 +455,21 @@ def test_a_compiled_call_gives_the_same_bits_and_updates_the_snapshots() -> None
         step = torch.compile(lambda out: delta_norms(compiled.plan, out), backend="aot_eager", fullgraph=True)
         assert same_bits(step(torch.zeros(LAYERS, 2, device=DEVICE)), wanted)
     assert all(same_bits(s, p) for s, p in zip(compiled.snapshots, compiled.thetas, strict=True))
+
+
+def test_a_compiled_call_notices_another_layout_at_the_same_address() -> None:
+    """Whatever it guards on: the tables it was compiled with are not taken for a transposed parameter."""
+    param, snapshot = torch.nn.Parameter(torch.arange(16.0, device=DEVICE).view(4, 4)), torch.ones(4, 4, device=DEVICE)
+    plan = DeltaNormPlan([param], [snapshot], [0], 1, BLOCK)
+    with forced("triton"):
+        delta_norms(plan, update=False)
+        step = torch.compile(lambda out: delta_norms(plan, out), backend="aot_eager")
+        step(torch.zeros(1, 2, device=DEVICE))
+        assert torch.equal(snapshot, param.detach())
+        param.data = param.data.t()
+        moved = step(torch.zeros(1, 2, device=DEVICE))[0, 0].item()
+    assert moved == pytest.approx(float((param.detach() - param.detach().t()).norm()))
+    assert torch.equal(snapshot, param.detach())
 
 
 def test_the_flop_counter_sees_five_per_element() -> None:

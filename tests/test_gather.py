@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kernel_cases import DEVICE, PAD, UNIT, assert_fence_untouched, fenced, forced, same_bits
 from torch import Tensor
 
-from ldbench.kernels import gather_rows, quantize_rows, row_stride
+from ldbench.kernels import gather_rows, quantize_rows, row_stride, scale_count
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -98,7 +98,9 @@ def oracle(store: Store, indices: Tensor) -> Tensor:
         rows = rows.view(-1, *shape[1:], shape[0]).permute(0, 3, 1, 2)
     batch = rows.reshape(len(indices), *shape)
     if store.scales is not None:
-        batch = batch * store.scales.cpu().double()[indices.cpu()].view(len(indices), shape[0], *[1] * (len(shape) - 1))
+        batch = batch * store.scales.cpu().double()[indices.cpu()].view(
+            len(indices), store.scales.shape[1], *[1] * (len(shape) - 1)
+        )
     return batch
 
 
@@ -113,7 +115,7 @@ def launch_fenced(store: Store, indices: Tensor, dtype: torch.dtype) -> Tensor:
     numel = math.prod(shape)
     whole, buffer = fenced(len(indices) * numel, dtype)
     out = buffer.view(len(indices), numel)
-    kernel.launch(store.rows, indices, store.scales, out, store.last, shape[0], BLOCK)
+    kernel.launch(store.rows, indices, store.scales, out, store.last, BLOCK)
     assert_fence_untouched(whole, out.numel())
     assert_fence_untouched(store.whole, store.rows.numel())
     return out
@@ -199,6 +201,150 @@ def test_int8_rows_come_back_within_half_a_step(
     assert bool((back[0] == 0).all())
 
 
+@pytest.mark.parametrize("kernels", BOTH)
+@given(  # not to bfloat16, which the interpreter rounds otherwise than PyTorch
+    shapes,
+    st.sampled_from([torch.int8, *FLOATS]),
+    st.sampled_from([torch.float32, torch.float16]),
+    seeds,
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_strided_indices_scales_and_rows_are_read_by_their_strides(
+    kernels: str, shape: tuple[int, ...], stored: torch.dtype, wanted: torch.dtype, seed: int, step: int, last: bool
+) -> None:
+    """Every second index, a column of scales in a wider table, a store kept the other way round: the same minibatch."""
+    store = Store.make(shape, stored, seed, last=last)
+    indices = draw_indices("random", len(store.rows), seed)
+    spread = ((indices + 1) % len(store.rows))[:, None].repeat(1, step)  # other rows lie between
+    spread[:, 0] = indices
+    scales = store.scales
+    if scales is not None:
+        scales = torch.stack([scales, torch.full_like(scales, float("nan"))], dim=2)[:, :, 0]
+    options = {"dtype": wanted, "channels_last": store.last}
+    with forced(kernels):
+        plain = gather_rows(store.rows, indices, shape, scales=store.scales, **options)
+        for rows in (store.rows, store.rows.t().contiguous().t()):
+            assert same_bits(gather_rows(rows, spread[:, 0], shape, scales=scales, **options), plain)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_every_second_index_of_a_vector_reads_the_rows_it_names(kernels: str) -> None:
+    rows = torch.arange(40.0, device=DEVICE).view(5, 8)
+    indices = torch.tensor([4, 0, 3, 1, 2, 0], device=DEVICE)[::2]
+    with forced(kernels):
+        assert gather_rows(rows, indices, (8,), dtype=torch.float16)[:, 0].tolist() == [32, 24, 16]
+        column = torch.tensor([[1, 9], [4, 9], [0, 9]], device=DEVICE)[:, 0]
+        assert gather_rows(rows, column, (8,), dtype=torch.float16)[:, 0].tolist() == [8, 32, 0]
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(3, 4, 8), (3, 2, 2)])
+def test_what_is_not_finite_comes_back_as_nan_and_never_as_a_number(
+    kernels: str, bad: float, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x[2, 1, 0, 1] = bad
+    rows, scales = quantize_rows(x)
+    with forced(kernels):
+        back = gather_rows(rows, torch.arange(4, device=DEVICE), shape, scales=scales)
+    spoilt = back.isnan()
+    wanted = torch.zeros_like(spoilt)
+    wanted[2, 1 if scale_count(shape) > 1 else slice(None)] = True
+    assert torch.equal(spoilt, wanted)
+
+
+@pytest.mark.parametrize("shape", [(512, 1, 1), (128, 2, 2), (512,), (64, 3, 5), (32, 4, 4), (16, 8), (8, 16)])
+def test_int8_rows_and_scales_take_less_room_than_half_precision(shape: tuple[int, ...]) -> None:
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    rows, scales = quantize_rows(x)
+    assert scales.shape == (3, scale_count(shape))
+    assert rows.nbytes + scales.nbytes < x.nbytes / 2
+    # One scale for the sample: its step is the largest magnitude of the sample over 127.
+    if scale_count(shape) == 1:
+        assert torch.allclose(scales[:, 0] * 127, x.abs().flatten(1).amax(1), rtol=2 * UNIT, atol=0)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_one_scale_per_sample_serves_any_shape(kernels: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        numel = math.prod(shape)
+        rows = torch.randint(-127, 128, (5, numel), generator=generator, dtype=torch.int8).to(DEVICE)
+        scales = torch.rand(5, 1, generator=generator).to(DEVICE)
+        indices = draw_indices("random", 5, 0)
+        for last in (False, True) if len(shape) == 3 else (False,):
+            with forced(kernels):
+                batch = gather_rows(rows, indices, shape, scales=scales, channels_last=last)
+            wanted = rows[indices].float() * scales[indices]
+            flat = batch.permute(0, 2, 3, 1).reshape(7, -1) if last else batch.reshape(7, -1)
+            assert torch.equal(flat, wanted)
+
+
+def test_rows_the_kernel_cannot_address_are_left_to_pytorch() -> None:
+    rows = torch.zeros(4, 32, dtype=torch.float16, device=DEVICE)
+    assert kernel.serves(rows, torch.float32, 16)
+    assert not kernel.serves(rows.t(), torch.float32, 4)
+    assert not kernel.serves(rows, torch.float32, 2**31 - kernel.BLOCK)
+    assert kernel.serves(rows, torch.float32, 2**31 - kernel.BLOCK - 1)
+    assert not kernel.serves(rows.to(torch.int16), torch.float32, 16)
+    assert not kernel.serves(rows, torch.int8, 16)
+
+
+def test_a_capture_refuses_indices_that_a_replay_could_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldbench.kernels import dispatch
+
+    rows, at = torch.ones(5, 16), torch.tensor([4, 0])
+    monkeypatch.setattr(dispatch, "capturing", lambda device: True)
+    with pytest.raises(ValueError, match="indices must lie on the GPU while a CUDA graph is captured"):
+        gather_rows(rows, at, (4,), dtype=torch.float16)
+
+
+def test_outside_of_compile_no_custom_op_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the custom op was taken")
+
+    store = Store.make((2, 4, 8), torch.int8, 0)
+    monkeypatch.setattr(kernel, "gather_rows_op", never)
+    with forced("triton"):
+        gather_rows(store.rows, torch.tensor([4, 0], device=DEVICE), (2, 4, 8), scales=store.scales)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_compiled_call_gives_the_same_bits(last: bool) -> None:
+    store = Store.make((2, 4, 8), torch.int8, 0, last=last)
+    at = torch.tensor([4, 0, 0], device=DEVICE)
+
+    def call(indices: Tensor) -> Tensor:
+        return gather_rows(store.rows, indices, (2, 4, 8), scales=store.scales, channels_last=last)
+
+    with forced("triton"):
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)(at)
+        assert compiled.stride() == call(at).stride()
+        assert same_bits(compiled, call(at))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+def test_pinned_rows_are_read_by_the_kernel_and_indices_are_taken_at_the_call() -> None:
+    shape = (4, 8, 8)
+    x = torch.randn(64, *shape)
+    rows, scales = (t.pin_memory() for t in quantize_rows(x))
+    ahead = torch.randn(4096, 4096, device=DEVICE)
+    indices = torch.zeros(16, dtype=torch.int64).pin_memory()
+    for seed in range(20):
+        now = torch.randint(64, (16,), generator=torch.Generator().manual_seed(seed))
+        for _ in range(4):
+            ahead = ahead @ ahead * 1e-4  # the device is busy when the caller goes on
+        indices.copy_(now)
+        batch = gather_rows(rows, indices, shape, scales=scales, device=DEVICE)
+        indices.fill_(63)
+        wanted = gather_rows(rows.to(DEVICE), now.to(DEVICE), shape, scales=scales.to(DEVICE))
+        assert batch.device.type == "cuda"
+        assert same_bits(batch, wanted)
+
+
 def test_quantised_rows_keep_the_memory_order_of_their_input() -> None:
     x = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     rows, scales = quantize_rows(x)
@@ -258,12 +404,14 @@ def test_wrong_arguments_are_named_before_any_launch(kernels: str) -> None:
         ((rows, at.float(), (4,)), wide, "indices must be an int64 vector, not torch.float32"),
         ((rows, at[None], (4,)), wide, "indices must be an int64 vector"),
         ((rows, at.to("meta"), (4,)), wide, "indices are on meta"),
+        ((rows.to("meta"), at, (4,)), {"device": DEVICE, **wide}, "rows are on meta, the minibatch is wanted on"),
         ((rows, at, (-1, 4)), wide, "shape must not have negative sizes"),
         ((rows, at, (4, 4)), {"channels_last": True}, "channels_last is for a shape"),
         ((rows, at, (4,)), {"dtype": torch.int32}, "dtype must be floating"),
         ((rows, at, (2, 4)), {"scales": scales}, "scales are for int8 rows"),
-        ((int8, at, (3, 4)), {"scales": scales}, r"scales must be float32 \[5, 3\]"),
-        ((int8, at, (2, 4)), {"scales": scales[:4]}, r"scales must be float32 \[5, 2\]"),
+        ((int8, at, (3, 4)), {"scales": scales}, r"scales must be float32 \[5, 3\] or \[5, 1\]"),
+        ((int8, at, (2, 4)), {"scales": scales[:4]}, r"scales must be float32 \[5, 2\] or \[5, 1\]"),
+        ((int8, at, (2, 4)), {"scales": scales[:4, :1]}, r"scales must be float32 \[5, 2\] or \[5, 1\]"),
         ((int8, at, (2, 4)), {"scales": scales.half()}, "scales must be float32"),
         ((int8, at, (2, 4)), {"scales": scales.to("meta")}, "scales are on meta"),
     ]:
@@ -283,7 +431,9 @@ def test_the_custom_op_passes_opcheck_and_counts_a_multiplication_per_element() 
     at = torch.tensor([4, 0, 0], device=DEVICE)
     with forced("triton"):
         for last in (False, True):
-            torch.library.opcheck(kernel.gather_rows_op, (store.rows, at, store.scales, [2, 4, 8], torch.float32, last))
+            torch.library.opcheck(
+                kernel.gather_rows_op, (store.rows, at, store.scales, [2, 4, 8], torch.float32, last, DEVICE)
+            )
         with FlopCounterMode(display=False) as counter:
             gather_rows(store.rows, at, (2, 4, 8), scales=store.scales)
     assert counter.get_total_flops() == 3 * 64
