@@ -46,7 +46,7 @@ def check_gpus() -> list[Check]:
 
 
 def check_energy() -> Check:
-    """The meter that training would use here, its tick as measured."""
+    """The meter that training would use here, with its tick and lag."""
     import torch
 
     from ldbench.meters import NullEnergyMeter, energy_meter
@@ -62,9 +62,10 @@ def check_energy() -> Check:
             cure or "figures of time and FLOPs need none; use a GPU for joules",
         )
     said = meter.total()
-    return Check(
-        "energy", OK, f"{said.method} of {device.type}, measured tick {1000 * (said.tick_seconds or 0):.0f} ms"
-    )
+    told = f"measured tick {1000 * (said.tick_seconds or 0):.0f} ms"
+    if said.lag_seconds:  # a CPU's is taken for 0 unmeasured
+        told += f", lag up to {1000 * said.lag_seconds:.0f} ms"
+    return Check("energy", OK, f"{said.method} of {device.type}, {told}")
 
 
 def check_powercap() -> Check:

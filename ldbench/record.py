@@ -24,7 +24,7 @@ from ldbench.sealed import plain as plain
 VOLATILE_FIELDS = (
     "train_seconds", "store_read_seconds", "kernel_time_share", "eval_seconds", "cache_build_seconds", "scoring_seconds", "data_seconds", "cost_table_seconds",
     "compile_seconds", "predicted_saved_seconds", "peak_memory_bytes", "energy_joules", "energy_bound_joules",
-    "energy_net_joules", "energy_tick_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
+    "energy_net_joules", "energy_tick_seconds", "energy_lag_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
     "declined.reason", "chunks.train_seconds", "epochs.train_seconds", "epochs.energy_joules", "epochs.energy_bound_joules", "epochs.energy_unavailable_reason", "lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents", "pretrain_seconds", "sha256",
 )  # fmt: skip
 

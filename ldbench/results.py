@@ -29,7 +29,7 @@ NUMBERS = (
     "batch_size", "train_size", "train_seconds", "cache_build_seconds", "scoring_seconds", "eval_seconds",
     "data_seconds", "cost_table_seconds", "compile_seconds", "forward_flops", "backward_flops", "cache_build_flops",
     "scoring_flops", "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
-    "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "dropped_stages", "width", "image_size",
+    "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "energy_lag_seconds", "dropped_stages", "width", "image_size",
     "init_tensors_taken", "pretrain_seconds", "pretrain_epochs", "pretrain_images", "pretrain_accuracy",
     "average_accuracy", "memory_size", "chunk_size",
 )  # fmt: skip

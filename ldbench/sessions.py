@@ -36,6 +36,7 @@ def add_sessions(before: Energy | None, now: Energy, trained: bool) -> Energy:
         windows=before.windows + now.windows,
         flags=tuple(sorted({*before.flags, *now.flags, "summed_windows"})),
         conditions=(*before.conditions, *now.conditions),
+        lag_seconds=max((t for t in (before.lag_seconds, now.lag_seconds) if t is not None), default=None),
     )
 
 

@@ -30,23 +30,27 @@ class Gpu:
     """Piecewise linear power; a counter and a power sensor that publish at jittered ticks of any phase.
 
     Args:
-        power: (seconds, watts at the begin, watts at the end) again and again; None makes power bend only at ticks.
+        power: (seconds, watts at the begin, watts at the end) again and again; None makes power bend only where ticks
+            show it.
         mean_power: the sensor publishes the mean since its last tick instead of the power at the tick.
         latency: seconds a reading takes, at most.
+        lag: what is published is that many seconds old.
+        average: and the mean of that many seconds before: nothing older than ``lag`` + ``average`` is in it.
     """
 
     def __init__(
         self, clock: Clock, uuid: str = "GPU-11111111-aaaa-0000-0000-000000000000", *, seed: int = 0,
         power: list[tuple[float, float, float]] | None = None, tick: float = 0.1, jitter: float = 0.0,
-        horizon: float = 120.0, mean_power: bool = False, latency: float = 0.0,
+        horizon: float = 120.0, mean_power: bool = False, latency: float = 0.0, lag: float = 0.0, average: float = 0.0,
     ) -> None:  # fmt: skip
         self.clock, self.uuid, self.latency, self.random = clock, uuid, latency, random.Random(seed)
+        self.lag, self.average = lag, average
         end = clock.now + horizon
         self.ticks = [clock.now - 3 * tick * (1 + self.random.random())]
         while self.ticks[-1] < end:
             self.ticks.append(self.ticks[-1] + tick * (1 + jitter * self.random.uniform(-1, 1)))
         self.longest = max(b - a for a, b in itertools.pairwise(self.ticks))
-        self.knots, self.watts, self.joules = [self.ticks[0]], [], [0.0]
+        self.knots, self.watts, self.joules, self.areas = [self.ticks[0] - lag - average], [], [0.0], [0.0]
         if power is None:
             levels = [self.random.uniform(30, 700) for _ in self.ticks]
             pieces = (
@@ -58,21 +62,24 @@ class Gpu:
         for seconds, first, last in pieces:
             self.knots.append(self.knots[-1] + seconds)
             self.watts.append((first, last))
+            self.areas.append(self.areas[-1] + seconds * (self.joules[-1] + seconds * (2 * first + last) / 6))
             self.joules.append(self.joules[-1] + seconds * (first + last) / 2)
             if self.knots[-1] > self.ticks[-1]:
                 break
-        self.millijoules = [int(self.energy(t) * 1000) for t in self.ticks]
+        self.millijoules = [int(self.shown(t) * 1000) for t in self.ticks]
         if mean_power:
-            means = [(self.energy(b) - self.energy(a)) / (b - a) for a, b in itertools.pairwise(self.ticks)]
+            means = [(self.shown(b) - self.shown(a)) / (b - a) for a, b in itertools.pairwise(self.ticks)]
             self.published = [means[0], *means]
+        elif average:
+            self.published = [(self.energy(t - lag) - self.energy(t - lag - average)) / average for t in self.ticks]
         else:
-            self.published = [self.power(t) for t in self.ticks]
+            self.published = [self.power(t - lag) for t in self.ticks]
         self.mig, self.virtual, self.offset = 0, pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE, 0
         self.pids = [os.getpid()]
         self.violation_ns, self.throttle = 0, 0
 
     def _piece(self, t: float) -> int:
-        return min(bisect_right(self.knots, t) - 1, len(self.watts) - 1)
+        return max(0, min(bisect_right(self.knots, t) - 1, len(self.watts) - 1))
 
     def power(self, t: float) -> float:
         i = self._piece(t)
@@ -83,6 +90,18 @@ class Gpu:
         """The truth: joules up to ``t``."""
         i = self._piece(t)
         return self.joules[i] + (t - self.knots[i]) * (self.watts[i][0] + self.power(t)) / 2
+
+    def _area(self, t: float) -> float:
+        """Integral of the energy up to ``t``."""
+        i, x = self._piece(t), t - self.knots[self._piece(t)]
+        return self.areas[i] + x * (self.joules[i] + x * (2 * self.watts[i][0] + self.power(t)) / 6)
+
+    def shown(self, t: float) -> float:
+        """The energy that a tick at ``t`` publishes."""
+        late = t - self.lag
+        if not self.average:
+            return self.energy(late)
+        return (self._area(late) - self._area(late - self.average)) / self.average
 
     def _look(self) -> int:
         """The last tick, as seen somewhere within a reading that takes its time."""

@@ -30,7 +30,7 @@ def phases_on(
             return lambda: None
 
         return CounterMeter(
-            [counter], Calibration(gpu.longest, 50.0), minimum_seconds=least, clock=clock, sleep=clock.sleep, spawn=spawn
+            [counter], Calibration(gpu.longest, 50.0, lag_seconds=gpu.lag), minimum_seconds=least, clock=clock, sleep=clock.sleep, spawn=spawn
         )  # fmt: skip
 
     return PhaseMeters(torch.device("cpu"), meter)
@@ -38,7 +38,7 @@ def phases_on(
 
 def test_phases_and_epochs_have_windows_of_their_own() -> None:
     clock = Clock()
-    gpu = Gpu(clock, power=[(10.0, 100.0, 100.0), (10.0, 400.0, 400.0), (1e6, 200.0, 200.0)], tick=0.02)
+    gpu = Gpu(clock, power=[(10.0, 100.0, 100.0), (10.0, 400.0, 400.0), (1e6, 200.0, 200.0)], tick=0.02, lag=0.02)
     edges: list[list[float]] = []
     phases = phases_on(clock, gpu, edges=edges)
     rows: list[dict[str, object]] = [{"epoch": 0}, {"epoch": 1}]
@@ -61,6 +61,7 @@ def test_phases_and_epochs_have_windows_of_their_own() -> None:
     assert abs(building["joules"] - true) <= building["bound_joules"] < 0.02 * true
     assert record["energy_joules"] == sum(row["energy_joules"] for row in rows)  # type: ignore[misc]
     assert record["energy_phases"]["evaluation"]["windows"] == 2
+    assert record["energy_lag_seconds"] == 0.02
 
 
 def test_every_null_of_a_phase_and_an_epoch_has_its_reason() -> None:

@@ -14,7 +14,8 @@ from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, 
 class CounterMeter:
     """Energy of the windows between ``start`` and ``stop``, from one counter a device, added up over the devices.
 
-    A window costs one GPU about 31 calls: 9 block at each edge, the rest are made by the threads that wait for the tick.
+    A window costs one GPU about 31 calls: 9 block at each edge, the rest are made by the threads that wait for the lag to
+    pass and for a tick.
     Seen on a CPU core with calls that return at once: 2 ms of processor time, 1.2 ms of it before and after the work.
 
     Args:
@@ -65,7 +66,7 @@ class CounterMeter:
         self._closed.append(window)
 
     def total(self) -> Energy:
-        """The sum over all closed windows. Waits for the last edge's tick, and measures the idle power once more."""
+        """The sum over all closed windows. Waits for lag and tick of the last edge, and measures the idle power once more."""
         energy = self._sum(self._settled(), self.calibration, self.calibration)
         if energy.joules is None or self._idle_after is None:
             return energy
@@ -75,7 +76,7 @@ class CounterMeter:
             return energy
 
     def sums(self, spans: Sequence[tuple[int, int]]) -> list[Energy]:
-        """Sums over some of the windows. Waits for the last edge's tick; idle power is the calibration's."""
+        """Sums over some of the windows. Waits for lag and tick of the last edge; idle power is the calibration's."""
         windows = self._settled()
         return [self._sum(windows[first:end], self.calibration, self.calibration) for first, end in spans]
 
@@ -89,12 +90,13 @@ class CounterMeter:
         high = max(c.idle_watts + c.idle_bound_watts for c in (before, after))
         return add_windows(
             windows, method=self.counters[0].method, tick_seconds=self.calibration.tick_seconds,
-            minimum_seconds=self.minimum_seconds, idle_watts=(low, high),
+            lag_seconds=self.calibration.lag_seconds, minimum_seconds=self.minimum_seconds, idle_watts=(low, high),
         )  # fmt: skip
 
     def _edge(self, *, opens: bool) -> tuple[Edge, Callable[[], None]]:
         edge = Edge(self.counters, self._clock, opens=opens)
-        return edge, self._spawn(lambda: edge.watch(self._poll, self._timeout, self._sleep))
+        lag = self.calibration.lag_seconds
+        return edge, self._spawn(lambda: edge.watch(lag, self._poll, self._timeout, self._sleep))
 
     def _keep_reading(self, heartbeat_seconds: float, ended: threading.Event) -> None:
         while not ended.wait(heartbeat_seconds):
@@ -106,6 +108,8 @@ class CounterMeter:
 
     def _window(self, first: Edge, last: Edge, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Window:
         seconds, flags = last.seconds - first.seconds, first.flags | last.flags
+        if self.calibration.lag_assumed:
+            flags.add("lag_assumed")
         conditions = []
         for counter, at_start, at_end in zip(self.counters, before, after, strict=True):
             flags |= counter.spoilt(at_start, at_end, seconds)

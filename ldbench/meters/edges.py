@@ -1,22 +1,25 @@
 """Energy from counters that only grow: the true energy is caught between two readings at each edge of a window.
 
-A counter shows the energy E since some moment long past, but moves only at ticks: at a time t it shows
-C(t) = E(u), u being its last tick before t, cut to its resolution q. E never falls. At an edge a of a window
+E(t) is the energy since some moment long past; it never falls. A counter moves only at ticks, and what it publishes is
+late: at a tick u it shows a value C between E(u - L) and E(u), cut to its resolution q. L is the largest delay, its
+*lag*. A counter that is late by a constant d is of this kind with L = d. So is one that publishes power averaged over the
+last A seconds, with L = A, or L = d + A where it is late as well: a mean of E(u - s) over delays s from 0 to L lies
+between E(u - L) and E(u). `ldbench.meters.lag` measures L. At an edge a of a window
 
-* a reading that ended before a is too small or right:  E(a) >= C_before;
-* a reading after a tells where the counter stands, and the first one after it that differs was made by a tick later
-  than a, so it is too large or right:  E(a) <= C_after + q.
+* a reading that ended before a was published by then, so it is too small or right:  E(a) >= C_before;
+* a reading begun after a + L tells where the counter stands, and the first one after it that differs was published at
+  a tick u > a + L, so it is too large or right:  E(a) <= E(u - L) <= C_after + q.
 
 Both edges a and b give the energy of the window, whatever the power did, whatever the phase and the jitter of the ticks:
 
     C_before(b) - C_after(a) - q  <=  E(b) - E(a)  <=  C_after(b) - C_before(a) + q
 
-The middle of this interval is the figure, half its width the bound: half of what the counter gained in the ticks that
-straddle the two edges, which is tick x (power at a + power at b) / 2. Ticks missed by slow polling widen the interval
-and never break it. Assumed is that a tick publishes the energy up to that tick; a counter that lags behind by a
-constant shifts both edges alike, which matters where the power at the edges differs from that before them.
+The middle of this interval is the figure, half its width the bound: half of what the counter gained from the last tick
+before each edge to the first one after edge + L. With power P at both edges that is about P x (L + tick), where the
+middle is right however late the counter is. Ticks missed by slow polling, and readings taken late, widen the interval
+and never break it. A lag longer than L breaks it.
 
-Nothing waits: the readings after an edge are taken by a thread that ends within a tick or so.
+Nothing waits: the readings after an edge are taken by a thread that ends within L and a tick or two.
 """
 
 from __future__ import annotations
@@ -64,12 +67,20 @@ class Counter(Protocol):
 class Calibration:
     """What watching the idle counters for a moment tells: the longest time between two ticks, and idle watts of all.
 
-    ``idle_bound_watts`` is what the time between two looks leaves open of the idle power in that moment.
+    Attributes:
+        tick_seconds: longest time between two ticks.
+        idle_watts: mean power in that moment, all counters together.
+        idle_bound_watts: what the time between two looks leaves open of it.
+        lag_seconds: how late a published value may be, see above. Watching an idle counter tells nothing of it:
+            `calibrate` leaves it at 0, which is meant for a CPU's counter alone.
+        lag_assumed: whether it is an assumption, because it could not be measured.
     """
 
     tick_seconds: float
     idle_watts: float
     idle_bound_watts: float = 0.0
+    lag_seconds: float = 0.0
+    lag_assumed: bool = False
 
 
 def calibrate(
@@ -114,7 +125,7 @@ def spawn_thread(work: Callable[[], None]) -> Callable[[], None]:
 
 
 class Edge:
-    """One edge of a window: per counter a reading before it, and one after the first tick behind it."""
+    """One edge of a window: per counter a reading before it, and one of the first tick seen later than edge + lag."""
 
     def __init__(self, counters: Sequence[Counter], clock: Clock, *, opens: bool) -> None:
         self.counters, self.clock, self.problem, self.flags = counters, clock, "", set[str]()
@@ -127,10 +138,15 @@ class Edge:
             self.problem = str(reason)
         self.seconds = clock()
 
-    def watch(self, poll_seconds: float, timeout_seconds: float, sleep: Callable[[float], None]) -> None:
-        """Read every counter until it has ticked, or for ``timeout_seconds``."""
+    def watch(
+        self, lag_seconds: float, poll_seconds: float, timeout_seconds: float, sleep: Callable[[float], None]
+    ) -> None:  # fmt: skip
+        """Wait until ``lag_seconds`` after the edge, then read every counter until it has ticked, or for ``timeout_seconds``."""
         if self.problem:
             return
+        while (left := self.seconds + lag_seconds - self.clock()) > 0:
+            sleep(max(left, 0.0005))
+        began = self.clock()
         try:
             base = [counter.read() for counter in self.counters]
             after: list[float | None] = [None] * len(base)
@@ -141,7 +157,7 @@ class Edge:
                 known = [value for value in after if value is not None]
                 if len(known) == len(base):
                     break
-                if self.clock() - self.seconds > timeout_seconds:
+                if self.clock() - began > timeout_seconds:
                     self.problem = f"the energy counter did not move in {timeout_seconds:g} s"
                     self.flags.add("counter_stalled")
                     return

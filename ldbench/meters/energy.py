@@ -20,9 +20,9 @@ class Energy:
 
     Attributes:
         joules: gross energy, or None. None exactly when ``unavailable_reason`` is set; never 0 for "unknown".
-        bound_joules: the true energy is within ``joules`` +- this, as far as resolution and sampling go (see
+        bound_joules: the true energy is within ``joules`` +- this, as far as tick, lag, resolution and sampling go (see
             `ldbench.meters.edges` and `ldbench.meters.sampled`); the accuracy of the sensor itself, which its maker
-            gives as a few per cent, is not part of it.
+            gives as a few per cent, is not part of it, and neither is a lag longer than ``lag_seconds``.
         unavailable_reason: why there is no figure.
         net_joules, net_bound_joules: the same after idle power x seconds is taken off; None where idle power is not
             known. For a counter idle power was measured before and after, its figure is the middle of the two and
@@ -32,9 +32,12 @@ class Energy:
         seconds: length of the windows.
         windows: how many there were.
         flags: what may spoil the figure: "co_tenant", "throttled", "too_short", "counter_reset", "counter_stalled",
-            "averaged_power", "samples_missed", "summed_windows".
+            "lag_assumed", "averaged_power", "samples_missed", "summed_windows".
+            "lag_assumed": the lag could not be measured, and a second or more was taken for it.
             Co-tenants are those seen at an edge; throttling is what the driver counted in the window.
         conditions: per window and device what was seen at both edges.
+        lag_seconds: all energy used longer ago than that is in what is read. Measured, or assumed where ``flags`` say so,
+            or taken for 0 for powercap, whose counters are renewed every millisecond; None where it is not known.
     """
 
     joules: float | None
@@ -48,6 +51,7 @@ class Energy:
     windows: int = 0
     flags: tuple[str, ...] = ()
     conditions: tuple[dict[str, Any], ...] = ()
+    lag_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """A figure has a bound, no figure has a reason: never both, never neither."""
@@ -120,8 +124,8 @@ class NullEnergyMeter:
 
 
 def add_windows(
-    windows: Sequence[Window], *, method: str, tick_seconds: float, minimum_seconds: float = MINIMUM_SECONDS,
-    idle_watts: tuple[float, float] | None = None,
+    windows: Sequence[Window], *, method: str, tick_seconds: float, lag_seconds: float | None = None,
+    minimum_seconds: float = MINIMUM_SECONDS, idle_watts: tuple[float, float] | None = None,
 ) -> Energy:  # fmt: skip
     """The energy of all windows together.
 
@@ -147,6 +151,7 @@ def add_windows(
     known = Energy(
         None, None, reason or "", method=method, tick_seconds=tick_seconds, seconds=seconds, windows=len(windows),
         flags=tuple(sorted(flags)), conditions=tuple(c for window in windows for c in window.conditions),
+        lag_seconds=lag_seconds,
     )  # fmt: skip
     if reason is not None:
         return known
@@ -172,6 +177,7 @@ def add_devices(energies: Sequence[Energy]) -> Energy:
     ]
     methods = sorted({e.method for e in energies if e.method is not None})
     ticks = [e.tick_seconds for e in energies if e.tick_seconds is not None]
+    lags = [e.lag_seconds for e in energies if e.lag_seconds is not None]
     return Energy(
         joules=None if reasons else _sum(e.joules for e in energies),
         bound_joules=None if reasons else _sum(e.bound_joules for e in energies),
@@ -184,6 +190,7 @@ def add_devices(energies: Sequence[Energy]) -> Energy:
         windows=max(e.windows for e in energies),
         flags=tuple(sorted({flag for e in energies for flag in e.flags})),
         conditions=tuple(c for e in energies for c in e.conditions),
+        lag_seconds=max(lags, default=None),
     )
 
 

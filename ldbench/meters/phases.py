@@ -45,7 +45,7 @@ class PhaseMeters:
             "energy_joules": training.joules, "energy_bound_joules": training.bound_joules,
             "energy_unavailable_reason": training.unavailable_reason, "energy_net_joules": training.net_joules,
             "energy_method": training.method, "energy_tick_seconds": training.tick_seconds,
-            "energy_flags": list(training.flags),
+            "energy_lag_seconds": training.lag_seconds, "energy_flags": list(training.flags),
             "energy_phases": {phase: summary(meter.total()) for phase, meter in self.meters.items()},
         }  # fmt: skip
 

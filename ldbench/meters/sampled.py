@@ -1,34 +1,16 @@
-"""Energy by integrating power samples, for a GPU without an energy counter.
-
-Samples (t_i, p_i) say less than a counter, so the bound rests on an assumption about the power between them. A sensor
-publishes a value every ``tick``; what a reading shows is at most one tick old. Two kinds are covered:
-
-* it publishes the power of that moment, and between two publications the power stays between the two values;
-* it publishes the mean power since the publication before, whatever the power did.
-
-For t in [t_i, t_i+1] take the smallest and the largest of the samples from i to the first one at least a tick after
-t_i+1. The publications around t are among them, so for the first kind the power lies between the two, and for the
-second kind the energy between any two publications does, if every publication was read: where readings were further
-apart than a tick, the window is flagged "samples_missed". The integrals of the two over the window enclose its energy,
-with one correction for the second kind: the publication interval that an edge cuts through may hold its energy in
-either part, at most tick x (largest value around that edge), for each edge.
-
-The figure is the trapezoid rule; the bound the larger distance to the two integrals plus the two edge terms. A driver
-that publishes the average over a whole second (``averaged``) delays the power by up to that second, which moves energy
-across each edge: at most half a second x the largest power seen.
-"""
+"""Energy by integrating power samples, for a GPU without an energy counter; `ldbench.meters.integrals` has the bound."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ldbench.meters.edges import Clock, Spawn, spawn_thread
+from ldbench.meters.edges import Calibration, Clock, Spawn, spawn_thread
 from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
+from ldbench.meters.integrals import enclose
 
 AVERAGING_SECONDS = 1.0
 LEAST_UPDATES = 20
@@ -62,8 +44,8 @@ class Conditions(Protocol):
 def sample_tick(
     source: PowerSource, *, least_seconds: float = 1.0, clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[float, float]:  # fmt: skip
-    """Watch the idle device for ``least_seconds``: the longest time without a new value in seconds, and mean watts.
+) -> Calibration:  # fmt: skip
+    """Watch the idle device for ``least_seconds``: the longest time without a new value, and mean watts; no lag yet.
 
     Raises ``Unavailable`` when there is no sample at all.
     """
@@ -76,7 +58,7 @@ def sample_tick(
         raise Unavailable(f"the driver gave no power sample in {least_seconds:g} s")
     # A value that never changes tells nothing: the whole watch is then the only safe answer.
     times = [began, *_updates(samples, source.stamped), clock()]
-    return _longest(times), sum(watts for _, watts in samples) / len(samples)
+    return Calibration(_longest(times), sum(watts for _, watts in samples) / len(samples))
 
 
 def _updates(samples: Sequence[tuple[float, float]], stamped: bool) -> list[float]:
@@ -88,51 +70,28 @@ def _longest(times: Sequence[float]) -> float:
     return max(b - a for a, b in itertools.pairwise(times))
 
 
-def integrate(
-    samples: Sequence[tuple[float, float]], start: float, stop: float, tick: float
-) -> tuple[float, float, float]:
-    """Lower limit, figure and upper limit of the energy in joules between ``start`` and ``stop``, see above.
-
-    Args:
-        samples: (seconds, watts) by time; the first not after ``start``, the last at least a ``tick`` after ``stop``.
-
-    Raises:
-        Unavailable: the samples do not reach over the window.
-    """
-    times = [t for t, _ in samples]
-    if not samples or times[0] > start or times[-1] < stop + tick:
-        raise Unavailable("the power samples do not reach over the window")
-    low = high = figure = 0.0
-    for i in range(bisect_right(times, start) - 1, bisect_left(times, stop)):
-        (t0, p0), (t1, p1) = samples[i], samples[i + 1]
-        a, b = max(t0, start), min(t1, stop)
-        if b <= a:
-            continue
-        around = [watts for _, watts in samples[i : bisect_left(times, b + tick) + 1]]
-        low += min(around) * (b - a)
-        high += max(around) * (b - a)
-        middle = ((a + b) / 2 - t0) / (t1 - t0)
-        figure += (p0 + (p1 - p0) * middle) * (b - a)
-    for edge in (start, stop):
-        near = samples[max(0, bisect_right(times, edge - tick) - 1) : bisect_left(times, edge + 2 * tick) + 1]
-        low, high = low - tick * max(p for _, p in near), high + tick * max(p for _, p in near)
-    return max(0.0, low), figure, high
-
-
 class SampledMeter:
     """Energy of the windows between ``start`` and ``stop`` from the power samples of one device.
 
+    A window that follows another one within lag + tick starts that much later: ``start`` waits for the samples.
+
     Args:
-        tick_seconds, idle_watts: of `sample_tick`.
+        calibration: of `sample_tick` and `ldbench.meters.lag.with_power_lag`. A driver's average over a second counts
+            for a lag of at least that second, and an assumed lag comes on top of it.
         spawn: runs the sampling; None leaves it to the caller, who then calls ``poll``.
     """
 
     def __init__(
-        self, source: PowerSource, conditions: Conditions, tick_seconds: float, idle_watts: float, *,
+        self, source: PowerSource, conditions: Conditions, calibration: Calibration, *,
         minimum_seconds: float = MINIMUM_SECONDS, clock: Clock = time.perf_counter, spawn: Spawn | None = spawn_thread,
     ) -> None:  # fmt: skip
-        self.source, self.tick_seconds, self.minimum_seconds = source, tick_seconds, minimum_seconds
-        self._conditions, self._idle, self._clock, self._spawn = conditions, idle_watts, clock, spawn
+        self.source, self.minimum_seconds, self.calibration = source, minimum_seconds, calibration
+        self.tick_seconds, self.lag_seconds = calibration.tick_seconds, calibration.lag_seconds
+        if source.averaged and calibration.lag_assumed:
+            self.lag_seconds += AVERAGING_SECONDS
+        elif source.averaged:
+            self.lag_seconds = max(self.lag_seconds, AVERAGING_SECONDS)
+        self._conditions, self._clock, self._spawn = conditions, clock, spawn
         self._lock = threading.Lock()
         self._samples: list[tuple[float, float]] = []
         self._problem: str | None = None
@@ -158,7 +117,7 @@ class SampledMeter:
             self._wait = self._spawn(self._run)
 
     def stop(self) -> None:
-        """Close the window; sampling goes on for a tick."""
+        """Close the window; sampling goes on for lag and tick."""
         if self._start is not None:
             self._stop = self._clock()
             self._after = self._conditions.conditions()
@@ -183,8 +142,8 @@ class SampledMeter:
 
     def _sum(self, windows: Sequence[Window]) -> Energy:
         return add_windows(
-            windows, method=self.source.method, tick_seconds=self.tick_seconds,
-            minimum_seconds=self.minimum_seconds, idle_watts=(self._idle, self._idle),
+            windows, method=self.source.method, tick_seconds=self.tick_seconds, lag_seconds=self.lag_seconds,
+            minimum_seconds=self.minimum_seconds, idle_watts=(self.calibration.idle_watts,) * 2,
         )  # fmt: skip
 
     def _run(self) -> None:
@@ -193,11 +152,11 @@ class SampledMeter:
             self.poll()
 
     def _reached(self) -> bool:
-        """Whether the samples reach a tick beyond the end, or never will."""
+        """Whether the samples reach lag and tick beyond the end, or never will."""
         if self._stop is None:
             return False
-        last = self._samples[-1][0] if self._samples else 0.0
-        return last >= self._stop + self.tick_seconds or self._clock() > self._stop + 5 * self.tick_seconds + 5
+        last, end = self._samples[-1][0] if self._samples else 0.0, self._stop + self.lag_seconds
+        return last >= end + self.tick_seconds or self._clock() > end + 5 * self.tick_seconds + 5
 
     def _refine_tick(self) -> None:
         """An idle sensor repeats its value and looks slower than it is; under load every update shows."""
@@ -217,15 +176,15 @@ class SampledMeter:
         self._refine_tick()
         if self.source.averaged:
             flags.add("averaged_power")
+        if self.calibration.lag_assumed:
+            flags.add("lag_assumed")
         try:
             if self._problem is not None:
                 raise Unavailable(self._problem)
-            low, figure, high = integrate(self._samples, start, stop, self.tick_seconds)
+            low, figure, high = enclose(self._samples, start, stop, self.tick_seconds, self.lag_seconds)
         except Unavailable as reason:
             self._windows.append(Window(seconds, flags=frozenset(flags), invalid=str(reason), conditions=seen))
             return
         if not self.source.stamped and _longest([t for t, _ in self._samples]) > self.tick_seconds:
             flags.add("samples_missed")
-        moved = AVERAGING_SECONDS / 2 * max(watts for _, watts in self._samples) if self.source.averaged else 0.0
-        low = max(0.0, low - moved)
-        self._windows.append(Window(seconds, low, high + moved, figure, frozenset(flags), None, seen))
+        self._windows.append(Window(seconds, low, high, figure, frozenset(flags), None, seen))
