@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from .layout import signature
-from .plan import DeltaNormPlan, Tables, build_tables, check_pairs
+from .plan import DeltaNormPlan
+from .tables import Tables, build_tables, check_pairs
 
 _TRITON_DTYPES = (tl.float32, tl.float16, tl.bfloat16, tl.float64)  # as in DTYPES
 REDUCE_BLOCK = 2048

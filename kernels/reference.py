@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .plan import DeltaNormPlan, capturing, counted
+from .plan import DeltaNormPlan, capturing
+from .tables import counted
 
 ALIGNMENT = 16  # bytes: the widest load of a GPU thread
 PINNED_ALIGNMENT = 128  # bytes: rows read over PCIe start at a cache line

@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ldbench.kernels import delta_norm, gather, plan
+from ldbench.kernels import delta_norm, gather, tables
 
 TYPES = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16, "fp64": tl.float64}
 
@@ -62,7 +62,7 @@ def inspect(
 
 
 def delta(dtype: str, update: bool, capability: int) -> dict[str, int]:
-    constants = {"DTYPE": TYPES[dtype], "UPDATE": update, "BLOCK": plan.BLOCK}
+    constants = {"DTYPE": TYPES[dtype], "UPDATE": update, "BLOCK": tables.BLOCK}
     return inspect(delta_norm.chunk_sums, {"chunks": "*i64", "sums": "*fp64"}, constants, capability)
 
 

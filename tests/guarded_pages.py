@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldbench.kernels import DeltaNormPlan, delta_norm, gather, quantize_rows
-from ldbench.kernels.plan import Tables
+from ldbench.kernels.tables import Tables
 
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0

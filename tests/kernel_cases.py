@@ -1,4 +1,10 @@
-"""What the kernel tests share: where they run, buffers between canaries, values by kind."""
+"""What the kernel tests share: where they run, buffers between canaries, values by kind.
+
+What no test can tell apart without a GPU, and the tests marked ``gpu`` look at: scratch per stream and per captured graph,
+tables that outlive their plan's changes while a graph points to them (a played capture shows who keeps what, not the race),
+indices taken out of pinned memory at the call, pinned rows read by the kernel rather than the host, the device a launch goes
+to. What only speed would show: the number of warps, hints on alignment beyond those ``test_codegen`` sees in the PTX.
+"""
 
 from __future__ import annotations
 

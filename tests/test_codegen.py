@@ -45,7 +45,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 def test_delta_norms_move_full_chunks_by_16_bytes(
     compiled: dict[str, dict[str, int]], name: str, capability: int
 ) -> None:
-    from ldbench.kernels.plan import BLOCK
+    from ldbench.kernels.tables import BLOCK
 
     itemsize = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8}[name.split()[1]]
     each = BLOCK * itemsize // 16 // (8 * 32)  # loads of 16 bytes per thread and tensor

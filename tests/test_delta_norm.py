@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -321,17 +322,22 @@ def test_neighbours_in_one_tensor_are_not_tied(kernels: str) -> None:
     assert norms[0, 0].item() == pytest.approx((8 + 8 + 6 + 4) ** 0.5)
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("kernels", BOTH)
-def test_no_call_leaves_a_graph_behind(kernels: str) -> None:
-    param = torch.nn.Parameter(torch.ones(40, device=DEVICE))
-    snapshot = torch.zeros(40, device=DEVICE, requires_grad=True)
-    for other in (snapshot.detach().expand_as(snapshot).clone().requires_grad_(), snapshot.detach().clone()):
-        out = torch.empty(1, 2, device=DEVICE)
-        with forced(kernels):
-            norms = delta_norms(DeltaNormPlan([param], [other], [0], 1, BLOCK), out)
-        assert not norms.requires_grad
-        assert other.grad_fn is None
-        assert torch.equal(other.detach(), param.detach())
+def test_no_call_leaves_a_graph_behind(kernels: str, watched: bool) -> None:
+    """Leaves that require a gradient, dense and not, updated in place; by the custom op too, where a mode watches."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    param = torch.nn.Parameter(torch.ones(4, 10, device=DEVICE))
+    for snapshot in (torch.zeros(4, 10, device=DEVICE), torch.zeros(4, 20, device=DEVICE)[:, ::2]):
+        for wants_grad in (False, True):
+            leaf = snapshot.detach().zero_().requires_grad_(wants_grad)
+            plan, out = DeltaNormPlan([param], [leaf], [0], 1, BLOCK), torch.empty(1, 2, device=DEVICE)
+            with forced(kernels), FlopCounterMode(display=False) if watched else contextlib.nullcontext():
+                norms = delta_norms(plan, out)
+            assert not norms.requires_grad
+            assert leaf.is_leaf
+            assert torch.equal(leaf.detach(), param.detach())
 
 
 def test_a_capture_gets_scratch_of_its_own_and_only_what_was_launched_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +396,7 @@ def test_replays_of_graphs_outlive_new_tables_and_other_streams() -> None:
 
 
 def test_addresses_past_two_to_the_31_elements_stay_exact() -> None:
-    from ldbench.kernels.plan import chunk_rows
+    from ldbench.kernels.tables import chunk_rows
 
     numel, start = 2**33 + 5, 2**46
     rows = chunk_rows(start, 2 * start, numel, 4, 7, 2**24)
