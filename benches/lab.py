@@ -1,137 +1,200 @@
-"""Everything a lab's GPU can tell about ldbench, in one folder, in parts that go on where they stopped.
+"""Everything a lab's GPU can tell about ldbench within minutes, in two files.
 
-    python -m benches.lab --data-root DATA --out results/gpu/NAME [--minutes 8]
+    python -m benches.lab --data-root DATA --out FOLDER [--minutes 8] [--device cuda:0]
 
-Parts: doctor (what the machine can do), tests (the kernels' property tests on the device), meter (tick, idle power,
-short-window errors), kernels (correctness, determinism, bandwidth, ratios), profiles of two networks, and trainings with
-energy (the suite ``energy``). A part that is done is skipped; a call ends after ``--minutes`` at the latest and exits with 3
-if something is left, so that the same line can be repeated until it exits with 0. Exit code 1: a part failed.
+Needs a checkout, what ldbench imports, pytest and hypothesis, and Fashion-MNIST under DATA as torchvision lays it out
+(gzipped files will do); no network, and no place to write but FOLDER. The parts, in the order that a reader wants them:
+machine (ceilings, the doctor), tests (of the kernels on the device, and under compute-sanitizer), kernels (against a device
+copy and their peers), meter, steps, trainings. Each is a process with a bound; one that cannot end in time is left for
+another call, and one that is killed keeps what it had written. The same line goes on: what is done is kept, and what
+failed, was cut short or left out is tried again.
+
+FOLDER ends with ``lab.json`` (machine, versions, every figure with its n) and ``lab.tar.gz`` (records and logs). Exit code
+0: all is done; 1: a part failed; 3: something is left for another call. ``--device cpu`` rehearses it at small sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-LEAST_SECONDS = 45.0  # not worth starting a training with less
+from benches.lab_folder import Busy, Folder, counted
+from benches.lab_parts import RESERVE, ROOT, Part, parts, surroundings_for
+from ldbench.record import write_json
 
-
-class Part(NamedTuple):
-    """A command whose result is ``file`` in the folder; ``seconds``: what it takes at most on an H200."""
-
-    name: str
-    file: str
-    seconds: float
-    command: list[str]
-    from_stdout: bool = False  # the result is what the command prints
+GRACE = 3.0  # seconds between asking a part to end and killing it
+FORMAT = 1
 
 
-def parts(out: Path, device: str, data: list[str], models: Sequence[str]) -> list[Part]:
-    """All but the trainings, in the order they run."""
-    ldbench = [sys.executable, "-m", "ldbench"]
-    tests = [str(ROOT / "tests" / name) for name in ("test_delta_norm.py", "test_gather.py")]
-    made = [
-        Part("doctor", "doctor.json", 60, [*ldbench, "doctor", "--json"], from_stdout=True),
-        Part("tests", "tests.txt", 300, [sys.executable, "-m", "pytest", "-q", *tests], from_stdout=True),
-        Part("meter", "meter.json", 120, [sys.executable, "-m", "benches.meter_check", "--device", device,
-                                          "--out", str(out / "meter.json")]),
-    ]  # fmt: skip
-    if device.startswith("cuda"):
-        command = [sys.executable, "-m", "benches.gpu_kernels", "--out", str(out)]
-        made.append(Part("kernels", "kernels.done", 400, command, from_stdout=True))
-    for model in models:
-        command = [*ldbench, "profile", "--model", model, "--dataset", "fashion-mnist", "--device", device, *data]
-        command += ["--energy", "--json"]
-        made.append(Part(f"profile {model}", f"profile-{model}.json", 240, command, from_stdout=True))
-    return made
+class Stop:
+    """Remembers SIGTERM or SIGINT: the part that runs is ended, and what there is gets packed."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Listen in this block."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.came = True
+
+
+def run_part(part: Part, bound: float, folder: Folder, stop: Stop) -> dict[str, Any]:
+    """Run a part; its state: done, unavailable, partial or failed, with the reason and the seconds it took."""
+    began = time.monotonic()
+    before = folder.findings(part.name) or {}
+    command = [*part.command, "--out", str(folder.result(part.name)), "--seconds", f"{bound:.0f}"]
+    cut = ""
+    with folder.log(part.name).open("a") as log:
+        running = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=surroundings_for(folder.scratch), start_new_session=True
+        )  # fmt: skip
+        while running.poll() is None:
+            cut = (
+                "stopped" if stop.came else f"not done within {bound:.0f} s" if time.monotonic() > began + bound else ""
+            )
+            if cut:
+                end(running)
+                break
+            time.sleep(0.05)
+        kill_group(running)  # whatever the part has left running
+    seconds = round(time.monotonic() - began, 1)
+    found, code = folder.findings(part.name), running.returncode
+    if (cut or code) and len(str(found)) < len(str(before)):  # an earlier try came further
+        write_json(folder.result(part.name), before)
+    state: dict[str, Any] = {"seconds": seconds, "budget_seconds": bound}
+    if cut:
+        return {"state": "partial", "reason": cut, **state}
+    if code == 3:
+        return {"state": "partial", "reason": "it ran out of time", **state}
+    if code != 0 or found is None:
+        said = folder.log(part.name).read_text(errors="replace").strip().splitlines()[-1:]
+        return {"state": "failed", "reason": f"exit code {code}: {' '.join(said)[-300:]}", **state}
+    if "unavailable_reason" in found:
+        return {"state": "unavailable", "reason": found["unavailable_reason"], **state}
+    return {"state": "done", "reason": "", **state}
+
+
+def end(running: subprocess.Popen[bytes]) -> None:
+    """Ask the part and its children to end, wait a little, kill them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(GRACE)
+    kill_group(running)
+    running.wait()
+
+
+def kill_group(running: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the part's processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(running.pid, signal.SIGKILL)
+
+
+def call(folder: Folder, planned: Sequence[Part], seconds: float, commit: str | None, stop: Stop) -> None:
+    """Run what is left, what was never tried first, and write both files after every part."""
+    began = time.monotonic()
+    state = folder.state
+    before = state.get("minutes", 0.0)
+    state |= {"format": FORMAT, "date": datetime.now(UTC).date().isoformat(), "calls": state.get("calls", 0) + 1}
+    state["git_commit"] = commit or state.get("git_commit")
+    known: dict[str, dict[str, Any]] = state.setdefault("parts", {})
+    left = [part for part in planned if not settled(known.get(part.name, {}), part)]
+    for part in sorted(left, key=lambda part: "seconds" in known.get(part.name, {})):
+        free = seconds - RESERVE - (time.monotonic() - began)
+        bound = part.bound(free)
+        if stop.came or bound is None:
+            least = part.seconds if part.least is None else part.least
+            reason = "stopped" if stop.came else f"{max(free, 0):.0f} s were left, it may take {least:.0f}"
+            entry = {"state": "skipped", "reason": reason, "budget_seconds": part.seconds}
+            if "seconds" not in known.get(part.name, {}):  # what an earlier call cut short is worth more than that
+                known[part.name] = entry
+        else:
+            print(f"{part.name} ... at most {bound:.0f} s", flush=True)
+            told = {
+                "call": state["calls"],
+                "date": state["date"],
+                "git_commit": state["git_commit"],
+                "asked": part.asked,
+            }
+            known[part.name] = run_part(part, bound, folder, stop) | told
+            print(
+                f"  {known[part.name]['state']} after {known[part.name]['seconds']} s {known[part.name]['reason']}",
+                flush=True,
+            )
+        state["minutes"] = round(before + (time.monotonic() - began) / 60, 2)
+        state["machine"] = machine(folder, planned)
+        folder.write()
+
+
+def settled(entry: Mapping[str, Any], part: Part) -> bool:
+    """Whether another call has nothing to do for a part: it is done as asked for, or this machine has nothing to find."""
+    return entry.get("state") in ("done", "unavailable") and entry.get("asked", "") == part.asked
+
+
+def machine(folder: Folder, planned: Sequence[Part]) -> dict[str, Any] | None:
+    """What the figures are true for, as the first part that could tell has it."""
+    found = (folder.findings(part.name) or {} for part in planned)
+    return next((part["environment"] for part in found if part.get("environment")), None)
+
+
+def checkout_commit() -> str | None:
+    """The commit of this checkout, with "+dirty" where it has changes; None for a copy without its history."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return None
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def main() -> int:
     """Run what is left; see the module's docstring for the exit codes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     parser.add_argument("--data-root", help="folder of the data sets, for Fashion-MNIST")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of this call at most")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--models", nargs="+", default=["vgg11_bn", "resnet50"], help="networks to profile")
-    parser.add_argument("--suite", default="energy", help="suite or TOML file of the trainings")
+    parser.add_argument("--seeds", type=int, default=3, help="of the trainings, as far as there is time")
+    parser.add_argument("--epochs", type=int, help="of the trainings; 16 on a GPU by default")
+    parser.add_argument("--commit", default=os.environ.get("LDBENCH_COMMIT"), help="of a copy without its history")
     options = parser.parse_args()
-    ends = time.monotonic() + 60 * options.minutes
-    out: Path = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    data = ["--data-root", options.data_root] if options.data_root else []
-    failed = []
-    for part in parts(out, options.device, data, options.models):
-        if (out / part.file).exists():
-            continue
-        if time.monotonic() + part.seconds > ends and part.seconds < 60 * options.minutes:
-            print(f"{part.name}: left for the next call")
-            return 3
-        if not run_part(part, out, ends):
-            failed.append(part.name)
-    state = train(options.suite, options.device, data, out / "training", ends)
-    if state == "failed":
-        failed.append("training")
-    if failed:
-        print(f"failed: {', '.join(failed)}; see the .log files in {out}")
-        return 1
-    return 3 if state == "left" else 0
-
-
-def run_part(part: Part, out: Path, ends: float) -> bool:
-    """One part; its result appears only when it is whole. Whether it succeeded."""
-    print(f"{part.name} ...", flush=True)
-    began = time.monotonic()
-    log = out / f"{part.file}.log"
+    if options.device == "cpu":
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # small sizes: threads that wait for each other cost more than they do
+    folder = Folder(options.out.resolve())
+    root = str(Path(options.data_root).resolve()) if options.data_root else None
+    planned = parts(options.device, root, folder.work, options.seeds, options.epochs)
     try:
-        with log.open("w") as errors:
-            done = subprocess.run(
-                part.command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                timeout=max(30.0, ends - began),
-            )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        print(f"{part.name}: no time left, to be run again")
-        return True
-    print(f"{part.name}: exit code {done.returncode} after {time.monotonic() - began:.0f} s", flush=True)
-    if done.returncode and not (part.name == "doctor" and done.stdout):
-        with log.open("a") as errors:
-            errors.write(done.stdout)
-        return False
-    if part.from_stdout:
-        (out / part.file).write_text(done.stdout)
-    log.unlink()
-    return True
-
-
-def train(suite: str, device: str, data: list[str], out: Path, ends: float) -> str:
-    """Run the suite until it is done or the time is up: "done", "failed" or "left"."""
-    left = ends - time.monotonic()
-    if left < LEAST_SECONDS:
-        print("training: left for the next call")
-        return "left"
-    command = [sys.executable, "-m", "ldbench", "run", suite, "--device", device, *data, "--out", str(out), "--json"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        text, _ = running.communicate(timeout=left - 15)
-    except subprocess.TimeoutExpired:
-        running.send_signal(signal.SIGINT)  # what is finished is kept, and skipped by the next call
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.communicate(timeout=12)
-        running.kill()
-        print("training: to be continued by the next call")
-        return "left"
-    cells = json.loads(text)["cells"] if text.strip() else []
-    print(f"training: exit code {running.returncode}, {len(cells)} runs")
-    return "failed" if running.returncode else "done"
+        with Stop().listening() as stop, folder.opened():
+            call(folder, planned, 60 * options.minutes, options.commit or checkout_commit(), stop)
+    except Busy as reason:
+        parser.error(str(reason))
+    for name, entry in folder.state["parts"].items():
+        print(f"{name}: {entry['state']} {entry['reason']}")
+    return counted(folder.state["parts"])
 
 
 if __name__ == "__main__":

@@ -1,29 +1,32 @@
-"""What the energy meter of this machine is worth: its tick, idle power, and how far short windows are off.
+"""What the energy meter of this machine is worth: its tick and lag, idle power, and how far short windows are off.
 
-    python -m benches.meter_check --out FILE.json [--device cuda:0]
+    python -m benches.meter_check [--out FILE.json] [--seconds 50] [--device cuda:0]
 
-A constant load runs in windows of 0.2 to 30 s. The longest window gives the power that the others are held against, beside
-the bound that each window states for itself. Where Zeus (the package ``zeus``) is installed, it meters the longest window
-together with ours. About 90 seconds; where nothing can be metered, the file says why.
+A constant load runs in windows of 1 to 12 s. The longest window gives the power that the others are held against, beside
+the bound that each window states for itself: its error should lie within its own bound and the reference's together. Each
+begins and ends on an idle device, as a training does; that a device takes a moment to reach its power is part of the error.
+Where Zeus (the package ``zeus``) is installed, it meters the longest window together with ours. Where nothing can be metered,
+the file says why.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldbench.costs import synchronize
 from ldbench.meters import Energy, NullEnergyMeter, energy_meter
-from ldbench.record import environment, write_json
-from ldbench.runner import resolve_device
 
-WINDOWS = {0.2: 5, 0.5: 5, 1.0: 5, 2.0: 5, 5.0: 3, 10.0: 2, 30.0: 1}  # seconds: how many
+from .lab_results import Results, device_of, options, surroundings
+
+LONGEST = 12.0
+WINDOWS = (1.0, 2.0, 5.0)  # seconds
+ROUNDS = 2
+CLOSING = 2.5  # seconds that a window's last tick, its lag and the idle power behind it take
 
 
 class Load:
@@ -75,35 +78,70 @@ def with_zeus(device: torch.device, load: Load, seconds: float) -> tuple[Energy,
     return ours, answer
 
 
-def check(device: torch.device) -> dict[str, Any]:
-    """Everything that goes into the file."""
-    found: dict[str, Any] = {"environment": environment(device)}
+def check(device: torch.device, results: Results) -> None:
+    """Put everything into the results."""
+    results.put("environment", surroundings(device))
     meter = energy_meter(device)
     if isinstance(meter, NullEnergyMeter):
-        return found | {"unavailable_reason": meter.reason}
+        results.cannot(meter.reason)
+        return
     load = Load(device)
-    load.run(3.0)
-    longest = max(WINDOWS)
-    reference, found["zeus"] = with_zeus(device, load, longest)
+    load.run(2.0)
+    reference, zeus = with_zeus(device, load, LONGEST)
+    results.put("zeus", zeus)
     if reference.joules is None:
-        return found | {"unavailable_reason": reference.unavailable_reason}
-    watts = reference.joules / reference.seconds
+        results.cannot(str(reference.unavailable_reason))
+        return
+    results.put("meter", described(reference))
+    rows: list[dict[str, Any]] = []
+    left_out = []
+    for seconds in WINDOWS * ROUNDS:  # every length once, then once more
+        if results.left < seconds + CLOSING:
+            left_out.append(seconds)
+            continue
+        rows.append(held_against(window(device, load, seconds), reference))
+        results.put("windows", rows)
+    results.put("windows_left_out", left_out)
+    results.put("by_length", by_length(rows))
+
+
+def described(reference: Energy) -> dict[str, Any]:
+    """What the longest window tells of meter and load."""
+    assert reference.joules is not None
     idle = None if reference.net_joules is None else (reference.joules - reference.net_joules) / reference.seconds
-    found |= {
-        "method": reference.method, "tick_seconds": reference.tick_seconds, "idle_watts": idle, "load_watts": watts,
-        "flags": list(reference.flags), "windows": [],
+    return {
+        "method": reference.method, "tick_seconds": reference.tick_seconds, "lag_seconds": reference.lag_seconds,
+        "idle_watts": idle, "load_watts": reference.joules / reference.seconds, "seconds": reference.seconds,
+        "joules": reference.joules, "bound_joules": reference.bound_joules, "flags": list(reference.flags),
     }  # fmt: skip
-    for seconds, count in WINDOWS.items():
-        rows = [window(device, load, seconds) for _ in range(count)] if seconds < longest else [reference]
-        known = [row for row in rows if row.joules is not None and row.bound_joules is not None]
-        errors = [abs(row.joules / row.seconds / watts - 1) for row in known if row.joules is not None]
-        bounds = [row.bound_joules / row.joules for row in known if row.joules and row.bound_joules is not None]
-        found["windows"].append(
+
+
+def held_against(row: Energy, reference: Energy) -> dict[str, Any]:
+    """One window: relative error of its power, what it states as its bound, and whether both bounds cover the error."""
+    assert reference.joules is not None
+    assert reference.bound_joules is not None
+    found: dict[str, Any] = {"seconds": row.seconds, "joules": row.joules, "bound_joules": row.bound_joules}
+    found |= {"flags": list(row.flags), "unavailable_reason": row.unavailable_reason}
+    if row.joules and row.bound_joules is not None:
+        watts = reference.joules / reference.seconds
+        error, bound = row.joules / row.seconds / watts - 1, row.bound_joules / row.joules
+        covered = abs(error) <= bound + reference.bound_joules / reference.joules
+        found |= {"error": error, "bound": bound, "covered": covered}
+    return found
+
+
+def by_length(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median and largest error for each nominal length, beside the median of the stated bounds."""
+    found = []
+    for seconds in WINDOWS:
+        known = [row for row in rows if "error" in row and abs(row["seconds"] - seconds) < 0.25 * seconds]
+        errors = [abs(row["error"]) for row in known]
+        found.append(
             {
-                "seconds": seconds, "n": len(known),
-                "median_error": statistics.median(errors) if errors else None,
-                "largest_error": max(errors, default=None), "median_bound": statistics.median(bounds) if bounds else None,
-                "unavailable_reason": None if known else rows[0].unavailable_reason,
+                "seconds": seconds, "n": len(known), "median_error": statistics.median(errors) if errors else None,
+                "largest_error": max(errors, default=None),
+                "median_bound": statistics.median(row["bound"] for row in known) if known else None,
+                "covered": sum(row["covered"] for row in known),
             }
         )  # fmt: skip
     return found
@@ -111,14 +149,10 @@ def check(device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     """Check and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    found = check(resolve_device(options.device))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, found)
-    print(json.dumps({key: value for key, value in found.items() if key != "environment"}, indent=1))
+    chosen = options(__doc__).parse_args()
+    results = Results(chosen.out, chosen.seconds)
+    check(device_of(chosen.device), results)
+    print(json.dumps({key: value for key, value in results.found.items() if key != "environment"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
     python -m benches.tables            # rewrites README.md
     python -m benches.tables --check    # exit code 1 if it is out of date
 
-Read are ``results/gpu/*/kernels-*.json`` (of ``benches.gpu_kernels``), ``results/gpu/*/training`` (results folders of
-``ldbench run``; see ``benches.lab``) and ``results/evidence-*`` (those of the evidence suites).
+Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*`` (results folders
+of the evidence suites).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,10 @@ from typing import Any
 
 import pandas as pd
 
+from benches.lab_tables import energy_table, kernel_table, step_table
 from benches.leads import lead_lines
 
 ROOT = Path(__file__).parents[1]
-NOTHING = "No figures from a GPU yet; `python -m benches.lab` makes them."
 NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
 
 
@@ -35,52 +34,6 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     cells = load_results(folder)
     return cells, cells if cells.empty else summarize(cells)
-
-
-def kernel_table(files: Sequence[Path]) -> str:
-    """Bandwidth of both kernels as a share of a measured device copy, and ratios to their peers."""
-    lines = ["| GPU | what | GB/s | of a copy | times faster than |", "| --- | --- | --- | --- | --- |"]
-    for path in files:
-        found = json.loads(path.read_text())
-        machine, gpu_parts = found["machine"], found["parts"]
-        name = f"{machine['device']}, driver {machine.get('driver', '?')}, torch {machine['torch']}, triton {machine['triton']}"
-        for part in ("delta_speed", "gather_speed"):
-            for what, row in gpu_parts.get(part, {}).items():
-                if isinstance(row, dict) and "bytes_per_second" in row:
-                    lines.append(f"| {name} | {part.split('_')[0]}: {what} | {_speed(row)} |")
-    return "\n".join(lines) if len(lines) > 2 else NOTHING
-
-
-def _speed(row: Mapping[str, Any]) -> str:
-    share = row.get("share_of_copy")
-    peers = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in row["times_faster_than"].items())
-    return f"{row['bytes_per_second'] / 1e9:.0f} | {'-' if share is None else f'{share:.0%}'} | {peers}"
-
-
-def energy_table(folders: Sequence[Path]) -> str:
-    """Joules, seconds and accuracy of each method, with intervals."""
-    from ldbench.reporting.columns import clean, plus_minus, spanned
-
-    lines = [
-        "| GPU | model, data | method | n | accuracy % | training s | energy J (± bound) | energy ÷ full |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for folder in folders:
-        cells, summary = read(folder)
-        if cells.empty:
-            continue
-        gpus = ", ".join(_named(cells, "environment_gpu")) or "?"
-        for row in summary.to_dict(orient="records"):
-            joules = row["energy_joules_mean"]
-            energy = f"unavailable: {clean(row['energy_unavailable_reason'])}"
-            if math.isfinite(joules):
-                energy = f"{plus_minus(row, 'energy_joules', 0)} (± {row['energy_bound_joules_max']:.0f})"
-            ratio = spanned(row, "energy_ratio", "", 3) if row["method"] != "full" else "1"
-            lines.append(
-                f"| {gpus} | {clean(row['model'])}, {clean(row['dataset'])} | {clean(row['label'])} | {row['runs']} | "
-                f"{plus_minus(row, 'test_accuracy_percent')} | {plus_minus(row, 'train_seconds', 1)} | {energy} | {ratio} |"
-            )
-    return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 
 def _named(cells: pd.DataFrame, column: str) -> list[str]:
@@ -196,7 +149,8 @@ def evidence_figure(folder: Path) -> str:
 
 
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
-    """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced."""
+    """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced. Raises ``ValueError`` where there
+    is no such place."""
     for name, table in tables.items():
         head, start, rest = text.partition(f"<!-- {name} table -->")
         _, end, tail = rest.partition("<!-- end -->")
@@ -211,12 +165,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    results, readme = ROOT / "results" / "gpu", ROOT / "README.md"
+    labs, readme = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "README.md"
     evidence = sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
     tables = {
-        "kernel": kernel_table(sorted(results.glob("*/kernels-*.json"))),
+        "kernel": kernel_table(labs),
         "evidence": verdict_table(evidence),
-        "energy": energy_table(sorted(folder for folder in results.glob("*/training") if folder.is_dir())),
+        "step": step_table(labs),
+        "energy": energy_table(labs),
     }
     before = readme.read_text()
     after = refreshed(before, tables)

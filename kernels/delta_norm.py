@@ -168,9 +168,8 @@ def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool) -> Tensor:
         launch(plan.params, plan.snapshots, tables, plan.scratch(tables), out, update, plan.block)
         return out
     strided = [number for pair in tables.strided for number in pair]
-    with torch.no_grad():
-        delta_norms_op(
-            plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets,
-            tables.sums, out, update, plan.block,
-        )  # fmt: skip
+    delta_norms_op(
+        plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets,
+        tables.sums, out, update, plan.block,
+    )  # fmt: skip
     return out

@@ -41,8 +41,9 @@ def use_triton(device: torch.device) -> bool:
 def delta_norms(plan: DeltaNormPlan, out: Tensor | None = None, update: bool = True) -> Tensor:
     """Per layer ||theta - prev|| and ||prev||, and snapshot := theta where ``update``.
 
-    Sums of squares are kept in float32 within a chunk (float64 for float64 parameters, and where float32 would under- or
-    overflow) and in float64 above it, in an order only the plan decides: the same bits every time. With ``out`` given, a
+    Sums of squares are kept in float32 within a chunk of 4,096 elements (within a tensor by plain PyTorch; float64 for float64
+    parameters, and where float32 would under- or overflow) and in float64 above it, in an order only the plan decides: the
+    same bits every time. With ``out`` given, a
     call on a GPU neither allocates nor waits, except for the first one on a stream and for pairs of parameter and snapshot
     that are not dense or have different strides; those go through PyTorch. It can be captured in a CUDA graph after one call
     outside with the same ``update``; a replay cannot notice that a tensor moved, and needs the plan kept.

@@ -76,6 +76,7 @@ class Preparation:
     ) -> None:
         self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
         self._data: dict[str, Resident] = {}
+        self._flops: dict[tuple[str, str, str], list[StageFlops]] = {}
         self._pretrained: dict[str, Pretrained] = {}
 
     def data(self, name: str) -> Resident:
@@ -184,17 +185,18 @@ class Preparation:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
         data = self.data(cell.dataset)
         stream = stream_of(cell, data.dataset)
-        model = build_model(model_spec(cell, data.dataset))
-        stages = split_stages(model)
-        if SCENARIOS[cell.scenario].tuned:
-            self._check_beginning(cell, model)
-        size = data.dataset.image_size
-        flops = count_stage_flops(stages, (data.dataset.channels, size, size))
+        key = cell.model, cell.dataset, cell.scenario  # what methods share, and what takes seconds
+        if key not in self._flops:
+            model, size = build_model(model_spec(cell, data.dataset)), data.dataset.image_size
+            if SCENARIOS[cell.scenario].tuned:
+                self._check_beginning(cell, model)
+            self._flops[key] = count_stage_flops(split_stages(model), (data.dataset.channels, size, size))
+        flops = self._flops[key]
         if self.experiment.cost_table is not None:
             self.costs(cell)
         method = get_method(cell.method)
         if build_policy(cell.method, cell.policy).survival(0.0, 1) is not None:
-            random_depth(stages, cell.seed, cell.compile)
+            random_depth(split_stages(build_model(model_spec(cell, data.dataset))), cell.seed, cell.compile)
         if method.execution == "store" and method.stops:
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
             smallest = min(store_bytes(stream.capacity, f.output_shape, cell.cache_dtype) for f in flops[:-1])

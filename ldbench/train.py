@@ -99,9 +99,11 @@ def run_cell(
                 status, error = "diverged", str(reason)
             except Interrupted:
                 interrupted = True
+                run.clock.pause()
                 keeper.save(run, last=True)
                 raise
     finally:
+        run.clock.pause()
         run.dropper.close(keep_store_file=interrupted)
     dropper = run.dropper
     result = cell_result(run, data, status)
@@ -139,6 +141,7 @@ def _start(build: Callable[[], Training], keeper: Keeper) -> Training:
 def _train(run: Training, keeper: Keeper, on_epoch: OnEpoch) -> None:
     while len(run.rows) < len(run.course):
         while _train_span(run, keeper):
+            run.clock.pause()
             keeper.save(run)
         row = run.end_epoch()
         if not math.isfinite(row["train_loss"]):
@@ -193,6 +196,7 @@ def _evaluate_epoch(run: Training, row: dict[str, Any], on_batch: Callable[[], N
     every, last = run.cell.eval_every, run.course[row["epoch"]].closes_chunk
     if not last and (every == "last" or (row["epoch"] + 1) % int(every) != 0):
         return
+    run.clock.pause()
     began = time.perf_counter()
     with run.phases.span("evaluation"):
         for name, split in (("val", run.data.val), ("test", run.data.test if last or run.data.val is None else None)):

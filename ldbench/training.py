@@ -79,7 +79,11 @@ class Training:
         self.clock = TrainClock(device, self.phases.meters["training"])
         self.dropper.around_building = lambda: self.phases.span("cache_building")
         self._epoch_spans: dict[int, tuple[int, int]] = {}
-        self._first_span: int | None = 0  # of the epoch that runs; None where it began in an earlier process
+        self._in_shared = False  # the epoch that runs began in a window of the one before
+        self._shared: set[int] = set()  # epochs without an energy window of their own
+        self._first_span: int | None = (
+            0  # of the epoch that runs; None where it began in an earlier process or a shared window
+        )
         self.rows: list[dict[str, Any]] = []
         self.loss_sum, self.summed = torch.zeros((), device=device), 0
         self.eval_seconds = self.compile_seconds = 0.0
@@ -107,9 +111,6 @@ class Training:
         """The row of the epoch whose steps are over, not evaluated yet."""
         dropper, ledger = self.dropper, self.dropper.ledger
         assert ledger is not None
-        if self._first_span is not None:
-            self._epoch_spans[len(self.rows)] = self._first_span, self.clock.spans
-        self._first_span = self.clock.spans
         return {
             "epoch": len(self.rows), "chunk": dropper.chunk, "step": dropper.step_count, "train_loss": float(self.loss_sum) / self.summed,
             "test_accuracy": None, "test_loss": None, "val_accuracy": None, "val_loss": None,
@@ -121,6 +122,12 @@ class Training:
 
     def begin_epoch(self, row: dict[str, Any]) -> None:
         """Put the finished epoch's row away and start summing the next one's loss."""
+        if self.clock.open or (self._first_span is None and self._in_shared):
+            self._shared.add(len(self.rows))
+        elif self._first_span is not None:
+            self._epoch_spans[len(self.rows)] = self._first_span, self.clock.windows
+        self._in_shared = self.clock.open
+        self._first_span = None if self.clock.open else self.clock.windows
         self.rows.append(row)
         self.loss_sum.zero_()
         self.summed = 0
@@ -160,7 +167,7 @@ class Training:
 
     def energy_record(self) -> dict[str, Any]:
         """The energy fields of the record; every epoch's row gets its own."""
-        self.phases.epochs(self.rows, self._epoch_spans)
+        self.phases.epochs(self.rows, self._epoch_spans, self._shared)
         return self.phases.record(self.energy())
 
     def energy(self) -> Energy:

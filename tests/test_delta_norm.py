@@ -278,22 +278,38 @@ def test_tables_are_built_once_and_a_change_that_does_not_matter_builds_none(mon
         assert built(case.plan)[0] is not first
 
 
+def test_a_look_sees_address_dtype_shape_and_strides_and_learns_what_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ldbench.kernels import layout
+
+    tensor = torch.zeros(4, 4, dtype=torch.float16, device=DEVICE)
+    views = [tensor, tensor.view(torch.bfloat16), tensor.t(), tensor[:3], tensor[1:], tensor.view(16), tensor.clone()]
+    assert len({tuple(layout.signature([view])) for view in views}) == len(views)
+    watched = torch.nn.Parameter(torch.zeros(3, device=DEVICE))
+    watch = layout.Watch([watched])
+    watched.requires_grad_(False)
+    assert watch.unchanged()  # by the long comparison
+    monkeypatch.setattr(layout, "signature", lambda tensors: pytest.fail("the long comparison is made again"))
+    assert watch.unchanged()
+
+
 @pytest.mark.parametrize("kernels", BOTH)
 def test_out_in_a_parameters_or_snapshots_memory_is_refused(kernels: str) -> None:
-    held = torch.arange(12.0, device=DEVICE)
-    param, snapshot = held[:6], torch.zeros(6, device=DEVICE)
+    held = torch.arange(12.0, device=DEVICE).roll(2)
+    param, snapshot = held[2:8], torch.zeros(6, device=DEVICE)
     before = held.clone()
     plan = DeltaNormPlan([param], [snapshot], [0], 1, BLOCK)
     with forced(kernels):
-        for bad in (held[0:2], held[4:6], held[5:7], snapshot[2:4]):
+        for bad in (held[2:4], held[6:8], held[7:9], held[1:3], snapshot[2:4]):
             with pytest.raises(ValueError, match="out shares memory with a parameter or a snapshot"):
                 delta_norms(plan, bad.view(1, 2))
         assert torch.equal(held, before)
         assert not snapshot.any()
-        beside = held[6:8].view(1, 2)
+        beside = held[8:10].view(1, 2)
         for _ in range(2):
             assert delta_norms(plan, beside, update=False)[0, 0].item() == pytest.approx(55**0.5)
-        param.data = held[4:10]  # where it was all right before
+        param.data = held[6:12]  # where it was all right before
         with pytest.raises(ValueError, match="out shares memory"):
             delta_norms(plan, beside, update=False)
 
@@ -474,8 +490,11 @@ def test_a_compiled_call_notices_another_layout_at_the_same_address() -> None:
         assert torch.equal(snapshot, param.detach())
         param.data = param.data.t()
         moved = step(torch.zeros(1, 2, device=DEVICE))[0, 0].item()
-    assert moved == pytest.approx(float((param.detach() - param.detach().t()).norm()))
-    assert torch.equal(snapshot, param.detach())
+        assert moved == pytest.approx(float((param.detach() - param.detach().t()).norm()))
+        assert torch.equal(snapshot, param.detach())
+        param.data = torch.ones(40, device=DEVICE)  # longer than its snapshot
+        with pytest.raises(ValueError, match=r"snapshots\[0\] differs from params\[0\]"):
+            step(torch.zeros(1, 2, device=DEVICE))
 
 
 def test_the_flop_counter_sees_five_per_element() -> None:

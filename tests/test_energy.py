@@ -964,12 +964,14 @@ def test_measure_gives_seconds_and_a_figure_or_a_reason() -> None:
     assert len(waited) == 2
 
 
-def test_the_training_clock_passes_its_windows_to_the_meter() -> None:
+def test_spans_of_training_share_a_window_until_something_else_comes() -> None:
     nvml = RealTimeNvml()
     clock = TrainClock(torch.device("cpu"), real_time_meter(nvml, 0.0))
-    for _ in range(2):
+    for span in range(4):
         with clock.running():
-            time.sleep(0.1)
+            time.sleep(0.05)
+        if span % 2:
+            clock.pause()
     energy = clock.energy.total()
     assert energy.windows == 2
     assert energy.seconds == pytest.approx(clock.seconds, abs=0.2)

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from fake_nvml import Clock, FakeNvml, Gpu
 
+from ldbench import training
+from ldbench.config import Cell, experiment_from_dict
+from ldbench.costs import CostTable
 from ldbench.meters import EnergyMeter, NullEnergyMeter, PhaseMeters
 from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration
 from ldbench.meters.nvml import NvmlCounter, NvmlDevice
+from ldbench.preparation import Preparation, plan
+from ldbench.train import CellRun, run_cell
+
+
+def record_of(cell: Cell) -> CellRun:
+    """Train a cell that drops nothing."""
+    experiment = experiment_from_dict({"train_size": cell.train_size, "test_size": cell.test_size})
+    preparation = Preparation(experiment, Path("nowhere"), torch.device("cpu"))
+    data = preparation.data(cell.dataset)
+    return run_cell(
+        cell,
+        data,
+        CostTable.untimed(preparation.check(cell), cell.batch_size),
+        Path("nowhere"),
+        device=torch.device("cpu"),
+    )
 
 
 def phases_on(
@@ -91,3 +112,21 @@ def test_epochs_trained_before_an_interruption_say_so() -> None:
         clock.sleep(1.0)
     short.epochs(rows[:1], {0: (0, 1)})
     assert "shorter than" in str(rows[0]["energy_unavailable_reason"])
+
+
+@pytest.mark.parametrize(("every", "windows"), [("last", 1), (1, 3)])
+def test_training_without_evaluation_in_between_is_one_window(
+    every: object, windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of half a second have no figure by themselves; a run that is evaluated at the end alone has one."""
+    clock = Clock()
+    gpu = Gpu(clock, power=[(1e6, 200.0, 200.0)], tick=0.02)
+    monkeypatch.setattr(training, "PhaseMeters", lambda device: phases_on(clock, gpu))
+    cell = next(iter(plan(experiment_from_dict({"model": ["resnet18"], "width": 0.125, "epochs": 3, "train_size": 128,
+                                                "test_size": 64, "batch_size": 64, "method": ["full"], "eval_every": every}))))  # fmt: skip
+    run = record_of(cell)
+    assert run.result["energy_phases"]["training"]["windows"] == windows
+    own = [row["energy_joules"] is not None for row in run.epochs]
+    assert own == [every == 1] * 3
+    if every == "last":
+        assert "several epochs" in run.epochs[0]["energy_unavailable_reason"]

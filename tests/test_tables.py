@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_records import ENVIRONMENT, costs, make_record, write_cell, write_grid
@@ -27,38 +28,111 @@ def test_the_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tables.main() == 0
 
 
-def test_the_kernel_table_reads_what_the_kernel_script_writes(tmp_path: Path) -> None:
-    from benches import tables
+WHERE = ENVIRONMENT | {
+    "gpu": "GPU X",
+    "driver": "1.2",
+    "cuda": "13.0",
+    "torch": "2.11",
+    "triton": "3.6",
+    "python": "3.12.1",
+    "numpy": "2.5",
+}
+CAPTION = "**GPU X**, driver 1.2, cuda 13.0, torch 2.11, triton 3.6, python 3.12.1, numpy 2.5, 2026-01-02, commit 0123456789ab."
 
-    speed = {"bytes_per_second": 3.5e12, "share_of_copy": 0.883, "times_faster_than": {"foreach": 2.41}}
-    machine = {"device": "NVIDIA X", "driver": "1.2", "torch": "2.11", "triton": "3.6"}
-    found = {"machine": machine, "parts": {"delta_speed": {"resnet152": speed, "part_seconds": 3.0}}}
-    path = tmp_path / "kernels-x.json"
-    path.write_text(json.dumps(found))
-    row = tables.kernel_table([path]).splitlines()[-1]
-    assert row == "| NVIDIA X, driver 1.2, torch 2.11, triton 3.6 | delta: resnet152 | 3500 | 88% | foreach 2.41 |"
-    assert tables.kernel_table([]) == tables.NOTHING
+
+def lab_file(folder: Path, **results: Any) -> Path:
+    """A ``lab.json`` whose parts ran on a GPU."""
+    found = {name: {"environment": WHERE} | value for name, value in results.items()}
+    told = {"state": "done", "date": "2026-01-02", "git_commit": "0123456789abcdef"}
+    lab = {"results": found, "parts": dict.fromkeys(found, told)}
+    path = folder / "lab.json"
+    path.write_text(json.dumps(lab))
+    return path
+
+
+def test_the_kernel_table_has_bandwidth_peers_targets_and_what_they_were_measured_with(tmp_path: Path) -> None:
+    from benches import lab_tables
+
+    times = {"kernel": {"median_seconds": 1e-4, "n": 30}}
+    speed = {
+        "bytes_per_second": 2.655e12,
+        "share_of_copy": 0.885,
+        "times_faster_than": {"foreach": 2.41},
+        "times": times,
+    }
+    compiled = speed | {"times_faster_than": {"foreach": 2.4, "compiled": 1.2}}
+    compiled["times"] = times | {"compiled": {"median_seconds": 1.2e-4, "n": 30, "in": "calls one by one"}}
+    target = {"case": "resnet152", "share_of_copy": 0.85, "peer": "foreach", "times_faster": 2.2}
+    path = lab_file(
+        tmp_path,
+        kernels={
+            "ceilings": {"copy_bytes_per_second": 3e12}, "delta": {"resnet152": speed},
+            "compiled delta": {"resnet18": compiled, "vgg19": {"left_out": "3 s left"}},
+            "targets": {"delta": {"target": target, "share_of_copy": 0.885, "times_faster": 2.41, "met": True}},
+            "delta_correct": {"resnet152 float32": {"error_units": 3.21, "n": 1000, "differing": 0, "graph_differing": 1}},
+            "host": {"delta_norms": {"124 tensors": {"kernel": {"median_seconds": 12e-6}, "foreach": {"median_seconds": 3e-5}}},
+                     "gather_rows": {"indices on the host": {"median_seconds": 5e-5}}},
+        },
+        tests={"tests": {"passed": 61, "failed": 1, "not_run": ["a", "b"]},
+               "memcheck": {"cases": 32, "watched_by": "memcheck", "wrong": {}, "memory_errors": 5}},
+    )  # fmt: skip
+    text = lab_tables.kernel_table([path])
+    assert text.splitlines()[0] == CAPTION
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| delta_norms, parameters of resnet152 | 2655 | 88% | foreach 2.41 | 30 |",
+        "| delta_norms, parameters of resnet18 (beside a compiled peer) | 2655 | 88% | foreach 2.40, compiled 1.20\\* | 30 |",
+    ]
+    assert "A device copy moves 3000 GB/s" in text
+    assert "(resnet152): 85% of a copy and 2.2 times foreach: met, 88% and 2.41." in text
+    assert "delta_norms 124 tensors 12.0 µs (foreach 30.0); gather_rows, indices on the host 50.0 µs." in text
+    assert "Largest error of delta_norms against float64: 3.2 x 2^-24; of 2000 repetitions 1 differ in a bit." in text
+    assert "61 passed, 1 failed, 2 not run; 32 odd cases under memcheck: 0 wrong, 5 memory errors." in text
+
+
+def test_the_step_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
+    from benches import lab_tables
+
+    step = {"model": "vgg11_bn", "stages": 11, "median_seconds": 4e-3, "p20": 3.9e-3, "p80": 4.2e-3, "n": 12}
+    metered = {"joules_per_step": 1.5, "bound_joules_per_step": 0.02, "watts": 375.0, "unavailable_reason": None}
+    steps = [step | {"dropped": "none", "cut": 0, "of_a_whole_step": 1.0, "energy": metered},
+             step | {"dropped": "half", "cut": 5, "energy": {"unavailable_reason": "3 s were left"}}]  # fmt: skip
+    sizes = {"batch": 128, "precision": "bf16", "least_steps": 20}
+    rows = lab_tables.step_table([lab_file(tmp_path, steps={"steps": steps, "sizes": sizes})]).splitlines()
+    assert rows[0] == CAPTION
+    assert rows[4] == "| vgg11_bn | none (0 of 11) | 4.00 [3.90, 4.20] | 1.00 | 1.500 (± 0.020) | 375 | 12 |"
+    assert "| - | unavailable: 3 s were left | - | 12 |" in rows[5]
+    assert "batch 128, bf16 autocast" in rows[-1]
 
 
 def test_the_energy_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
-    from benches import tables
+    from benches import lab_tables, lab_trainings
+    from ldbench.record import plain
+    from ldbench.results import load_results
 
-    read = {
-        "energy_bound_joules": 50.0,
-        "energy_unavailable_reason": None,
-        "environment": ENVIRONMENT | {"gpu": "GPU X"},
-    }
+    read = {"energy_bound_joules": 50.0, "energy_unavailable_reason": None, "environment": WHERE}
+    folder = tmp_path / "training"
     for seed in range(3):
-        write_cell(tmp_path, make_record("full", seed) | read | {"energy_joules": 5000.0 + seed})
-        write_cell(tmp_path, make_record("short", seed, budget=0.5))
-        write_cell(tmp_path, make_record("learn-and-drop", seed) | read | {"energy_joules": 3000.0 + seed})
-    rows = tables.energy_table([tmp_path]).splitlines()[2:]
+        write_cell(folder, make_record("full", seed) | read | {"energy_joules": 5000.0 + seed})
+        write_cell(folder, make_record("short", seed, budget=0.5))
+        write_cell(folder, make_record("learn-and-drop", seed) | read | {"energy_joules": 3000.0 + seed})
+    used = {"train_size": 10_000, "dataset": ["fashion-mnist"], "epochs": 16, "precision": "bf16"}
+    found = plain(lab_trainings.told_of(load_results(folder))) | {"experiment": used}
+    text = lab_tables.energy_table([lab_file(tmp_path, trainings=found)])
+    assert text.splitlines()[0] == CAPTION
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 3
-    assert all(row.startswith("| GPU X | ") for row in rows)
     assert "5001 ± 2 (± 50) | 1 |" in next(row for row in rows if "| full |" in row)
     assert "unavailable: training ran on the CPU" in next(row for row in rows if "short" in row)
     assert "| 0.600 [" in next(row for row in rows if "learn-and-drop" in row)
-    assert tables.energy_table([]) == tables.NOTHING
+
+
+def test_a_rehearsal_and_no_file_at_all_are_no_figures(tmp_path: Path) -> None:
+    from benches import lab_tables
+
+    path = lab_file(tmp_path, kernels={"environment": WHERE | {"gpu": None}})
+    for table in (lab_tables.kernel_table, lab_tables.step_table, lab_tables.energy_table):
+        assert table([]) == table([path]) == lab_tables.NOTHING
 
 
 def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from ldbench import preparation
 from ldbench.cache import ActivationStore
 from ldbench.config import Cell, experiment_from_dict
+from ldbench.errors import UserError
+from ldbench.flops import count_stage_flops
 from ldbench.optim import learning_rate_factor, stage_groups
-from ldbench.runner import Preparation, plan
+from ldbench.runner import Preparation, check_plan, plan
 from ldbench.train import evaluate, run_cell
 
 CPU = torch.device("cpu")
@@ -30,6 +33,32 @@ def prepared(folder: Path, **options: object) -> Iterator[tuple[list[Cell], Prep
     table = {key: value for key, value in (table | options).items() if value is not None}
     experiment = experiment_from_dict(table)
     yield plan(experiment), Preparation(experiment, folder, CPU)
+
+
+def test_what_methods_share_is_counted_once_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Counting FLOPs takes seconds a network: a grid of many methods must not wait for each of them."""
+    counted: list[int] = []
+
+    def count(stages: nn.Sequential, *rest: object) -> object:
+        counted.append(len(stages))
+        return count_stage_flops(stages, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "count_stage_flops", count)
+    methods = ["full", "schedule", "learn-and-drop", "autofreeze+store", "stochastic-depth"]
+    with prepared(tmp_path, method=methods, model=["resnet18", "vgg11_bn"], image_size=32) as (planned, made):
+        check_plan(planned[:0], made)
+        assert counted == []
+        check_plan([cell for cell in planned if cell.model == "resnet18"], made)
+        assert len(counted) == 1
+        check_plan([cell for cell in planned if cell.method != "stochastic-depth"], made)
+        assert len(counted) == 2
+        assert len({len(made.check(cell)) for cell in planned if cell.model == "resnet18"}) == 1
+        with pytest.raises(
+            UserError, match="stochastic depth leaves out residual blocks"
+        ):  # what a method alone needs is still asked
+            check_plan(planned, made)
 
 
 def test_a_schedule_warms_up_and_then_follows_its_name() -> None:

@@ -15,17 +15,27 @@ from ldbench.meters.energy import EnergyMeter
 
 
 class TrainClock:
-    """Seconds of training on a monotonic clock, evaluation left out: the device is synchronised at both edges."""
+    """Seconds of training on a monotonic clock, evaluation left out: the device is synchronised at both edges of a span.
+
+    Spans without a ``pause`` between them, such as epochs that are not evaluated, share one energy window: short windows
+    have no figure.
+
+    Attributes:
+        windows: energy windows that were closed.
+        open: whether one is open.
+    """
 
     def __init__(self, device: torch.device, energy: EnergyMeter) -> None:
         self.device, self.energy, self.seconds = device, energy, 0.0
-        self.spans = 0  # how many there were, one energy window each
+        self.windows, self.open = 0, False
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """A span of training."""
         synchronize(self.device)
-        self.energy.start()
+        if not self.open:
+            self.energy.start()
+            self.open = True
         began = time.perf_counter()
         try:
             yield
@@ -34,8 +44,13 @@ class TrainClock:
                 synchronize(self.device)  # raises where the device was lost
             finally:
                 self.seconds += time.perf_counter() - began
-                self.energy.stop()
-                self.spans += 1
+
+    def pause(self) -> None:
+        """Close the energy window: what comes now is no training."""
+        if self.open:
+            self.energy.stop()
+            self.open = False
+            self.windows += 1
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,16 +49,23 @@ class PhaseMeters:
             "energy_phases": {phase: summary(meter.total()) for phase, meter in self.meters.items()},
         }  # fmt: skip
 
-    def epochs(self, rows: Sequence[dict[str, Any]], spans: Mapping[int, tuple[int, int]]) -> None:
+    def epochs(
+        self, rows: Sequence[dict[str, Any]], spans: Mapping[int, tuple[int, int]], shared: Collection[int] = ()
+    ) -> None:
         """Put the energy of every epoch into its row.
 
         Args:
             spans: by epoch the numbers of its training windows, (first, end); an epoch that is missing was trained, at
-                least in part, by an earlier process.
+                least in part, by an earlier process, or is one of ``shared``.
+            shared: epochs that share a window with others.
         """
         meter = self.meters["training"]
-        reason = meter.reason if isinstance(meter, NullEnergyMeter) else "trained in part before an interruption"
         for row in rows:
+            reason = "trained in part before an interruption"
+            if row["epoch"] in shared:
+                reason = "no window of its own: energy was metered over several epochs without a break"
+            if isinstance(meter, NullEnergyMeter):
+                reason = meter.reason
             row |= {"energy_joules": None, "energy_bound_joules": None, "energy_unavailable_reason": reason}
         metered = [row for row in rows if row["epoch"] in spans]
         windows = meter.sums([spans[row["epoch"]] for row in metered])
