@@ -90,8 +90,7 @@ def measure(results: Results, device: torch.device, sizes: Sizes) -> None:
     several(results, "compiled gather", dict.fromkeys(list(kernel_gather.CASES)[::3], gather), COMPILING, more)
     several(results, "compiled delta", {"resnet18": delta}, COMPILING + 5, more)
     for block in BLOCKS:
-        if kernel_gather.takes("block"):
-            several(results, f"gather by {block}", {TARGETS["gather"]["case"]: gather}, 4, {"block": block})
+        several(results, f"gather by {block}", {TARGETS["gather"]["case"]: gather}, 4, {"block": block})
         several(results, f"delta by {block}", {TARGETS["delta"]["case"]: delta}, 4, {"block": block})
 
 

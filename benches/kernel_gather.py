@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -71,9 +70,7 @@ class Store:
         """The kernel's launch into ``out`` [B, elements], without the checks of the public call."""
         from ldbench.kernels import gather
 
-        more: dict[str, int] = {"channels": self.case.shape[0]} if takes("channels") else {}
-        more |= {} if block is None else {"block": block}
-        gather.launch(self.rows, indices, self.scales, out, self.case.last, **more)
+        gather.launch(self.rows, indices, self.scales, out, self.case.last, block or gather.BLOCK)
 
     def lines(self, indices: Tensor) -> Tensor:
         """The obvious lines, to the shape and memory format that training wants."""
@@ -141,13 +138,6 @@ def speed(
     )
 
 
-def takes(name: str) -> bool:
-    """Whether the kernel's launch, which is no public interface, has this argument."""
-    from ldbench.kernels import gather
-
-    return name in inspect.signature(gather.launch).parameters
-
-
 def pinned(device: torch.device, store_bytes: int, batch: int = 256) -> dict[str, Any]:
     """int8 rows in pinned host memory read by the kernel, against a gather on the host and a copy, launches included."""
     case = Case((64, 32, 32), INT8, BF16)
@@ -161,14 +151,13 @@ def pinned(device: torch.device, store_bytes: int, batch: int = 256) -> dict[str
         part.copy_(some[: len(part)])
     scales = torch.rand(samples, case.shape[0]).pin_memory()
     sets = [torch.randint(samples, (batch,)) for _ in range(8)]
-    there = [indices.to(device) for indices in sets]
 
-    def read(indices: Tensor) -> Tensor:
-        return gather_rows(rows, indices, case.shape, dtype=BF16, scales=scales)
+    def read(indices: Tensor, where: torch.device) -> Tensor:
+        return gather_rows(rows, indices, case.shape, dtype=BF16, scales=scales, device=where)
 
     calls: dict[str, list[Call]] = {
-        "kernel": [lambda i=i: read(i) for i in there],
-        "host": [lambda i=i: read(i).to(device) for i in sets],
+        "kernel": [lambda i=i: read(i, device) for i in sets],
+        "host": [lambda i=i: read(i, torch.device("cpu")).to(device) for i in sets],
     }
     return against(timed(calls, device, 15, launches=8, graphs=False), "kernel", batch * case.numel, None)
 
