@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TensorGuards: Any = None
-with contextlib.suppress(ImportError):
-    # One call for all tensors instead of three a tensor; torch's own compiler guards its graphs with it.
-    TensorGuards = importlib.import_module("torch._C._dynamo.guards").TensorGuards
+# One call for all tensors instead of three a tensor: what torch's own compiler guards its graphs with.
+TensorGuards: Any = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 _DTYPE_NUMBERS: dict[torch.dtype, int] = {}
 
