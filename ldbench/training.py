@@ -81,9 +81,8 @@ class Training:
         self._epoch_spans: dict[int, tuple[int, int]] = {}
         self._in_shared = False  # the epoch that runs began in a window of the one before
         self._shared: set[int] = set()  # epochs without an energy window of their own
-        self._first_span: int | None = (
-            0  # of the epoch that runs; None where it began in an earlier process or a shared window
-        )
+        # First window of the epoch that runs; None where that began in an earlier process or in a shared window.
+        self._first_span: int | None = 0
         self.rows: list[dict[str, Any]] = []
         self.loss_sum, self.summed = torch.zeros((), device=device), 0
         self.eval_seconds = self.compile_seconds = 0.0
