@@ -188,6 +188,8 @@ class Preparation:
         key = cell.model, cell.dataset, cell.scenario  # what methods share, and what takes seconds
         if key not in self._flops:
             model, size = build_model(model_spec(cell, data.dataset)), data.dataset.image_size
+            if cell.channels_last and self.device.type == "cpu":
+                _check_channels_last(model)
             if SCENARIOS[cell.scenario].tuned:
                 self._check_beginning(cell, model)
             self._flops[key] = count_stage_flops(split_stages(model), (data.dataset.channels, size, size))
@@ -207,6 +209,22 @@ class Preparation:
                     "raise --cache-budget or choose --cache-dtype fp16"
                 )
         return flops
+
+
+def _check_channels_last(model: torch.nn.Module) -> None:
+    """Refuse what PyTorch's CPU backend cannot do without harm, seen in torch 2.11 and 2.14 with one thread: the backward pass
+    of a strided 1 x 1 convolution of 2 to 7 channels in channels_last writes beyond its buffer."""
+    for name, layer in model.named_modules():
+        if (
+            isinstance(layer, torch.nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and max(layer.stride) > 1
+            and layer.in_channels < 8
+        ):
+            raise UserError(
+                f"channels_last on a CPU: layer {name} is a strided 1 x 1 convolution of {layer.in_channels} channels, for which "
+                "PyTorch writes beyond its memory; choose a larger --width, or leave --channels-last out"
+            )
 
 
 def _source_sizes(cell: Cell) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, m
         assert not list(tmp_path.glob("store-*"))
 
 
-@pytest.mark.parametrize("options", [{"channels_last": True}, {"precision": "bf16"}, {"cache_dtype": "int8"}])
+@pytest.mark.parametrize(
+    "options", [{"channels_last": True, "width": 0.125}, {"precision": "bf16"}, {"cache_dtype": "int8"}]
+)
 def test_other_layouts_precisions_and_stores_train_to_the_end(options: dict[str, object], tmp_path: Path) -> None:
     with prepared(tmp_path, **options) as ((full, schedule), preparation):
         data, costs = preparation.data("digits"), preparation.costs(full)
@@ -134,6 +136,18 @@ def test_other_layouts_precisions_and_stores_train_to_the_end(options: dict[str,
         assert result["status"] == "finished"
         assert result["drops"]
         assert result["dropped_stages"] > 0
+
+
+def test_a_layout_that_pytorch_would_corrupt_memory_in_is_refused(tmp_path: Path) -> None:
+    """A strided 1 x 1 convolution of 6 channels, channels_last, on a CPU; 8 channels are all right."""
+    with (
+        prepared(tmp_path, channels_last=True) as (planned, made),
+        pytest.raises(UserError, match=r"layer layer2\.0\.downsample\.0 is a strided 1 x 1 convolution of 6 channels"),
+    ):
+        check_plan(planned, made)
+    for fine in ({"channels_last": True, "width": 0.125}, {"channels_last": False}):
+        with prepared(tmp_path, **fine) as (planned, made):
+            check_plan(planned, made)
 
 
 def test_synthetic_images_show_no_accuracy(tmp_path: Path) -> None:
