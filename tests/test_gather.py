@@ -266,6 +266,10 @@ def test_int8_rows_and_scales_take_less_room_than_half_precision(shape: tuple[in
         assert torch.allclose(scales[:, 0] * 127, x.abs().flatten(1).amax(1), rtol=2 * UNIT, atol=0)
 
 
+def test_a_channel_has_a_scale_of_its_own_from_sixteen_values_on() -> None:
+    assert [scale_count(shape) for shape in [(32, 4, 4), (16, 16), (64, 3, 5), (16, 15), (512,)]] == [32, 16, 1, 1, 1]
+
+
 @pytest.mark.parametrize("kernels", BOTH)
 def test_one_scale_per_sample_serves_any_shape(kernels: str) -> None:
     generator = torch.Generator().manual_seed(0)
