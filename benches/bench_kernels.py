@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
 
 from . import common

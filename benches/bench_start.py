@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from ldbench.config import cells, experiment_from_dict
-from ldbench.models import default_recipe
+from ldbench.recipes import default_recipe
 from ldbench.report import write_report
 from ldbench.sealed import write_sealed
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.flops import count_stage_flops
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.stages import split_stages

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from ldbench.config import experiment_from_dict
+from ldbench.devices import resolve_device
 from ldbench.keeper import CHECKPOINT, DEFAULT_MINUTES, MOST_SHARE, Keeper
-from ldbench.runner import Preparation, plan, resolve_device
+from ldbench.preparation import Preparation, plan
 from ldbench.signals import Interrupted, StopRequest
 from ldbench.train import run_cell
 from ldbench.training import Training

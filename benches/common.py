@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ldbench.allocator import keep_freed_memory
-from ldbench.costs import synchronize
+from ldbench.devices import keep_freed_memory, synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.models import ModelSpec, build_model
-from ldbench.policies import NeverDrop
+from ldbench.fitting import ModelSpec
+from ldbench.models import build_model
+from ldbench.policy import NeverDrop
 from ldbench.stages import split_stages
 
 MODELS = ["vgg11_bn", "resnet18"]

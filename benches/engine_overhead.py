@@ -29,15 +29,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ldbench.allocator import keep_freed_memory
 from ldbench.config import Cell, experiment_from_dict
-from ldbench.costs import synchronize
-from ldbench.data import derive_seed, sample_order
+from ldbench.devices import keep_freed_memory, resolve_device, synchronize
 from ldbench.models import build_model
 from ldbench.optim import build_optimizer, learning_rate_factor
+from ldbench.preparation import Preparation, plan
 from ldbench.record import environment
 from ldbench.resident import Resident, model_spec
-from ldbench.runner import Preparation, plan, resolve_device
+from ldbench.seeds import derive_seed, sample_order
 from ldbench.train import run_cell
 
 

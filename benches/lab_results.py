@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ldbench.devices import resolve_device
 from ldbench.meters import Unavailable
 from ldbench.meters import nvml as gpu
-from ldbench.preparation import resolve_device
 from ldbench.record import environment, write_json
 
 STARTING = 9.0  # seconds from the start of a process until torch is there and this module counts

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
+from ldbench.fitting import ModelSpec
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
-from ldbench.models import ModelSpec, build_model
+from ldbench.models import build_model
 from ldbench.optim import autocast_for
-from ldbench.policies import NeverDrop
+from ldbench.policy import NeverDrop
 
 from .kernel_timing import summary
 from .lab_results import Results, device_of, options, surroundings

@@ -28,10 +28,11 @@ from typing import Any
 import pandas as pd
 
 from ldbench.config import Cell, Experiment, experiment_from_dict
+from ldbench.preparation import plan
 from ldbench.reporting.comparisons import records_of
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
-from ldbench.runner import plan, run_experiment
+from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
 
 from .lab_results import Results, device_of, options, surroundings

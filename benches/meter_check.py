@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.meters import Energy, NullEnergyMeter, energy_meter
 
 from .lab_results import Results, device_of, options, surroundings

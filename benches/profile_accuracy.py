@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from ldbench.cache import resolve_budget
-from ldbench.costs import StorePlan, synchronize
+from ldbench.costs import StorePlan
+from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.models import ModelSpec, build_model
-from ldbench.policies import NeverDrop
+from ldbench.fitting import ModelSpec
+from ldbench.models import build_model
+from ldbench.policy import NeverDrop
 from ldbench.profile import cut_rows
 from ldbench.record import environment
 

@@ -37,14 +37,15 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _named(cells: pd.DataFrame, column: str) -> list[str]:
-    from ldbench.reporting.columns import clean
+    from ldbench.errors import clean
 
     return sorted(set(cells[column].dropna().map(clean))) if column in cells else []
 
 
 def evidence_table(folders: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
-    from ldbench.reporting.columns import accuracy, clean, plus_minus, slope, spanned, standing
+    from ldbench.errors import clean
+    from ldbench.reporting.columns import accuracy, plus_minus, slope, spanned, standing
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
 
     head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
@@ -78,9 +79,11 @@ def evidence_table(folders: Sequence[Path]) -> str:
 
 def verdict_table(folders: Sequence[Path]) -> str:
     """Every method that is no control against full training and training less, a line each."""
-    from ldbench.reporting.columns import clean, plus_minus, probability, spanned
+    from ldbench.errors import clean
+    from ldbench.reporting.columns import plus_minus, probability, spanned
     from ldbench.reporting.comparisons import records_of
-    from ldbench.reporting.verdicts import LEVEL, PHRASES
+    from ldbench.reporting.multiplicity import LEVEL
+    from ldbench.reporting.verdicts import PHRASES
 
     lines = []
     for folder in folders:

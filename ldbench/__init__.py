@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldbench.costs import CostTable as CostTable
-    from ldbench.dropping import Drop as Drop
     from ldbench.dropping import LayerDropper as LayerDropper
+    from ldbench.drops import Drop as Drop
     from ldbench.errors import UserError as UserError
+    from ldbench.fitting import ModelSpec as ModelSpec
     from ldbench.meters import measure as measure
     from ldbench.methods import Method as Method
     from ldbench.methods import register_method as register_method
-    from ldbench.models import ModelSpec as ModelSpec
     from ldbench.models import build_model as build_model
     from ldbench.policies import FixedSchedule as FixedSchedule
     from ldbench.policies import LearnAndDrop as LearnAndDrop
-    from ldbench.policies import Observation as Observation
-    from ldbench.report import load_results as load_results
+    from ldbench.policy import Observation as Observation
     from ldbench.report import write_report as write_report
+    from ldbench.results import load_results as load_results
     from ldbench.rivals import AutoFreeze as AutoFreeze
     from ldbench.rivals import FreezeOut as FreezeOut
     from ldbench.stages import split_stages as split_stages

@@ -19,12 +19,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldbench.devices import free_host_bytes
 from ldbench.errors import UserError, shown
 from ldbench.kernels import gather_rows, quantize_rows, row_stride, scale_count
 
 Tier = Literal["device", "pinned", "disk"]
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+
+
 AUTO_SHARE = 0.5  # of what is free: the other half is for the live stages, the next store and other people
+
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -62,17 +69,6 @@ def parse_budget(text: str) -> list[int]:
     if len(sizes) > 3:
         raise UserError(f"cache budget {shown(text)} has more than three sizes (device, host, disk)")
     return sizes
-
-
-def free_host_bytes() -> int:
-    """Memory the system could hand out now without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def resolve_budget(text: str | None, device: torch.device, folder: Path) -> StoreBudget:

@@ -149,7 +149,8 @@ def check_training() -> Check:
     import torch
 
     from ldbench.data import ResidentSplit
-    from ldbench.models import ModelSpec, build_model
+    from ldbench.fitting import ModelSpec
+    from ldbench.models import build_model
     from ldbench.sources import load_dataset
     from ldbench.stages import split_stages
 

@@ -30,10 +30,12 @@ def console() -> Console:
 
 def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool, as_json: bool) -> int:
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
-    from ldbench.allocator import keep_freed_memory
+    from ldbench.devices import keep_freed_memory
     from ldbench.plans import Outcome, all_finished
-    from ldbench.record import plain
-    from ldbench.report import load_results, print_table, summarize
+    from ldbench.report import print_table
+    from ldbench.reporting.summary import summarize
+    from ldbench.results import load_results
+    from ldbench.sealed import plain
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
@@ -112,8 +114,9 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     """What would run, checked as far as it can be without training."""
     import tempfile
 
+    from ldbench.devices import resolve_device
+    from ldbench.preparation import Preparation, check_plan, plan
     from ldbench.record import check_place, finished
-    from ldbench.runner import Preparation, check_plan, plan, resolve_device
 
     planned = plan(experiment)
     with tempfile.TemporaryDirectory() as folder:
@@ -182,8 +185,10 @@ def _check_results(directory: Path) -> None:
 
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
-    from ldbench.record import plain
-    from ldbench.report import load_results, print_table, summarize
+    from ldbench.report import print_table
+    from ldbench.reporting.summary import summarize
+    from ldbench.results import load_results
+    from ldbench.sealed import plain
 
     _check_results(directory)
     results = load_results(directory)

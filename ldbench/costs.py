@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from ldbench.cache import StoreBudget, Tier, store_bytes
 from ldbench.flops import StageFlops
 
@@ -182,9 +180,3 @@ def best_cut(
     if best.cut == current and reasons:
         return CutChoice(current, reasons[-1])
     return best
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device; a CPU has nothing to wait for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

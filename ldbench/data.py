@@ -17,20 +17,8 @@ import torch
 from torch import Tensor
 
 from ldbench.errors import UserError, nearest
-from ldbench.seeds import derive_seed, random_words, sample_order
-from ldbench.sources import Dataset, Split, load_dataset
-
-__all__ = [
-    "AUGMENTATIONS",
-    "Augment",
-    "AugmentDraw",
-    "Dataset",
-    "ResidentSplit",
-    "Split",
-    "derive_seed",
-    "load_dataset",
-    "sample_order",
-]
+from ldbench.seeds import derive_seed, random_words
+from ldbench.sources import Split
 
 AUGMENTATIONS = ("none", "flip", "crop", "flip+crop")
 

@@ -6,9 +6,10 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ldbench.costs import best_cut, synchronize
+from ldbench.costs import best_cut
+from ldbench.devices import synchronize
 from ldbench.drops import Drop, make_drop
-from ldbench.policies import Observation
+from ldbench.policy import Observation
 from ldbench.weighing import cost_table, step_costs, store_plan
 
 if TYPE_CHECKING:

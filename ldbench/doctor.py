@@ -17,7 +17,7 @@ from rich.table import Table
 from ldbench import checks as software
 from ldbench import machine
 from ldbench.checks import FAIL, GAP, OK, UNTRIED, Check, one_line
-from ldbench.reporting.columns import clean
+from ldbench.errors import clean
 
 CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
     ("Python", software.check_python),

@@ -30,7 +30,7 @@ from ldbench.flops import FlopLedger, count_stage_flops
 from ldbench.live import live_network
 from ldbench.methods import Execution
 from ldbench.optim import stage_groups
-from ldbench.policies import Policy
+from ldbench.policy import Policy
 from ldbench.prefix import release, retire
 from ldbench.residual import random_depth
 from ldbench.rivals import AutoFreeze

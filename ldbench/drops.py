@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldbench.cache import StoreBudget, Tier, store_bytes
-from ldbench.costs import STATISTICS_SAMPLES, synchronize
+from ldbench.costs import STATISTICS_SAMPLES
+from ldbench.devices import synchronize
 from ldbench.prefix import NoRoom, refresh_statistics, remember
 from ldbench.seeds import sample_order
 from ldbench.weighing import resolved_budget, step_costs

@@ -39,7 +39,7 @@ def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
 
 def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
     """See ``LayerDropper.load_state_dict``."""
-    from ldbench.dropping import Drop
+    from ldbench.drops import Drop
 
     if dropper.step_count:
         raise ValueError("load the state into a new LayerDropper: this one has made steps already")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -26,3 +28,16 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):
         return f"a {type(value).__name__} too large to print"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def clean(value: Any) -> str:
+    """Text of a record made harmless for terminal and page: control and invisible characters become U+FFFD."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split()))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ldbench.costs import synchronize
 from ldbench.deciding import drop_what_waited
+from ldbench.devices import synchronize
 from ldbench.seeds import sample_order
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ldbench.errors import UserError, shown
-from ldbench.models import ModelSpec, build_model, family
+from ldbench.fitting import ModelSpec, family
+from ldbench.models import build_model
 from ldbench.sealed import Damaged, check_file, check_regular
 
 _MOST_NAMED = 3

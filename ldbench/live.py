@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.data import derive_seed
+from ldbench.seeds import derive_seed
 from ldbench.stages import has_randomness
 
 if TYPE_CHECKING:

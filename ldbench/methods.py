@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, NeverDrop, Policy, Replay
+from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, Replay
+from ldbench.policy import NeverDrop, Policy
 from ldbench.rivals import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
 
 Execution = Literal["store", "freeze"]

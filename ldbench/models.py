@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, shown
-from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, model_names, set_dropout
-from ldbench.limits import check_memory
-from ldbench.recipes import Recipe, default_recipe
-
-__all__ = ["ModelSpec", "Recipe", "build_model", "default_recipe", "describe_model", "family", "model_names"]
+from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
 
 LARGEST_IMAGE = 1024  # pixels: no further does the search for a size that works go
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ldbench.config import Cell
-from ldbench.policies import Policy
+from ldbench.policy import Policy
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,8 +11,9 @@ from ldbench.costs import CostTable
 from ldbench.dropping import LayerDropper
 from ldbench.meters import peak_memory
 from ldbench.models import describe_model
-from ldbench.record import SCHEMA_VERSION, environment
+from ldbench.record import environment
 from ldbench.resident import Resident, model_spec
+from ldbench.sealed import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ldbench.training import Training

@@ -13,9 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ldbench.errors import UserError, shown
-from ldbench.policy import NeverDrop, Observation, Policy, is_number
-
-__all__ = ["CostBenefit", "FixedSchedule", "LearnAndDrop", "NeverDrop", "Observation", "Policy", "Replay", "is_number"]
+from ldbench.policy import NeverDrop, Observation, is_number
 
 
 class Dropping(NeverDrop):

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, one_line
 
 
 class Pool(Protocol):
@@ -71,11 +71,6 @@ class Source:
     uniform: bool
     default_side: int
     synthetic: bool = False
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def missing(name: str, places: list[Path], fetched: str = "", absent: Sequence[str] = ()) -> UserError:

@@ -14,37 +14,27 @@ import torch
 from ldbench.cache import parse_budget, resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable
-from ldbench.data import Dataset, ResidentSplit, derive_seed
+from ldbench.data import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
+from ldbench.fitting import model_names
 from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.keeper import Keeper
 from ldbench.locks import folder_lock
 from ldbench.methods import build_policy, get_method, replay_source
-from ldbench.models import build_model, default_recipe, model_names
+from ldbench.models import build_model
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
-from ldbench.record import environment, plain, read_json
+from ldbench.recipes import default_recipe
+from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.residual import random_depth
 from ldbench.scenarios import SCENARIOS, TORCHVISION
-from ldbench.sealed import read_or_set_aside, write_sealed
-from ldbench.sources import check_dataset_name, load_dataset
+from ldbench.sealed import plain, read_or_set_aside, write_sealed
+from ldbench.seeds import derive_seed
+from ldbench.sources import Dataset, check_dataset_name, load_dataset
 from ldbench.stages import split_stages
 from ldbench.timing import measure_costs
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device to train on; "auto" takes CUDA where there is one. Raises ``UserError``."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        built = "this torch sees no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
-        raise UserError(f"--device {name}: {built}; use --device cpu or auto")
-    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
-    return device
 
 
 def plan(experiment: Experiment) -> list[Cell]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
-from ldbench.data import Dataset
 from ldbench.errors import UserError
 from ldbench.flops import count_stage_flops
 from ldbench.initial import InitialWeights, weights_from_file
@@ -23,6 +22,7 @@ from ldbench.recipes import default_recipe
 from ldbench.record import read_json
 from ldbench.resident import Resident, model_spec
 from ldbench.sealed import set_aside, write_sealed, write_sealed_lines
+from ldbench.sources import Dataset
 from ldbench.stages import split_stages
 from ldbench.tensorfile import save_model
 from ldbench.train import run_cell

@@ -23,9 +23,9 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import download_and_extract_archive
 
 from ldbench.batches import NoBatch, read_batch
-from ldbench.errors import UserError, shown
-from ldbench.limits import check_memory
-from ldbench.pools import ArrayPool, Source, corrupt, download_errors, missing, one_line
+from ldbench.devices import check_memory
+from ldbench.errors import UserError, one_line, shown
+from ldbench.pools import ArrayPool, Source, corrupt, download_errors, missing
 from ldbench.seeds import derive_seed, stratified_order
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

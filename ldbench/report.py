@@ -12,15 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldbench.errors import UserError
-from ldbench.record import write_text
+from ldbench.errors import UserError, clean
+from ldbench.files import write_text
 from ldbench.reporting.chunk_rows import CHUNK_FIELDS, chunk_rows
-from ldbench.reporting.columns import accuracy, clean, family, plus_minus, runs, slope, spanned
+from ldbench.reporting.columns import accuracy, family, plus_minus, runs, slope, spanned
 from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
-
-__all__ = ["load_results", "print_table", "summarize", "write_report"]
 
 WIDE = 110  # columns from which the terminal table shows every comparison
 TONES = {"ahead": "green", "behind": "red", "control": "dim"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ldbench.config import Cell
-from ldbench.data import Dataset, ResidentSplit
+from ldbench.data import ResidentSplit
 from ldbench.errors import UserError
-from ldbench.models import ModelSpec
+from ldbench.fitting import ModelSpec
 from ldbench.scenarios import STREAMS
+from ldbench.sources import Dataset
 from ldbench.stream import Stream, chunked
 
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldbench import image_files, readers
-from ldbench.errors import UserError, nearest, shown
-from ldbench.limits import check_memory
-from ldbench.pools import Pool, Source, one_line
+from ldbench.devices import check_memory
+from ldbench.errors import UserError, nearest, one_line, shown
+from ldbench.pools import Pool, Source
 from ldbench.seeds import stratified_order
 from ldbench.selection import select, split_selection
 

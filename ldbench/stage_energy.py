@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.meters import Energy, EnergyMeter, NullEnergyMeter, energy_meter
 from ldbench.meters.energy import MINIMUM_SECONDS
 from ldbench.timing import between, optimizer_like, timed_cuts

@@ -11,8 +11,6 @@ from ldbench.effects import draws_random_numbers, writes_in_place
 from ldbench.sections import cut_sections, merge_sections, stage_graph, stage_names
 from ldbench.tracing import StageSplitError, attribute, trace
 
-__all__ = ["Stage", "StageSplitError", "has_randomness", "legal_cuts", "split_stages", "stage_parameters"]
-
 
 class Stage(fx.GraphModule):
     """One stage. Its submodules, parameters and buffers are the model's own objects; it never writes to its input.

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.cache import ActivationStore, Tier
-from ldbench.costs import CostTable, TierCost, synchronize
+from ldbench.costs import CostTable, TierCost
+from ldbench.devices import synchronize
 from ldbench.flops import count_stage_flops
 
 MOST_STEPS = 16  # cuts whose whole step is timed; between them the parts' own times interpolate

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ldbench.checkpoint import copy_into
 from ldbench.config import Cell
-from ldbench.costs import CostTable, synchronize
+from ldbench.costs import CostTable
 from ldbench.course import Epoch, full_steps, make_course
-from ldbench.data import Augment, derive_seed
+from ldbench.data import Augment
+from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights
 from ldbench.meters import Energy, PhaseMeters, TrainClock
@@ -25,6 +26,7 @@ from ldbench.models import build_model
 from ldbench.optim import autocast_for, build_optimizer, stage_groups
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.sealed import Damaged
+from ldbench.seeds import derive_seed
 from ldbench.sessions import add_sessions, energy_from
 from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
 

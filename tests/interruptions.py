@@ -11,9 +11,9 @@ import torch
 from ldbench.config import Cell, experiment_from_dict
 from ldbench.costs import CostTable
 from ldbench.keeper import Keeper
+from ldbench.preparation import Preparation, plan
 from ldbench.record import VOLATILE_FIELDS
 from ldbench.resident import Resident
-from ldbench.runner import Preparation, plan
 from ldbench.signals import Interrupted, StopRequest
 from ldbench.train import CellRun, run_cell
 

@@ -19,9 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_records import make_record, write_cell, write_grid
 
-from ldbench.config import CHOICES, Experiment, experiment_from_dict
+from ldbench.config import Experiment, experiment_from_dict
 from ldbench.doctor import CHECKS
 from ldbench.errors import UserError
+from ldbench.experiment_checks import CHOICES
 from ldbench.preparation import Preparation, plan
 from ldbench.sealed import write_sealed
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ldbench.config import Experiment, cells, experiment_from_dict, read_experiment, suite_names
+from ldbench.config import Experiment, cells, experiment_from_dict
 from ldbench.errors import UserError
-from ldbench.models import default_recipe
-from ldbench.runner import plan
+from ldbench.experiment_files import read_experiment, suite_names
+from ldbench.preparation import plan
+from ldbench.recipes import default_recipe
 
 
 @pytest.mark.parametrize(

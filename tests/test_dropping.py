@@ -14,7 +14,7 @@ from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, TierCost
 from ldbench.flops import count_stage_flops
 from ldbench.methods import Execution
-from ldbench.policies import Policy
+from ldbench.policy import Policy
 from ldbench.stages import split_stages
 
 SAMPLES, BATCH = 96, 16

@@ -20,7 +20,8 @@ from ldbench.costs import CostTable, StorePlan, TierCost
 from ldbench.errors import UserError
 from ldbench.flops import StageFlops
 from ldbench.methods import build_policy
-from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, Observation, half_cosine
+from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
+from ldbench.policy import Observation
 from ldbench.spending import StepCosts, step_flops
 
 shares = st.floats(0, 1)

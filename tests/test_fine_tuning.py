@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldbench.config import experiment_from_dict
-from ldbench.data import derive_seed
 from ldbench.errors import UserError
+from ldbench.fitting import ModelSpec
 from ldbench.initial import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.integrity import verify
 from ldbench.keeper import CHECKPOINT, Keeper
-from ldbench.models import ModelSpec, build_model
+from ldbench.models import build_model
 from ldbench.plans import all_finished
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
@@ -34,6 +34,7 @@ from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.sealed import read_sealed, write_sealed
+from ldbench.seeds import derive_seed
 from ldbench.signals import Interrupted
 
 TABLE: dict[str, Any] = {

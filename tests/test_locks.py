@@ -13,7 +13,7 @@ from ldbench import locks
 from ldbench.company import Company
 from ldbench.config import Cell, experiment_from_dict
 from ldbench.locks import FolderLock, NoLocks
-from ldbench.runner import plan
+from ldbench.preparation import plan
 
 HOLD = """
 import sys, time

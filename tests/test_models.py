@@ -13,8 +13,9 @@ import torchvision.models
 from torch import nn
 
 from ldbench.errors import UserError
-from ldbench.fitting import blueprint
-from ldbench.models import ModelSpec, build_model, default_recipe, describe_model, family, model_names
+from ldbench.fitting import ModelSpec, blueprint, family, model_names
+from ldbench.models import build_model, describe_model
+from ldbench.recipes import default_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,12 +25,11 @@ from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.recipes import default_recipe
-from ldbench.record import plain
 from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
-from ldbench.sealed import read_sealed
+from ldbench.sealed import plain, read_sealed
 from ldbench.signals import Interrupted
 from ldbench.stream import Stream, chunked
 from ldbench.train import run_cell

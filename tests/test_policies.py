@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ldbench.errors import UserError
 from ldbench.methods import Method, build_policy, get_method, method_names, register_method
-from ldbench.policies import FixedSchedule, LearnAndDrop, NeverDrop, Observation, Policy, Replay
+from ldbench.policies import FixedSchedule, LearnAndDrop, Replay
+from ldbench.policy import NeverDrop, Observation, Policy
 from ldbench.rivals import FreezeOut
 
 

@@ -7,7 +7,8 @@ import torch
 from tiny_nets import residual_net
 from torch import Tensor, nn
 
-from ldbench.models import ModelSpec, build_model
+from ldbench.fitting import ModelSpec
+from ldbench.models import build_model
 from ldbench.residual import RandomDepth, residual_block
 from ldbench.stages import split_stages
 

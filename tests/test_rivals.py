@@ -18,7 +18,7 @@ from torch import nn
 
 from ldbench.errors import UserError
 from ldbench.methods import build_policy, get_method, method_names
-from ldbench.policies import Observation, Policy
+from ldbench.policy import Observation, Policy
 from ldbench.rivals import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
 from ldbench.watchers import GradientWatcher, PerturbationWatcher, PlasticityWatcher
 

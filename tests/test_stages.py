@@ -12,8 +12,10 @@ import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
-from ldbench.models import ModelSpec, build_model, family, model_names
-from ldbench.stages import Stage, StageSplitError, has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.fitting import ModelSpec, family, model_names
+from ldbench.models import build_model
+from ldbench.stages import Stage, has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.tracing import StageSplitError
 
 SAMPLED = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5",

@@ -17,7 +17,7 @@ from ldbench.config import Cell, experiment_from_dict
 from ldbench.errors import UserError
 from ldbench.flops import count_stage_flops
 from ldbench.optim import learning_rate_factor, stage_groups
-from ldbench.runner import Preparation, check_plan, plan
+from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.train import evaluate, run_cell
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch
 
-from ldbench.costs import synchronize as wait_for
+from ldbench.devices import synchronize as wait_for
 from ldbench.meters.choose import energy_meter
 from ldbench.meters.energy import MINIMUM_SECONDS, Energy, EnergyMeter, add_devices
 

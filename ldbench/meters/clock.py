@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.meters.energy import EnergyMeter
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ldbench.costs import synchronize
+from ldbench.devices import synchronize
 from ldbench.meters.choose import energy_meter
 from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ldbench.errors import clean
+
 Row = Mapping[str, Any]
+
+
 FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
-
-
-def clean(value: Any) -> str:
-    """Text of a record made harmless for terminal and page: control and invisible characters become U+FFFD."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split()))
 
 
 def quantity(value: float, digits: int = 3) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldbench.reporting.columns import FLOPS_UNITS, clean
+from ldbench.errors import clean
+from ldbench.reporting.columns import FLOPS_UNITS
 from ldbench.reporting.comparisons import Record, comparison_title, total_flops, variant
 from ldbench.reporting.markup import Html, picture
 from ldbench.reporting.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure

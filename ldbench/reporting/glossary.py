@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ldbench.errors import clean
 from ldbench.reporting.columns import (
     Row,
     accuracy,
-    clean,
     end_and_average,
     energy,
     planned_seeds,

@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from ldbench.reporting.columns import clean
+from ldbench.errors import clean
 
 VOID = ("img", "br")
 STYLE = """

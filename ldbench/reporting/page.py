@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from ldbench.errors import clean
 from ldbench.reporting.chunk_rows import chunk_section
-from ldbench.reporting.columns import clean, family, no_energy, quantity, slope
+from ldbench.reporting.columns import family, no_energy, quantity, slope
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
