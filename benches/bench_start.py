@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 from ldbench.config import cells, experiment_from_dict
+from ldbench.io.checksums import write_sealed
 from ldbench.recipes import default_recipe
 from ldbench.report import write_report
-from ldbench.sealed import write_sealed
 
 from . import common
 

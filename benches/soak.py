@@ -27,8 +27,8 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from ldbench.integrity import verify
+from ldbench.io.checksums import read_sealed
 from ldbench.record import VOLATILE_FIELDS
-from ldbench.sealed import read_sealed
 
 GRID = [
     "run", "--model", "vgg11_bn", "--dataset", "digits", "--width", "0.0625", "--image-size", "32", "--train-size", "600",

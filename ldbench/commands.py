@@ -31,11 +31,11 @@ def console() -> Console:
 def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool, as_json: bool) -> int:
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
     from ldbench.devices import keep_freed_memory
+    from ldbench.io.checksums import plain
     from ldbench.plans import Outcome, all_finished
     from ldbench.report import print_table
     from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
-    from ldbench.sealed import plain
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
@@ -185,10 +185,10 @@ def _check_results(directory: Path) -> None:
 
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
+    from ldbench.io.checksums import plain
     from ldbench.report import print_table
     from ldbench.reporting.summary import summarize
     from ldbench.results import load_results
-    from ldbench.sealed import plain
 
     _check_results(directory)
     results = load_results(directory)

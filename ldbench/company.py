@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ldbench.config import Cell
-from ldbench.locks import FolderLock, NoLocks
+from ldbench.io.locks import FolderLock, NoLocks
 from ldbench.methods import replay_source
 
 POLL_SECONDS = 1.0

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ldbench.errors import UserError, shown
 from ldbench.fitting import ModelSpec, family
+from ldbench.io.checksums import Damaged, check_file, check_regular
 from ldbench.models import build_model
-from ldbench.sealed import Damaged, check_file, check_regular
 
 _MOST_NAMED = 3
 # The record's fields of a run that begins with random weights.

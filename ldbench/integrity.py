@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ldbench.sealed import (
+from ldbench.io.checksums import (
     HEAD_BYTES,
     Damaged,
     check_file,

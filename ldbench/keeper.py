@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldbench.checkpoint import read_checkpoint, write_checkpoint
-from ldbench.files import sweep
+from ldbench.io.atomic import sweep
+from ldbench.io.checksums import Damaged, set_aside, write_sealed
+from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.record import environment, read_json
-from ldbench.sealed import Damaged, set_aside, write_sealed
 from ldbench.signals import StopRequest
 from ldbench.storefile import code_version, discard_stores
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.dropping import LayerDropper
+from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
 from ldbench.models import describe_model
 from ldbench.record import environment
 from ldbench.resident import Resident, model_spec
-from ldbench.sealed import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ldbench.training import Training

@@ -11,9 +11,9 @@ from typing import Any
 
 from ldbench.config import Experiment
 from ldbench.integrity import cell_problems
+from ldbench.io.checksums import plain, write_sealed
 from ldbench.record import finished, read_json
 from ldbench.scenarios import init_identity
-from ldbench.sealed import plain, write_sealed
 
 PLAN = "plan.json"
 

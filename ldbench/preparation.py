@@ -19,8 +19,9 @@ from ldbench.errors import UserError, nearest, shown
 from ldbench.fitting import model_names
 from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
+from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
+from ldbench.io.locks import folder_lock
 from ldbench.keeper import Keeper
-from ldbench.locks import folder_lock
 from ldbench.methods import build_policy, get_method, replay_source
 from ldbench.models import build_model
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
@@ -30,7 +31,6 @@ from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.residual import random_depth
 from ldbench.scenarios import SCENARIOS, TORCHVISION
-from ldbench.sealed import plain, read_or_set_aside, write_sealed
 from ldbench.seeds import derive_seed
 from ldbench.sources import Dataset, check_dataset_name, load_dataset
 from ldbench.stages import split_stages

@@ -15,16 +15,16 @@ from ldbench.errors import UserError
 from ldbench.flops import count_stage_flops
 from ldbench.initial import InitialWeights, weights_from_file
 from ldbench.integrity import mend_cell
+from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
+from ldbench.io.locks import folder_lock
+from ldbench.io.tensors import save_model
 from ldbench.keeper import Keeper
-from ldbench.locks import folder_lock
 from ldbench.models import build_model
 from ldbench.recipes import default_recipe
 from ldbench.record import read_json
 from ldbench.resident import Resident, model_spec
-from ldbench.sealed import set_aside, write_sealed, write_sealed_lines
 from ldbench.sources import Dataset
 from ldbench.stages import split_stages
-from ldbench.tensorfile import save_model
 from ldbench.train import run_cell
 
 PRETRAINED, WEIGHTS = "pretrained", "model.safetensors"  # the folder beside "cells", and the file in a run's own

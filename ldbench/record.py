@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ldbench.errors import UserError
-from ldbench.files import write_text as write_text
-from ldbench.sealed import SCHEMA_VERSION as SCHEMA_VERSION
-from ldbench.sealed import Damaged, read_sealed
-from ldbench.sealed import plain as plain
+from ldbench.io.atomic import write_text
+from ldbench.io.checksums import SCHEMA_VERSION, Damaged, plain, read_sealed
 
 # Two runs of a cell on one machine with one thread count and cost table agree in every other field, to the bit.
 VOLATILE_FIELDS = (

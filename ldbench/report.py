@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ldbench.errors import UserError, clean
-from ldbench.files import write_text
+from ldbench.io.atomic import write_text
 from ldbench.reporting.chunk_rows import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.columns import accuracy, family, plus_minus, runs, slope, spanned
 from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of

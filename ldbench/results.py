@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ldbench.config import Cell, at_default
 from ldbench.errors import UserError
-from ldbench.sealed import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
+from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = ("finished_at",

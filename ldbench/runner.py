@@ -17,15 +17,15 @@ from ldbench.config import Cell, Experiment
 from ldbench.devices import resolve_device
 from ldbench.errors import UserError
 from ldbench.integrity import cell_problems, mend_cell
+from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_lines
+from ldbench.io.locks import FolderLock
+from ldbench.io.tensors import save_model
 from ldbench.keeper import HEARTBEAT, Keeper
-from ldbench.locks import FolderLock
 from ldbench.methods import replay_source
 from ldbench.plans import Outcome, write_plan
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.record import check_place, environment, open_results, read_json
-from ldbench.sealed import SCHEMA_VERSION, write_sealed, write_sealed_lines
 from ldbench.signals import StopRequest
-from ldbench.tensorfile import save_model
 from ldbench.train import run_cell
 
 # No cell could leave anything behind: the run ends instead of failing one cell after the other.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldbench.errors import UserError, shown
-from ldbench.sealed import Damaged, check_regular
+from ldbench.io.checksums import Damaged, check_regular
 
 TORCHVISION = "torchvision"
 

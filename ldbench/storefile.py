@@ -15,8 +15,8 @@ from torch import nn
 
 import ldbench
 from ldbench.cache import ActivationStore
-from ldbench.files import flush
-from ldbench.sealed import Damaged, read_sealed, write_sealed
+from ldbench.io.atomic import flush
+from ldbench.io.checksums import Damaged, read_sealed, write_sealed
 
 
 @lru_cache(maxsize=1)

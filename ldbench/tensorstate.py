@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.sealed import Damaged
+from ldbench.io.checksums import Damaged
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

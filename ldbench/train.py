@@ -17,13 +17,13 @@ from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.data import ResidentSplit
 from ldbench.initial import InitialWeights
+from ldbench.io.checksums import Damaged
 from ldbench.keeper import Keeper
 from ldbench.meters import reset_peak_memory
 from ldbench.optim import set_learning_rate
 from ldbench.outcome import cell_result
 from ldbench.record import pack_bits
 from ldbench.resident import Resident
-from ldbench.sealed import Damaged
 from ldbench.signals import Interrupted
 from ldbench.training import Training
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.checkpoint import copy_into
 from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.course import Epoch, full_steps, make_course
@@ -20,12 +19,13 @@ from ldbench.data import Augment
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights
+from ldbench.io.checksums import Damaged
+from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.methods import build_policy, get_method
 from ldbench.models import build_model
 from ldbench.optim import autocast_for, build_optimizer, stage_groups
 from ldbench.resident import Resident, model_spec, stream_of
-from ldbench.sealed import Damaged
 from ldbench.seeds import derive_seed
 from ldbench.sessions import add_sessions, energy_from
 from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ldbench.checkpoint import copy_into
+from ldbench.io.tensors import copy_into
 from ldbench.optim import stage_groups
 from ldbench.seeds import sample_order
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ldbench.sealed import write_sealed
+from ldbench.io.checksums import write_sealed
 
 STAGES = 8
 ENVIRONMENT = {"device": "cpu", "cpu": "Test CPU", "cpu_count": 2, "threads": 2, "gpu": None, "driver": None}

@@ -23,8 +23,8 @@ from ldbench.config import Experiment, experiment_from_dict
 from ldbench.doctor import CHECKS
 from ldbench.errors import UserError
 from ldbench.experiment_checks import CHOICES
+from ldbench.io.checksums import write_sealed
 from ldbench.preparation import Preparation, plan
-from ldbench.sealed import write_sealed
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {

@@ -22,15 +22,15 @@ from torch import nn
 
 from ldbench.activations import Activations
 from ldbench.cache import ActivationStore
-from ldbench.checkpoint import read_checkpoint, write_checkpoint
 from ldbench.config import experiment_from_dict
 from ldbench.errors import UserError
 from ldbench.feeds import TensorFeed
+from ldbench.io.checksums import read_sealed
+from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.prefix import NoRoom
 from ldbench.progress import ConsoleProgress
 from ldbench.runner import run_experiment
-from ldbench.sealed import read_sealed
 from ldbench.signals import Interrupted
 from ldbench.stream import Stream
 

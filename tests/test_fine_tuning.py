@@ -24,6 +24,7 @@ from ldbench.errors import UserError
 from ldbench.fitting import ModelSpec
 from ldbench.initial import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.integrity import verify
+from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models import build_model
 from ldbench.plans import all_finished
@@ -33,7 +34,6 @@ from ldbench.record import VOLATILE_FIELDS
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
-from ldbench.sealed import read_sealed, write_sealed
 from ldbench.seeds import derive_seed
 from ldbench.signals import Interrupted
 
@@ -324,7 +324,7 @@ def test_files_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
     text, link, sealed = tmp_path / "a.safetensors", tmp_path / "b", tmp_path / "c.safetensors"
     text.write_text("not at all")
     link.symlink_to(tmp_path / "nowhere")
-    from ldbench.tensorfile import save_model
+    from ldbench.io.tensors import save_model
 
     save_model(build_model(SPEC), sealed)
     assert weights_from_file(sealed, "").tensors.keys() == build_model(SPEC).state_dict().keys()

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ldbench import locks
 from ldbench.company import Company
 from ldbench.config import Cell, experiment_from_dict
-from ldbench.locks import FolderLock, NoLocks
+from ldbench.io import locks
+from ldbench.io.locks import FolderLock, NoLocks
 from ldbench.preparation import plan
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ldbench.locks import FolderLock
+from ldbench.io.locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)

@@ -15,12 +15,13 @@ from test_dropping import BATCH, SAMPLES, Net, cheap_store, data
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper
-from ldbench.checkpoint import read_checkpoint
 from ldbench.config import cells, experiment_from_dict
 from ldbench.course import make_course
 from ldbench.errors import UserError
 from ldbench.feeds import TensorFeed
 from ldbench.integrity import verify
+from ldbench.io.checksums import plain, read_sealed
+from ldbench.io.tensors import read_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
@@ -29,7 +30,6 @@ from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
-from ldbench.sealed import plain, read_sealed
 from ldbench.signals import Interrupted
 from ldbench.stream import Stream, chunked
 from ldbench.train import run_cell

@@ -24,9 +24,9 @@ from test_readers import cifar_files, write_cifar  # noqa: F401
 import ldbench as package
 from ldbench import kernels
 from ldbench.batches import NoBatch, read_batch
-from ldbench.checkpoint import read_checkpoint
 from ldbench.errors import UserError
-from ldbench.sealed import Damaged, write_sealed
+from ldbench.io.checksums import Damaged, write_sealed
+from ldbench.io.tensors import read_checkpoint
 from ldbench.sources import load_dataset
 from ldbench.storefile import find_store
 

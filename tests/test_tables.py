@@ -107,8 +107,8 @@ def test_the_step_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> N
 
 def test_the_energy_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
     from benches import lab_tables, lab_trainings
+    from ldbench.io.checksums import plain
     from ldbench.results import load_results
-    from ldbench.sealed import plain
 
     read = {"energy_bound_joules": 50.0, "energy_unavailable_reason": None, "environment": WHERE}
     folder = tmp_path / "training"

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save_model as save
+from torch import Tensor, nn
 
-from ldbench.files import replacing
-from ldbench.sealed import SCHEMA_VERSION, ZEROS, Damaged, check_file, check_schema, seal_file
+from ldbench.io.atomic import replacing
+from ldbench.io.checksums import SCHEMA_VERSION, ZEROS, Damaged, check_file, check_schema, seal_file
 
 _TENSOR = "$tensor"
 
@@ -97,3 +98,16 @@ def copy_into(target: Tensor, saved: Tensor) -> None:
         raise Damaged(f"holds {saved.dtype} {list(saved.shape)} where {target.dtype} {list(target.shape)} belongs")
     with torch.no_grad():
         target.copy_(saved)
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """The whole network, atomically; tensors that share memory are stored once under the first name. Raises ``OSError``."""
+    from safetensors import SafetensorError
+
+    metadata = {"schema_version": str(SCHEMA_VERSION), "sha256": ZEROS}
+    with replacing(path) as temporary:
+        try:
+            save(model, str(temporary), metadata)
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
+        seal_file(temporary)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldbench.files import write_bytes
+from ldbench.io.atomic import write_bytes
 
 SCHEMA_VERSION = 1
 MOST_DEPTH = 50  # of nested objects and lists; honest files have about 5
