@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 
 from ldbench.devices import synchronize
-from ldbench.flops import count_stage_flops
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
-from ldbench.stages import split_stages
+from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.split import split_stages
 
 from . import common
 

@@ -14,7 +14,7 @@ from ldbench.dropping import LayerDropper
 from ldbench.fitting import ModelSpec
 from ldbench.models import build_model
 from ldbench.policy import NeverDrop
-from ldbench.stages import split_stages
+from ldbench.stages.split import split_stages
 
 MODELS = ["vgg11_bn", "resnet18"]
 BATCH, IMAGES, SIDE, CLASSES = 64, 256, 32, 10

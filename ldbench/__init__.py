@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ldbench.results import load_results as load_results
     from ldbench.rivals import AutoFreeze as AutoFreeze
     from ldbench.rivals import FreezeOut as FreezeOut
-    from ldbench.stages import split_stages as split_stages
+    from ldbench.stages.split import split_stages as split_stages
     from ldbench.stream import Stream as Stream
 
 __version__ = "0.1.0"

@@ -152,7 +152,7 @@ def check_training() -> Check:
     from ldbench.fitting import ModelSpec
     from ldbench.models import build_model
     from ldbench.sources import load_dataset
-    from ldbench.stages import split_stages
+    from ldbench.stages.split import split_stages
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = load_dataset("digits", root=None, image_size=32)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldbench.cache import StoreBudget, Tier, store_bytes
-from ldbench.flops import StageFlops
+from ldbench.stages.flops import StageFlops
 
 STATISTICS_SAMPLES = 8192  # BatchNorm statistics settle long before; bounds the cost on large sets
 

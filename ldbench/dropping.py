@@ -26,16 +26,16 @@ from ldbench.drops import Drop as Drop
 from ldbench.drops import make_drop
 from ldbench.feeding import begin_chunk, minibatches
 from ldbench.feeds import as_feed
-from ldbench.flops import FlopLedger, count_stage_flops
+from ldbench.flop_ledger import FlopLedger
 from ldbench.live import live_network
 from ldbench.methods import Execution
-from ldbench.optim import stage_groups
 from ldbench.policy import Policy
 from ldbench.prefix import release, retire
-from ldbench.residual import random_depth
 from ldbench.rivals import AutoFreeze
 from ldbench.scores import ScoreTracker
-from ldbench.stages import legal_cuts, split_stages, stage_parameters
+from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.residual import random_depth
+from ldbench.stages.split import legal_cuts, split_stages, stage_groups, stage_parameters
 from ldbench.stream import Stream
 from ldbench.watchers import make_watchers
 from ldbench.weighing import cost_table

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.seeds import derive_seed
-from ldbench.stages import has_randomness
+from ldbench.stages.split import has_randomness
 
 if TYPE_CHECKING:
     from ldbench.dropping import LayerDropper

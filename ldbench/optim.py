@@ -48,19 +48,6 @@ def build_optimizer(cell: Cell, groups: Sequence[Sequence[nn.Parameter]]) -> tor
     return kind(parameters, cell.lr, weight_decay=cell.weight_decay)
 
 
-def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Parameter]]:
-    """Each parameter once, with the last stage that uses it."""
-    owner = {id(p): s for s, stage in enumerate(stages) for p in stage}
-    seen: set[int] = set()
-    groups: list[list[nn.Parameter]] = [[] for _ in stages]
-    for stage in stages:
-        for p in stage:
-            if id(p) not in seen:
-                seen.add(id(p))
-                groups[owner[id(p)]].append(p)
-    return groups
-
-
 def set_learning_rate(
     optimizer: torch.optim.Optimizer,
     cell: Cell,

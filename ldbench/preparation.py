@@ -17,7 +17,6 @@ from ldbench.costs import CostTable
 from ldbench.data import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
 from ldbench.fitting import model_names
-from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
@@ -29,11 +28,12 @@ from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_ce
 from ldbench.recipes import default_recipe
 from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
-from ldbench.residual import random_depth
 from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.seeds import derive_seed
 from ldbench.sources import Dataset, check_dataset_name, load_dataset
-from ldbench.stages import split_stages
+from ldbench.stages.flops import StageFlops, count_stage_flops
+from ldbench.stages.residual import random_depth
+from ldbench.stages.split import split_stages
 from ldbench.timing import measure_costs
 
 

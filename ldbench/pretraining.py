@@ -12,7 +12,6 @@ from typing import Any
 from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.errors import UserError
-from ldbench.flops import count_stage_flops
 from ldbench.initial import InitialWeights, weights_from_file
 from ldbench.integrity import mend_cell
 from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
@@ -24,7 +23,8 @@ from ldbench.recipes import default_recipe
 from ldbench.record import read_json
 from ldbench.resident import Resident, model_spec
 from ldbench.sources import Dataset
-from ldbench.stages import split_stages
+from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.split import split_stages
 from ldbench.train import run_cell
 
 PRETRAINED, WEIGHTS = "pretrained", "model.safetensors"  # the folder beside "cells", and the file in a run's own

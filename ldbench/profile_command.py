@@ -32,7 +32,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.record import check_place, write_json
     from ldbench.resident import model_spec
     from ldbench.stage_energy import measure_stage_energy
-    from ldbench.stages import legal_cuts, split_stages, stage_parameters
+    from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
 
     keep_freed_memory()
     cell = plan(experiment)[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ldbench.cache import Tier
 from ldbench.costs import CostTable, StorePlan
-from ldbench.flops import StageFlops
+from ldbench.stages.flops import StageFlops
 
 
 def step_flops(table: Sequence[StageFlops], cut: int, *, store: bool) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldbench.cache import ActivationStore, Tier
 from ldbench.costs import CostTable, TierCost
 from ldbench.devices import synchronize
-from ldbench.flops import count_stage_flops
+from ldbench.stages.flops import count_stage_flops
 
 MOST_STEPS = 16  # cuts whose whole step is timed; between them the parts' own times interpolate
 _PROBE_BYTES = 2**26  # well past the caches, still quick to write

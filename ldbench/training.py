@@ -24,10 +24,11 @@ from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.methods import build_policy, get_method
 from ldbench.models import build_model
-from ldbench.optim import autocast_for, build_optimizer, stage_groups
+from ldbench.optim import autocast_for, build_optimizer
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
 from ldbench.sessions import add_sessions, energy_from
+from ldbench.stages.split import stage_groups
 from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.io.tensors import copy_into
-from ldbench.optim import stage_groups
 from ldbench.seeds import sample_order
+from ldbench.stages.split import stage_groups
 
 if TYPE_CHECKING:
     from ldbench.dropping import LayerDropper

@@ -16,7 +16,8 @@ from torchvision import models
 
 from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, StorePlan, TierCost, best_cut, build_seconds
-from ldbench.flops import FlopLedger, StageFlops, count_stage_flops
+from ldbench.flop_ledger import FlopLedger
+from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.timing import between, measure_costs, timed_cuts
 
 BIG = 10**12

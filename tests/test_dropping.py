@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
 from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, TierCost
-from ldbench.flops import count_stage_flops
 from ldbench.methods import Execution
 from ldbench.policy import Policy
-from ldbench.stages import split_stages
+from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.split import split_stages
 
 SAMPLES, BATCH = 96, 16
 

@@ -18,11 +18,11 @@ from ldbench.averages import WeightAverages
 from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, StorePlan, TierCost
 from ldbench.errors import UserError
-from ldbench.flops import StageFlops
 from ldbench.methods import build_policy
 from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
 from ldbench.policy import Observation
 from ldbench.spending import StepCosts, step_flops
+from ldbench.stages.flops import StageFlops
 
 shares = st.floats(0, 1)
 

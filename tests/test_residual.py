@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ldbench.fitting import ModelSpec
 from ldbench.models import build_model
-from ldbench.residual import RandomDepth, residual_block
-from ldbench.stages import split_stages
+from ldbench.stages.residual import RandomDepth, residual_block
+from ldbench.stages.split import split_stages
 
 
 @pytest.mark.parametrize(

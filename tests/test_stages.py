@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ldbench.fitting import ModelSpec, family, model_names
 from ldbench.models import build_model
-from ldbench.stages import Stage, has_randomness, legal_cuts, split_stages, stage_parameters
-from ldbench.tracing import StageSplitError
+from ldbench.stages.split import Stage, has_randomness, legal_cuts, split_stages, stage_parameters
+from ldbench.stages.tracing import StageSplitError
 
 SAMPLED = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5",

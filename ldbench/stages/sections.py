@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ldbench.effects import may_write_input, node_name
-from ldbench.tracing import attribute, output_node
+from ldbench.stages.side_effects import may_write_input, node_name
+from ldbench.stages.tracing import attribute, output_node
 
 # Learnable, yet no layer of their own: a norm or an activation does not found a stage.
 _NOT_FOUNDING = (

@@ -13,11 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from ldbench.effects import node_name
 from ldbench.errors import UserError
-from ldbench.flops import StageFlops, count_stage_flops
 from ldbench.seeds import derive_seed, random_words
-from ldbench.tracing import attribute, augmented_assignment
+from ldbench.stages.flops import StageFlops, count_stage_flops
+from ldbench.stages.side_effects import node_name
+from ldbench.stages.tracing import attribute, augmented_assignment
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from torch import fx, nn
 
-from ldbench.effects import draws_random_numbers, writes_in_place
-from ldbench.sections import cut_sections, merge_sections, stage_graph, stage_names
-from ldbench.tracing import StageSplitError, attribute, trace
+from ldbench.stages.sections import cut_sections, merge_sections, stage_graph, stage_names
+from ldbench.stages.side_effects import draws_random_numbers, writes_in_place
+from ldbench.stages.tracing import StageSplitError, attribute, trace
 
 
 class Stage(fx.GraphModule):
@@ -100,3 +100,16 @@ def _written(stage: fx.GraphModule) -> set[int]:
     """Identities of the buffers that ``forward`` itself writes in place."""
     targets = [node.args[0] for node in stage.graph.nodes if node.args and writes_in_place(node)]
     return {id(attribute(stage, str(t.target))) for t in targets if isinstance(t, fx.Node) and t.op == "get_attr"}
+
+
+def stage_groups(stages: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Parameter]]:
+    """Each parameter once, with the last stage that uses it."""
+    owner = {id(p): s for s, stage in enumerate(stages) for p in stage}
+    seen: set[int] = set()
+    groups: list[list[nn.Parameter]] = [[] for _ in stages]
+    for stage in stages:
+        for p in stage:
+            if id(p) not in seen:
+                seen.add(id(p))
+                groups[owner[id(p)]].append(p)
+    return groups

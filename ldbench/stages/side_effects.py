@@ -11,7 +11,7 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import Permute
 
-from ldbench.tracing import augmented_assignment
+from ldbench.stages.tracing import augmented_assignment
 
 # Modules of torch and torchvision whose output may be their input or a view of it. Unknown modules count as such too.
 _PASSING = (
