@@ -13,7 +13,7 @@ from ldbench.devices import keep_freed_memory, synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.fitting import ModelSpec
 from ldbench.models import build_model
-from ldbench.policy import NeverDrop
+from ldbench.policies.base import NeverDrop
 from ldbench.stages.split import split_stages
 
 MODELS = ["vgg11_bn", "resnet18"]

@@ -24,7 +24,7 @@ from ldbench.fitting import ModelSpec
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.models import build_model
 from ldbench.optim import autocast_for
-from ldbench.policy import NeverDrop
+from ldbench.policies.base import NeverDrop
 
 from .kernel_timing import summary
 from .lab_results import Results, device_of, options, surroundings

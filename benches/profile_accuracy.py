@@ -26,7 +26,7 @@ from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.fitting import ModelSpec
 from ldbench.models import build_model
-from ldbench.policy import NeverDrop
+from ldbench.policies.base import NeverDrop
 from ldbench.profile import cut_rows
 from ldbench.record import environment
 

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from ldbench.errors import UserError as UserError
     from ldbench.fitting import ModelSpec as ModelSpec
     from ldbench.meters import measure as measure
-    from ldbench.methods import Method as Method
-    from ldbench.methods import register_method as register_method
     from ldbench.models import build_model as build_model
-    from ldbench.policies import FixedSchedule as FixedSchedule
-    from ldbench.policies import LearnAndDrop as LearnAndDrop
-    from ldbench.policy import Observation as Observation
+    from ldbench.policies.base import Observation as Observation
+    from ldbench.policies.baselines import AutoFreeze as AutoFreeze
+    from ldbench.policies.baselines import FreezeOut as FreezeOut
+    from ldbench.policies.registry import Method as Method
+    from ldbench.policies.registry import register_method as register_method
+    from ldbench.policies.rules import FixedSchedule as FixedSchedule
+    from ldbench.policies.rules import LearnAndDrop as LearnAndDrop
     from ldbench.report import write_report as write_report
     from ldbench.results import load_results as load_results
-    from ldbench.rivals import AutoFreeze as AutoFreeze
-    from ldbench.rivals import FreezeOut as FreezeOut
     from ldbench.stages.split import split_stages as split_stages
     from ldbench.stream import Stream as Stream
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldbench.config import Cell
 from ldbench.io.locks import FolderLock, NoLocks
-from ldbench.methods import replay_source
+from ldbench.policies.registry import replay_source
 
 POLL_SECONDS = 1.0
 

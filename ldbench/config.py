@@ -185,7 +185,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     ``recipe_of`` gives a model family's default recipe; an option of the experiment overrides each of its fields.
     Raises ``UserError`` when the file of weights to begin with cannot be read.
     """
-    from ldbench.methods import replay_source
+    from ldbench.policies.registry import replay_source
 
     methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ldbench.costs import best_cut
 from ldbench.devices import synchronize
 from ldbench.drops import Drop, make_drop
-from ldbench.policy import Observation
+from ldbench.policies.base import Observation
 from ldbench.weighing import cost_table, step_costs, store_plan
 
 if TYPE_CHECKING:

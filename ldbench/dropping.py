@@ -28,10 +28,10 @@ from ldbench.feeding import begin_chunk, minibatches
 from ldbench.feeds import as_feed
 from ldbench.flop_ledger import FlopLedger
 from ldbench.live import live_network
-from ldbench.methods import Execution
-from ldbench.policy import Policy
+from ldbench.policies.base import Policy
+from ldbench.policies.baselines import AutoFreeze
+from ldbench.policies.registry import Execution
 from ldbench.prefix import release, retire
-from ldbench.rivals import AutoFreeze
 from ldbench.scores import ScoreTracker
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth

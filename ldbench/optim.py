@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ldbench.config import Cell
-from ldbench.policy import Policy
+from ldbench.policies.base import Policy
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

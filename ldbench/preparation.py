@@ -21,9 +21,9 @@ from ldbench.initial import InitialWeights, torchvision_weights, weights_from_fi
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
 from ldbench.keeper import Keeper
-from ldbench.methods import build_policy, get_method, replay_source
 from ldbench.models import build_model
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
+from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.recipes import default_recipe
 from ldbench.record import environment, read_json

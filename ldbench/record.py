@@ -16,7 +16,7 @@ from typing import Any
 
 from ldbench.errors import UserError
 from ldbench.io.atomic import write_text
-from ldbench.io.checksums import SCHEMA_VERSION, Damaged, plain, read_sealed
+from ldbench.io.checksums import Damaged, plain, read_sealed
 
 # Two runs of a cell on one machine with one thread count and cost table agree in every other field, to the bit.
 VOLATILE_FIELDS = (

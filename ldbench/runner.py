@@ -21,8 +21,8 @@ from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_line
 from ldbench.io.locks import FolderLock
 from ldbench.io.tensors import save_model
 from ldbench.keeper import HEARTBEAT, Keeper
-from ldbench.methods import replay_source
 from ldbench.plans import Outcome, write_plan
+from ldbench.policies.registry import replay_source
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.record import check_place, environment, open_results, read_json
 from ldbench.signals import StopRequest

@@ -22,9 +22,9 @@ from ldbench.initial import RANDOM, InitialWeights
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
-from ldbench.methods import build_policy, get_method
 from ldbench.models import build_model
 from ldbench.optim import autocast_for, build_optimizer
+from ldbench.policies.registry import build_policy, get_method
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
 from ldbench.sessions import add_sessions, energy_from

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
 from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, TierCost
-from ldbench.methods import Execution
-from ldbench.policy import Policy
+from ldbench.policies.base import Policy
+from ldbench.policies.registry import Execution
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages
 

@@ -18,9 +18,9 @@ from ldbench.averages import WeightAverages
 from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, StorePlan, TierCost
 from ldbench.errors import UserError
-from ldbench.methods import build_policy
-from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
-from ldbench.policy import Observation
+from ldbench.policies.base import Observation
+from ldbench.policies.registry import build_policy
+from ldbench.policies.rules import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
 from ldbench.spending import StepCosts, step_flops
 from ldbench.stages.flops import StageFlops
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldbench.errors import UserError
-from ldbench.methods import Method, build_policy, get_method, method_names, register_method
-from ldbench.policies import FixedSchedule, LearnAndDrop, Replay
-from ldbench.policy import NeverDrop, Observation, Policy
-from ldbench.rivals import FreezeOut
+from ldbench.policies.base import NeverDrop, Observation, Policy
+from ldbench.policies.baselines import FreezeOut
+from ldbench.policies.registry import Method, build_policy, get_method, method_names, register_method
+from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
 
 def seen(

@@ -67,7 +67,7 @@ def test_the_method_that_the_readme_registers_can_be_registered() -> None:
     line = re.search(r"ldbench\.register_method\(.*\)", text)
     assert line
     exec(line[0], {"ldbench": ldbench})
-    from ldbench.methods import get_method
+    from ldbench.policies.registry import get_method
 
     assert get_method("early-half").execution == "store"
 

@@ -1,8 +1,8 @@
 """When to drop: pure decisions from scores and progress, without torch, resumable through ``state_dict``.
 
 A policy never touches the network. It is shown an ``Observation`` and answers how many leading stages have stopped; what
-is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.methods``. Rules taken from
-other papers are in ``ldbench.rivals``.
+is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.policies.registry``. Rules taken from
+other papers are in ``ldbench.policies.baselines``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ldbench.errors import UserError, shown
-from ldbench.policy import NeverDrop, Observation, is_number
+from ldbench.policies.base import NeverDrop, Observation, is_number
 
 
 class Dropping(NeverDrop):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.policies import CostBenefit, FixedSchedule, LearnAndDrop, Replay
-from ldbench.policy import NeverDrop, Policy
-from ldbench.rivals import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
+from ldbench.policies.base import NeverDrop, Policy
+from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
+from ldbench.policies.rules import CostBenefit, FixedSchedule, LearnAndDrop, Replay
 
 Execution = Literal["store", "freeze"]
 

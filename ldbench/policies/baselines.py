@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldbench.errors import UserError, shown
-from ldbench.policy import NeverDrop, Observation, is_number
+from ldbench.policies.base import NeverDrop, Observation, is_number
 
 
 def _check_share(rule: str, **values: object) -> None:

@@ -1,0 +1,1 @@
+"""When stages leave training: pure rules, without torch, and the methods by name."""
