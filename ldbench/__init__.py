@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldbench.costs import CostTable as CostTable
+    from ldbench.data.stream import Stream as Stream
     from ldbench.dropping import LayerDropper as LayerDropper
     from ldbench.drops import Drop as Drop
     from ldbench.errors import UserError as UserError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ldbench.report import write_report as write_report
     from ldbench.results import load_results as load_results
     from ldbench.stages.split import split_stages as split_stages
-    from ldbench.stream import Stream as Stream
 
 __version__ = "0.1.0"
 

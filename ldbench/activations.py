@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.cache import ActivationStore, StoreLost, Tier
-from ldbench.feeds import Feed
+from ldbench.data.batch_source import Feed
+from ldbench.data.stream import Stream
 from ldbench.prefix import fill_store
 from ldbench.storefile import find_store, keep_store, prefix_fingerprint, unkeep_store
-from ldbench.stream import Stream
 
 
 class Activations:

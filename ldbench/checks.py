@@ -148,10 +148,10 @@ def check_training() -> Check:
     """One step of a narrow ResNet-18, cut into stages, on real images."""
     import torch
 
-    from ldbench.data import ResidentSplit
+    from ldbench.data.datasets import load_dataset
+    from ldbench.data.loader import ResidentSplit
     from ldbench.fitting import ModelSpec
     from ldbench.models import build_model
-    from ldbench.sources import load_dataset
     from ldbench.stages.split import split_stages
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

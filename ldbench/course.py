@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldbench.stream import Stream
+from ldbench.data.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,6 @@ class Epoch:
     def closes_chunk(self) -> bool:
         """Nothing of the chunk comes after it."""
         return self.end == self.chunk_end
-
-
-def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
-    """Steps of ``epochs`` whole epochs over every set of the stream; the last, smaller minibatch of an epoch is left out."""
-    return epochs * sum(len(chosen) // batch_size for chosen in stream.sets)
-
-
-def mean_steps(stream: Stream, batch_size: int) -> int:
-    """Steps of an epoch, on average over the sets of the stream, rounded down."""
-    return full_steps(stream, batch_size, 1) // len(stream.sets)
 
 
 def make_course(

@@ -20,12 +20,12 @@ from ldbench.activations import Activations
 from ldbench.averages import WeightAverages
 from ldbench.cache import ActivationStore, StoreBudget, Tier
 from ldbench.costs import CostTable
-from ldbench.course import full_steps, mean_steps
+from ldbench.data.batch_source import as_feed
+from ldbench.data.stream import Stream, full_steps, mean_steps
 from ldbench.deciding import check
 from ldbench.drops import Drop as Drop
 from ldbench.drops import make_drop
 from ldbench.feeding import begin_chunk, minibatches
-from ldbench.feeds import as_feed
 from ldbench.flop_ledger import FlopLedger
 from ldbench.live import live_network
 from ldbench.policies.base import Policy
@@ -36,7 +36,6 @@ from ldbench.scores import ScoreTracker
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import legal_cuts, split_stages, stage_groups, stage_parameters
-from ldbench.stream import Stream
 from ldbench.watchers import make_watchers
 from ldbench.weighing import cost_table
 

@@ -83,8 +83,8 @@ def check_powercap() -> Check:
 
 def check_datasets() -> list[Check]:
     """Open every data set by name; nothing is downloaded."""
+    from ldbench.data.datasets import DATASET_NAMES, data_root, load_dataset
     from ldbench.errors import UserError
-    from ldbench.sources import DATASET_NAMES, data_root, load_dataset
 
     root, checks = data_root(None).resolve(), []
     for name in DATASET_NAMES:

@@ -14,7 +14,8 @@ import torch
 from ldbench.cache import parse_budget, resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable
-from ldbench.data import ResidentSplit
+from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
+from ldbench.data.loader import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
 from ldbench.fitting import model_names
 from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
@@ -30,7 +31,6 @@ from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.seeds import derive_seed
-from ldbench.sources import Dataset, check_dataset_name, load_dataset
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages

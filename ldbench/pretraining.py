@@ -11,6 +11,7 @@ from typing import Any
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
+from ldbench.data.datasets import Dataset
 from ldbench.errors import UserError
 from ldbench.initial import InitialWeights, weights_from_file
 from ldbench.integrity import mend_cell
@@ -22,7 +23,6 @@ from ldbench.models import build_model
 from ldbench.recipes import default_recipe
 from ldbench.record import read_json
 from ldbench.resident import Resident, model_spec
-from ldbench.sources import Dataset
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages
 from ldbench.train import run_cell

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ldbench.config import Cell
-from ldbench.data import ResidentSplit
+from ldbench.data.datasets import Dataset
+from ldbench.data.loader import ResidentSplit
+from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
 from ldbench.fitting import ModelSpec
 from ldbench.scenarios import STREAMS
-from ldbench.sources import Dataset
-from ldbench.stream import Stream, chunked
 
 
 @dataclass(frozen=True)

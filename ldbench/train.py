@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
-from ldbench.data import ResidentSplit
+from ldbench.data.loader import ResidentSplit
 from ldbench.initial import InitialWeights
 from ldbench.io.checksums import Damaged
 from ldbench.keeper import Keeper

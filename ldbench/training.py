@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ldbench.config import Cell
 from ldbench.costs import CostTable
-from ldbench.course import Epoch, full_steps, make_course
-from ldbench.data import Augment
+from ldbench.course import Epoch, make_course
+from ldbench.data.augment import Augment
+from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.initial import RANDOM, InitialWeights

@@ -129,9 +129,9 @@ def test_the_saved_model_loads_into_the_plain_module_and_repeats_its_accuracy(re
     from safetensors.torch import load_file
 
     import ldbench
-    from ldbench.data import ResidentSplit
+    from ldbench.data.datasets import load_dataset
+    from ldbench.data.loader import ResidentSplit
     from ldbench.optim import autocast_for
-    from ldbench.sources import load_dataset
     from ldbench.train import evaluate
 
     record = load(results[0])["schedule"]

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ldbench.data import AUGMENTATIONS, Augment, AugmentDraw, ResidentSplit
+from ldbench.data.augment import AUGMENTATIONS, Augment, AugmentDraw
+from ldbench.data.datasets import Split
+from ldbench.data.loader import ResidentSplit
 from ldbench.errors import UserError
 from ldbench.seeds import sample_order
-from ldbench.sources import Split
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.25, 0.1)
 

@@ -23,8 +23,9 @@ from torch import nn
 from ldbench.activations import Activations
 from ldbench.cache import ActivationStore
 from ldbench.config import experiment_from_dict
+from ldbench.data.batch_source import TensorFeed
+from ldbench.data.stream import Stream
 from ldbench.errors import UserError
-from ldbench.feeds import TensorFeed
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
@@ -32,7 +33,6 @@ from ldbench.prefix import NoRoom
 from ldbench.progress import ConsoleProgress
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
-from ldbench.stream import Stream
 
 CPU = torch.device("cpu")
 

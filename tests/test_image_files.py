@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import Imagenette
 
-from ldbench import image_files
+from ldbench.data.datasets import load_dataset
+from ldbench.data.loader import image_folder as image_files
 from ldbench.errors import UserError
-from ldbench.sources import load_dataset
 
 
 def complaint(name: str, root: Path | None = None, **options: object) -> str:

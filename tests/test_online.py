@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ldbench import FixedSchedule, LayerDropper
 from ldbench.config import cells, experiment_from_dict
 from ldbench.course import make_course
+from ldbench.data.batch_source import TensorFeed
+from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
-from ldbench.feeds import TensorFeed
 from ldbench.integrity import verify
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
@@ -31,7 +32,6 @@ from ldbench.reporting.summary import summarize
 from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
-from ldbench.stream import Stream, chunked
 from ldbench.train import run_cell
 
 CPU = torch.device("cpu")

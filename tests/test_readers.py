@@ -21,9 +21,9 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
-from ldbench import readers
+from ldbench.data.datasets import load_dataset
+from ldbench.data.loader import readers
 from ldbench.errors import UserError
-from ldbench.sources import load_dataset
 
 Bytes = npt.NDArray[np.uint8]
 PARTS = {"train": 30, "t10k": 20}

@@ -23,11 +23,11 @@ from test_readers import cifar_files, write_cifar  # noqa: F401
 
 import ldbench as package
 from ldbench import kernels
-from ldbench.batches import NoBatch, read_batch
+from ldbench.data.cifar_pickle import NoBatch, read_batch
+from ldbench.data.datasets import load_dataset
 from ldbench.errors import UserError
 from ldbench.io.checksums import Damaged, write_sealed
 from ldbench.io.tensors import read_checkpoint
-from ldbench.sources import load_dataset
 from ldbench.storefile import find_store
 
 # --- what the source may not hold --------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_programs_in_place_of_a_batch_are_refused(data: bytes) -> None:
 def test_a_folder_of_an_older_format_is_not_loaded_on_the_way_to_a_download(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ldbench import readers
+    from ldbench.data.loader import readers
 
     monkeypatch.setattr(tv.MNIST, "mirrors", [(tmp_path / "nothing").as_uri() + "/"])
     monkeypatch.setattr(readers, "DEBIAN_FASHION_MNIST", tmp_path / "nothing")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ldbench.data.datasets import check_dataset_name, load_dataset
 from ldbench.errors import UserError
-from ldbench.sources import check_dataset_name, load_dataset
 
 
 @pytest.mark.parametrize(

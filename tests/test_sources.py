@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldbench import sources
+from ldbench.data.datasets import DATASET_NAMES, Dataset, check_dataset_name, data_root, load_dataset
+from ldbench.data.loader import datasets as sources
 from ldbench.errors import UserError
-from ldbench.sources import DATASET_NAMES, Dataset, check_dataset_name, data_root, load_dataset
 
 SMALL = "synthetic:2x12x12:5:60"
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldbench.activations import first_rows, next_rows
-from ldbench.course import full_steps, make_course
-from ldbench.stream import Stream, arrival_order, chunked
+from ldbench.course import make_course
+from ldbench.data.stream import Stream, arrival_order, chunked, full_steps
 
 LABELS = torch.arange(200) % 5
 streams = st.builds(

@@ -20,8 +20,8 @@ import torchvision.datasets as tv
 from PIL import Image
 from torch import Tensor
 
+from ldbench.data.raw import Source, corrupt, download_errors, missing
 from ldbench.errors import UserError, one_line
-from ldbench.pools import Source, corrupt, download_errors, missing
 from ldbench.seeds import stratified_order
 
 _GREY_MODES = {"1", "L", "LA"}

@@ -1,6 +1,6 @@
 """Data sets by name: the same images, in the same splits and sizes, for every seed and method.
 
-What the files look like is known to `ldbench.readers` and `ldbench.image_files`; here their images are chosen,
+What the files look like is known to `ldbench.data.readers` and `ldbench.data.image_folder`; here their images are chosen,
 brought to one size, split, and described.
 """
 
@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldbench import image_files, readers
+from ldbench.data.class_subset import select, split_selection
+from ldbench.data.loader import image_folder as image_files
+from ldbench.data.loader import readers
+from ldbench.data.raw import Pool, Source
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, one_line, shown
-from ldbench.pools import Pool, Source
 from ldbench.seeds import stratified_order
-from ldbench.selection import select, split_selection
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "imagenette")
 DATASET_FORMS = ("folder:PATH", "synthetic:CxHxW:CLASSES:N")
@@ -182,7 +183,7 @@ def load_dataset(
 
     Args:
         name: one of DATASET_NAMES; "folder:PATH"; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test);
-            each may choose some of its classes, "mnist[5-9]", see `ldbench.selection`. Sizes apply to what is chosen.
+            each may choose some of its classes, "mnist[5-9]", see `ldbench.data.class_subset`. Sizes apply to what is chosen.
         root: see data_root.
         download: fetch what is missing into ``root``.
         image_size: side in pixels to bring the images to (bilinear, antialiased; 28 to 32 is padding instead). None:

@@ -82,3 +82,13 @@ def chunked(labels: Tensor, seed: int, *, chunks: int, memory: int, stream: str 
         kept = seen[torch.from_numpy(np.argsort(keys[seen.numpy()], kind="stable")[:memory])]
         sets.append(torch.cat([kept, new]).sort().values)
     return Stream(sets)
+
+
+def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
+    """Steps of ``epochs`` whole epochs over every set of the stream; the last, smaller minibatch of an epoch is left out."""
+    return epochs * sum(len(chosen) // batch_size for chosen in stream.sets)
+
+
+def mean_steps(stream: Stream, batch_size: int) -> int:
+    """Steps of an epoch, on average over the sets of the stream, rounded down."""
+    return full_steps(stream, batch_size, 1) // len(stream.sets)

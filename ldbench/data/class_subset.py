@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldbench.data.raw import Pool, Source
 from ldbench.errors import UserError, shown
-from ldbench.pools import Pool, Source
 
 _MARKED = re.compile(r"(?P<name>.+)\[(?P<classes>[0-9,\- ]*)\]", re.DOTALL)
 _PART = re.compile(r" *([0-9]{1,6}) *(?:- *([0-9]{1,6}) *)?")

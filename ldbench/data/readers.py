@@ -22,10 +22,10 @@ from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import download_and_extract_archive
 
-from ldbench.batches import NoBatch, read_batch
+from ldbench.data.cifar_pickle import NoBatch, read_batch
+from ldbench.data.raw import ArrayPool, Source, corrupt, download_errors, missing
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, one_line, shown
-from ldbench.pools import ArrayPool, Source, corrupt, download_errors, missing
 from ldbench.seeds import derive_seed, stratified_order
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -133,7 +133,7 @@ def _fetch_idx(kind: type[tv.MNIST], folder: Path) -> None:
 
 
 def read_cifar10(root: Path, download: bool) -> Source:
-    """CIFAR-10 in its "python version": pickled batches, whose checksums are compared before `ldbench.batches` reads them."""
+    """CIFAR-10 in its "python version": pickled batches, whose checksums are compared before `ldbench.data.cifar_pickle` reads them."""
     folder = root / tv.CIFAR10.base_folder
     meta = (tv.CIFAR10.meta["filename"], tv.CIFAR10.meta["md5"])
     files = [*((file, md5) for file, md5 in tv.CIFAR10.train_list + tv.CIFAR10.test_list), meta]

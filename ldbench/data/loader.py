@@ -1,7 +1,7 @@
 """Data sets resident on the device: uint8 there, normalised there, a whole minibatch at a time.
 
 No worker processes and no per-sample Python: a minibatch is one gather of byte rows, an optional batched augmentation
-on bytes, and one multiply-add. Where the images come from is `ldbench.sources`, and the random streams are
+on bytes, and one multiply-add. Where the images come from is `ldbench.data.datasets`, and the random streams are
 `ldbench.seeds`; their public names can be had from here too.
 """
 
@@ -9,75 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ldbench.errors import UserError, nearest
-from ldbench.seeds import derive_seed, random_words
-from ldbench.sources import Split
-
-AUGMENTATIONS = ("none", "flip", "crop", "flip+crop")
-
-
-@dataclass(frozen=True)
-class AugmentDraw:
-    """What happens to each image of one minibatch; made on the CPU, the same for every device.
-
-    Attributes:
-        flipped: int64 [F], positions in the minibatch that are mirrored left to right; None: no flips.
-        shift: int64 [B, 2], row and column of the crop's corner in the padded image, each 0..2*pad; None: no crops.
-        pad: zero pixels (black, as in the files) added on every side before the crop.
-    """
-
-    flipped: Tensor | None = None
-    shift: Tensor | None = None
-    pad: int = 0
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Random flips and zero-padded crops (pad: an eighth of the side), a pure function of seed and step.
-
-    Attributes:
-        kind: "none", "flip", "crop" or "flip+crop".
-        image_size: side of the square images in pixels.
-        seed: the run's seed, or the seed of its "augment" stream.
-
-    Raises:
-        UserError: ``kind`` is none of these.
-    """
-
-    kind: str
-    image_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.kind not in AUGMENTATIONS:
-            raise UserError(f"unknown augmentation {self.kind!r}: {nearest(self.kind, AUGMENTATIONS)}")
-
-    @property
-    def active(self) -> bool:
-        """Whether images change at all."""
-        return self.kind != "none"
-
-    def draw(self, step: int, batch: int) -> AugmentDraw:
-        """Returns the draw for the minibatch of ``batch`` images at step ``step`` (counted over all epochs)."""
-        if not self.active:
-            return AugmentDraw()
-        words = random_words(batch, derive_seed(self.seed, "augment", step))
-        flipped = shift = None
-        pad = max(1, self.image_size // 8) if "crop" in self.kind else 0
-        if "flip" in self.kind:
-            flipped = torch.from_numpy(np.flatnonzero(words >> np.uint64(63)))
-        if pad:
-            # Two fields of 24 bits, scaled to 0..2*pad: the bias of the scaling is below one in a million.
-            fields = np.stack([words >> np.uint64(24), words], axis=1) & np.uint64((1 << 24) - 1)
-            shift = torch.from_numpy(((fields * np.uint64(2 * pad + 1)) >> np.uint64(24)).astype(np.int64))
-        return AugmentDraw(flipped, shift, pad)
+from ldbench.data.augment import AugmentDraw
+from ldbench.data.datasets import Split
 
 
 def _crop(images: Tensor, shift: Tensor, pad: int) -> Tensor:
