@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldbench.config import cells, experiment_from_dict
 from ldbench.io.checksums import write_sealed
-from ldbench.recipes import default_recipe
+from ldbench.models.recipes import default_recipe
 from ldbench.report import write_report
 
 from . import common

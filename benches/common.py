@@ -11,8 +11,8 @@ from torch import nn
 
 from ldbench.devices import keep_freed_memory, synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.fitting import ModelSpec
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec
+from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
 from ldbench.stages.split import split_stages
 

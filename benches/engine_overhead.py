@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 
 from ldbench.config import Cell, experiment_from_dict
 from ldbench.devices import keep_freed_memory, resolve_device, synchronize
-from ldbench.models import build_model
+from ldbench.models.zoo import build_model
 from ldbench.optim import build_optimizer, learning_rate_factor
 from ldbench.preparation import Preparation, plan
 from ldbench.record import environment

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.fitting import ModelSpec
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec
+from ldbench.models.zoo import build_model
 from ldbench.optim import autocast_for
 from ldbench.policies.base import NeverDrop
 

@@ -24,8 +24,8 @@ from ldbench.cache import resolve_budget
 from ldbench.costs import StorePlan
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.fitting import ModelSpec
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec
+from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
 from ldbench.profile import cut_rows
 from ldbench.record import environment

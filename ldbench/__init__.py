@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ldbench.dropping import LayerDropper as LayerDropper
     from ldbench.drops import Drop as Drop
     from ldbench.errors import UserError as UserError
-    from ldbench.fitting import ModelSpec as ModelSpec
     from ldbench.meters import measure as measure
-    from ldbench.models import build_model as build_model
+    from ldbench.models.fit import ModelSpec as ModelSpec
+    from ldbench.models.zoo import build_model as build_model
     from ldbench.policies.base import Observation as Observation
     from ldbench.policies.baselines import AutoFreeze as AutoFreeze
     from ldbench.policies.baselines import FreezeOut as FreezeOut

@@ -150,8 +150,8 @@ def check_training() -> Check:
 
     from ldbench.data.datasets import load_dataset
     from ldbench.data.loader import ResidentSplit
-    from ldbench.fitting import ModelSpec
-    from ldbench.models import build_model
+    from ldbench.models.fit import ModelSpec
+    from ldbench.models.zoo import build_model
     from ldbench.stages.split import split_stages
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

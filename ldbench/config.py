@@ -21,7 +21,7 @@ from ldbench.experiment_files import suite_names as suite_names
 from ldbench.scenarios import CHUNKS, SCENARIOS, SHORTENED, STREAM_SCHEDULES, STREAMS, init_identity
 
 if typing.TYPE_CHECKING:
-    from ldbench.recipes import Recipe
+    from ldbench.models.recipes import Recipe
 
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")

@@ -11,7 +11,7 @@ from ldbench.costs import CostTable
 from ldbench.dropping import LayerDropper
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
-from ldbench.models import describe_model
+from ldbench.models.zoo import describe_model
 from ldbench.record import environment
 from ldbench.resident import Resident, model_spec
 

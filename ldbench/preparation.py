@@ -17,16 +17,16 @@ from ldbench.costs import CostTable
 from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
-from ldbench.fitting import model_names
-from ldbench.initial import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
 from ldbench.keeper import Keeper
-from ldbench.models import build_model
+from ldbench.models.fit import model_names
+from ldbench.models.initial_weights import InitialWeights, torchvision_weights, weights_from_file
+from ldbench.models.recipes import default_recipe
+from ldbench.models.zoo import build_model
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
-from ldbench.recipes import default_recipe
 from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.scenarios import SCENARIOS, TORCHVISION

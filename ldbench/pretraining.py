@@ -13,14 +13,14 @@ from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.data.datasets import Dataset
 from ldbench.errors import UserError
-from ldbench.initial import InitialWeights, weights_from_file
 from ldbench.integrity import mend_cell
 from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
 from ldbench.io.locks import folder_lock
 from ldbench.io.tensors import save_model
 from ldbench.keeper import Keeper
-from ldbench.models import build_model
-from ldbench.recipes import default_recipe
+from ldbench.models.initial_weights import InitialWeights, weights_from_file
+from ldbench.models.recipes import default_recipe
+from ldbench.models.zoo import build_model
 from ldbench.record import read_json
 from ldbench.resident import Resident, model_spec
 from ldbench.stages.flops import count_stage_flops

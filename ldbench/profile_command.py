@@ -25,7 +25,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.devices import keep_freed_memory, resolve_device
     from ldbench.io.atomic import write_text
     from ldbench.io.checksums import plain
-    from ldbench.models import build_model
+    from ldbench.models.zoo import build_model
     from ldbench.optim import autocast_for, build_optimizer
     from ldbench.preparation import Preparation, plan
     from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows

@@ -9,7 +9,7 @@ from ldbench.data.datasets import Dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
-from ldbench.fitting import ModelSpec
+from ldbench.models.fit import ModelSpec
 from ldbench.scenarios import STREAMS
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ldbench.config import Cell
 from ldbench.costs import CostTable
 from ldbench.data.loader import ResidentSplit
-from ldbench.initial import InitialWeights
 from ldbench.io.checksums import Damaged
 from ldbench.keeper import Keeper
 from ldbench.meters import reset_peak_memory
+from ldbench.models.initial_weights import InitialWeights
 from ldbench.optim import set_learning_rate
 from ldbench.outcome import cell_result
 from ldbench.record import pack_bits

@@ -19,11 +19,11 @@ from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
-from ldbench.initial import RANDOM, InitialWeights
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
-from ldbench.models import build_model
+from ldbench.models.initial_weights import RANDOM, InitialWeights
+from ldbench.models.zoo import build_model
 from ldbench.optim import autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.resident import Resident, model_spec, stream_of

@@ -10,8 +10,8 @@ import pytest
 from ldbench.config import Experiment, cells, experiment_from_dict
 from ldbench.errors import UserError
 from ldbench.experiment_files import read_experiment, suite_names
+from ldbench.models.recipes import default_recipe
 from ldbench.preparation import plan
-from ldbench.recipes import default_recipe
 
 
 @pytest.mark.parametrize(

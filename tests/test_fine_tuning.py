@@ -21,12 +21,12 @@ from torch import nn
 
 from ldbench.config import experiment_from_dict
 from ldbench.errors import UserError
-from ldbench.fitting import ModelSpec
-from ldbench.initial import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.keeper import CHECKPOINT, Keeper
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec
+from ldbench.models.initial_weights import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
+from ldbench.models.zoo import build_model
 from ldbench.plans import all_finished
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress

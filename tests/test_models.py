@@ -13,9 +13,9 @@ import torchvision.models
 from torch import nn
 
 from ldbench.errors import UserError
-from ldbench.fitting import ModelSpec, blueprint, family, model_names
-from ldbench.models import build_model, describe_model
-from ldbench.recipes import default_recipe
+from ldbench.models.fit import ModelSpec, blueprint, family, model_names
+from ldbench.models.recipes import default_recipe
+from ldbench.models.zoo import build_model, describe_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

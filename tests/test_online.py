@@ -24,9 +24,9 @@ from ldbench.integrity import verify
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
+from ldbench.models.recipes import default_recipe
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
-from ldbench.recipes import default_recipe
 from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
 from ldbench.results import load_results

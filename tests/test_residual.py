@@ -7,8 +7,8 @@ import torch
 from tiny_nets import residual_net
 from torch import Tensor, nn
 
-from ldbench.fitting import ModelSpec
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec
+from ldbench.models.zoo import build_model
 from ldbench.stages.residual import RandomDepth, residual_block
 from ldbench.stages.split import split_stages
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
-from ldbench.fitting import ModelSpec, family, model_names
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec, family, model_names
+from ldbench.models.zoo import build_model
 from ldbench.stages.split import Stage, has_randomness, legal_cuts, split_stages, stage_parameters
 from ldbench.stages.tracing import StageSplitError
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ldbench.errors import UserError, shown
-from ldbench.fitting import ModelSpec, family
 from ldbench.io.checksums import Damaged, check_file, check_regular
-from ldbench.models import build_model
+from ldbench.models.fit import ModelSpec, family
+from ldbench.models.zoo import build_model
 
 _MOST_NAMED = 3
 # The record's fields of a run that begins with random weights.
@@ -125,7 +125,7 @@ def head_names(spec: ModelSpec) -> frozenset[str]:
 
 
 def _shapes_alone(spec: ModelSpec) -> nn.Module:
-    from ldbench.fitting import blueprint
+    from ldbench.models.fit import blueprint
 
     return blueprint(spec)
 

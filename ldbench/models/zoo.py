@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, shown
-from ldbench.fitting import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
+from ldbench.models.fit import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
 
 LARGEST_IMAGE = 1024  # pixels: no further does the search for a size that works go
 

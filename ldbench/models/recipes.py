@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ldbench.fitting import family
+from ldbench.models.fit import family
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Networks by name, fitted to the images, with their recipes and the weights they begin with."""
