@@ -17,7 +17,7 @@ def check_gpus() -> list[Check]:
     import torch
 
     from ldbench.meters import Unavailable
-    from ldbench.meters.devices import device_uuid
+    from ldbench.meters.gpu_uuid import device_uuid
     from ldbench.meters.nvml import NvmlDevice, driver_version, load
 
     if not torch.cuda.is_available():

@@ -22,13 +22,13 @@ from ldbench.dropping import LayerDropper
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
+from ldbench.meters.energy import add_sessions, energy_from
 from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
 from ldbench.optim import autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
-from ldbench.sessions import add_sessions, energy_from
 from ldbench.stages.split import stage_groups
 from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
 

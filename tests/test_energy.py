@@ -20,17 +20,16 @@ from hypothesis import strategies as st
 
 import ldbench
 from ldbench.meters import Energy, NullEnergyMeter, TrainClock, Unavailable, add_devices, choose, energy_meter, load
-from ldbench.meters.choose import gpu_meter
 from ldbench.meters.counter import CounterMeter
-from ldbench.meters.devices import device_uuid, visible_uuids
 from ldbench.meters.edges import Calibration, calibrate
-from ldbench.meters.energy import Window, add_windows
+from ldbench.meters.energy import Window, add_sessions, add_windows, energy_from
+from ldbench.meters.gpu_uuid import device_uuid, visible_uuids
 from ldbench.meters.integrals import enclose, integrate
 from ldbench.meters.lag import with_counter_lag, with_power_lag
 from ldbench.meters.nvml import BufferedPower, NvmlCounter, NvmlDevice, PolledPower
 from ldbench.meters.powercap import PowercapCounter, package_counters
 from ldbench.meters.sampled import SampledMeter, sample_tick
-from ldbench.sessions import add_sessions, energy_from
+from ldbench.meters.select import gpu_meter
 
 NO_IDLE = Calibration(0.1, 0.0)
 LOAD = [(1.0, 400.0, 400.0)]

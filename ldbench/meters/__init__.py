@@ -1,10 +1,11 @@
 """Clock, energy and memory: one shape each, and a null energy meter that says why there is no figure."""
 
+from ldbench.meters import Energy
 from ldbench.meters.block import measure
-from ldbench.meters.choose import energy_meter
 from ldbench.meters.clock import TrainClock, peak_memory, reset_peak_memory
-from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter, Unavailable, add_devices
+from ldbench.meters.energy import EnergyMeter, NullEnergyMeter, Unavailable, add_devices
 from ldbench.meters.phases import PhaseMeters
+from ldbench.meters.select import energy_meter
 
 __all__ = [
     "Energy",

@@ -11,9 +11,9 @@ import torch
 
 from ldbench.meters import nvml as gpu
 from ldbench.meters.counter import CounterMeter
-from ldbench.meters.devices import device_uuid
 from ldbench.meters.edges import Calibration, calibrate
 from ldbench.meters.energy import MINIMUM_SECONDS, EnergyMeter, NullEnergyMeter, Unavailable
+from ldbench.meters.gpu_uuid import device_uuid
 from ldbench.meters.lag import Load, with_counter_lag, with_power_lag
 from ldbench.meters.load import MatrixProducts
 from ldbench.meters.powercap import POWERCAP, package_counters
