@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldbench.cache import resolve_budget
 from ldbench.costs import StorePlan
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
@@ -29,6 +28,7 @@ from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
 from ldbench.profile import cut_rows
 from ldbench.record import environment
+from ldbench.store.budget import resolve_budget
 
 from . import common
 

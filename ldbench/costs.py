@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ldbench.cache import StoreBudget, Tier, store_bytes
 from ldbench.stages.flops import StageFlops
+from ldbench.store.budget import StoreBudget, Tier, store_bytes
 
 STATISTICS_SAMPLES = 8192  # BatchNorm statistics settle long before; bounds the cost on large sets
 

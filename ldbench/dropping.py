@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldbench.activations import Activations
 from ldbench.averages import WeightAverages
-from ldbench.cache import ActivationStore, StoreBudget, Tier
 from ldbench.costs import CostTable
 from ldbench.data.batch_source import as_feed
 from ldbench.data.stream import Stream, full_steps, mean_steps
@@ -36,6 +34,9 @@ from ldbench.scores import ScoreTracker
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import legal_cuts, split_stages, stage_groups, stage_parameters
+from ldbench.store.activation_store import ActivationStore
+from ldbench.store.activations import Activations
+from ldbench.store.budget import StoreBudget, Tier
 from ldbench.watchers import make_watchers
 from ldbench.weighing import cost_table
 

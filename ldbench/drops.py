@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldbench.cache import StoreBudget, Tier, store_bytes
 from ldbench.costs import STATISTICS_SAMPLES
 from ldbench.devices import synchronize
-from ldbench.prefix import NoRoom, refresh_statistics, remember
+from ldbench.prefix import refresh_statistics, remember
 from ldbench.seeds import sample_order
+from ldbench.store.budget import StoreBudget, Tier, store_bytes
+from ldbench.store.fill import NoRoom
 from ldbench.weighing import resolved_budget, step_costs
 
 if TYPE_CHECKING:

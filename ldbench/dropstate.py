@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ldbench.cache import StoreBudget
+from ldbench.store.budget import StoreBudget
 
 if TYPE_CHECKING:
     from ldbench.dropping import LayerDropper

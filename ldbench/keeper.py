@@ -13,7 +13,7 @@ from ldbench.io.checksums import Damaged, set_aside, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.record import environment, read_json
 from ldbench.signals import StopRequest
-from ldbench.storefile import code_version, discard_stores
+from ldbench.store.store_file import code_version, discard_stores
 
 if TYPE_CHECKING:
     from ldbench.training import Training

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ldbench.cache import parse_budget, resolve_budget, store_bytes
 from ldbench.config import Cell, Experiment, cells
 from ldbench.costs import CostTable
 from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
@@ -34,6 +33,7 @@ from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
+from ldbench.store.budget import parse_budget, resolve_budget, store_bytes
 from ldbench.timing import measure_costs
 
 

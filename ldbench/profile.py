@@ -10,9 +10,9 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ldbench.cache import store_bytes
 from ldbench.costs import CostTable, StorePlan, build_seconds
 from ldbench.stage_energy import StageEnergy
+from ldbench.store.budget import store_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,6 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
 
     import torch
 
-    from ldbench.cache import resolve_budget
     from ldbench.costs import StorePlan
     from ldbench.devices import keep_freed_memory, resolve_device
     from ldbench.io.atomic import write_text
@@ -33,6 +32,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.resident import model_spec
     from ldbench.stage_energy import measure_stage_energy
     from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
+    from ldbench.store.budget import resolve_budget
 
     keep_freed_memory()
     cell = plan(experiment)[0]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldbench.cache import Tier
 from ldbench.costs import CostTable, StorePlan
 from ldbench.stages.flops import StageFlops
+from ldbench.store.budget import Tier
 
 
 def step_flops(table: Sequence[StageFlops], cut: int, *, store: bool) -> int:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.cache import ActivationStore, Tier
 from ldbench.costs import CostTable, TierCost
 from ldbench.devices import synchronize
 from ldbench.stages.flops import count_stage_flops
+from ldbench.store.activation_store import ActivationStore
+from ldbench.store.budget import Tier
 
 MOST_STEPS = 16  # cuts whose whole step is timed; between them the parts' own times interpolate
 _PROBE_BYTES = 2**26  # well past the caches, still quick to write

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldbench.cache import StoreBudget, Tier, resolve_budget
 from ldbench.costs import CostTable, StorePlan
 from ldbench.spending import StepCosts
+from ldbench.store.budget import StoreBudget, Tier, resolve_budget
 from ldbench.timing import measure_costs
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldbench import cache
-from ldbench.cache import ActivationStore, StoreBudget, Tier, parse_bytes, resolve_budget, store_bytes
 from ldbench.errors import UserError
+from ldbench.store import activation_store as cache
+from ldbench.store.activation_store import ActivationStore
+from ldbench.store.budget import StoreBudget, Tier, parse_bytes, resolve_budget, store_bytes
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
-from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, TierCost
 from ldbench.policies.base import Policy
 from ldbench.policies.registry import Execution
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages
+from ldbench.store.budget import StoreBudget
 
 SAMPLES, BATCH = 96, 16
 
@@ -215,7 +215,7 @@ def test_a_store_on_disk_trains_to_the_same_bits_and_is_deleted(tmp_path: Path) 
 
 
 def test_memory_that_runs_out_while_building_falls_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldbench.cache import ActivationStore
+    from ldbench.store.activation_store import ActivationStore
 
     def no_memory(self: ActivationStore, *arguments: object) -> Tensor:
         if self.tier == "device":

@@ -15,7 +15,6 @@ from interruptions import Bench, check_resuming
 from torch import nn
 
 from ldbench.averages import WeightAverages
-from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, StorePlan, TierCost
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation
@@ -23,6 +22,7 @@ from ldbench.policies.registry import build_policy
 from ldbench.policies.rules import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
 from ldbench.spending import StepCosts, step_flops
 from ldbench.stages.flops import StageFlops
+from ldbench.store.budget import StoreBudget
 
 shares = st.floats(0, 1)
 
@@ -274,8 +274,8 @@ def test_a_drop_without_room_leaves_the_last_weights_in_place(bench: Bench, tmp_
     options = {"schedule": {"drops": [[0.25, 0.3]], "average": 0.2}}
     plain = bench.run(bench.cell("full"), tmp_path / "full")
     tight = bench.cell("schedule", policy=options)
-    from ldbench import activations
-    from ldbench.prefix import NoRoom
+    from ldbench.store import activations
+    from ldbench.store.fill import NoRoom
 
     def no_room(*arguments: object) -> object:
         raise NoRoom((6, 4, 4), MemoryError("full"))

@@ -20,8 +20,6 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from ldbench.activations import Activations
-from ldbench.cache import ActivationStore
 from ldbench.config import experiment_from_dict
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream
@@ -29,10 +27,12 @@ from ldbench.errors import UserError
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
-from ldbench.prefix import NoRoom
 from ldbench.progress import ConsoleProgress
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
+from ldbench.store.activation_store import ActivationStore
+from ldbench.store.activations import Activations
+from ldbench.store.fill import NoRoom
 
 CPU = torch.device("cpu")
 

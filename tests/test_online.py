@@ -268,7 +268,7 @@ def test_a_kept_store_is_taken_up_again_in_a_later_chunk(
             bench.run(cell, folder, Keeper(folder, StopAfter(points)))
         assert list(folder.glob("store-*.json"))
         assert read_checkpoint(folder / CHECKPOINT)["run"]["dropper"]["chunk"] == 2
-    monkeypatch.setattr("ldbench.activations.fill_store", None)  # to fill one anew would fail
+    monkeypatch.setattr("ldbench.store.activations.fill_store", None)  # to fill one anew would fail
     assert lasting(bench.run(cell, folder, Keeper(folder))) == lasting(whole)
 
 

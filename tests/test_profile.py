@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ldbench.cache import StoreBudget
 from ldbench.costs import CostTable, StorePlan, TierCost, best_cut
 from ldbench.flop_ledger import FlopLedger
 from ldbench.profile import cut_rows, plot, stage_rows
 from ldbench.stages.flops import StageFlops
+from ldbench.store.budget import StoreBudget
 
 FLOPS = [StageFlops(10, 20, 11, (4,)), StageFlops(30, 60, 31, (4,)), StageFlops(5, 10, 6, (2,))]
 TABLE = CostTable(

@@ -97,7 +97,7 @@ def interrupted_with_a_store(bench: Bench, folder: Path) -> Path:
 
 def finish(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, object]]:
     """Go on with that cell; returns how many stores were filled on the way, and what it came to."""
-    from ldbench import activations
+    from ldbench.store import activations
 
     fill, fills = activations.fill_store, []
 

@@ -28,7 +28,7 @@ from ldbench.data.datasets import load_dataset
 from ldbench.errors import UserError
 from ldbench.io.checksums import Damaged, write_sealed
 from ldbench.io.tensors import read_checkpoint
-from ldbench.storefile import find_store
+from ldbench.store.store_file import find_store
 
 # --- what the source may not hold --------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldbench.cache import StoreBudget
 from ldbench.costs import StorePlan
 from ldbench.meters import Energy, EnergyMeter, NullEnergyMeter
 from ldbench.profile import as_dict, cut_rows, stage_rows
 from ldbench.stage_energy import StageEnergy, measure_stage_energy
+from ldbench.store.budget import StoreBudget
 
 WATTS = 100.0
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ldbench import preparation
-from ldbench.cache import ActivationStore
 from ldbench.config import Cell, experiment_from_dict
 from ldbench.errors import UserError
 from ldbench.optim import learning_rate_factor
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import stage_groups
+from ldbench.store.activation_store import ActivationStore
 from ldbench.train import evaluate, run_cell
 
 CPU = torch.device("cpu")

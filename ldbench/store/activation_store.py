@@ -8,95 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ldbench.devices import free_host_bytes
-from ldbench.errors import UserError, shown
 from ldbench.kernels import gather_rows, quantize_rows, row_stride, scale_count
-
-Tier = Literal["device", "pinned", "disk"]
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-
-
-AUTO_SHARE = 0.5  # of what is free: the other half is for the live stages, the next store and other people
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+from ldbench.store.budget import DTYPES, Tier
 
 
 class StoreLost(Exception):
     """The file of a memory-mapped store was truncated: its rows are gone, and touching them would end the process."""
-
-
-@dataclass(frozen=True)
-class StoreBudget:
-    """Bytes a store may take in each tier. On a CPU "device" is the host's memory and there is no pinned tier."""
-
-    device: int
-    pinned: int
-    disk: int
-
-    def tier_for(self, size: int) -> Tier | None:
-        """The fastest tier that holds ``size`` bytes, or None."""
-        for tier in ("device", "pinned", "disk"):
-            if size <= getattr(self, tier):
-                return tier
-        return None
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from "512MiB", "4GB", "1.5g" or a plain number. Raises ``UserError``."""
-    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not match or match[2] == "i":
-        raise UserError(f"cache budget {shown(text)} is no size: write bytes or a size such as 512MiB or 4GB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def parse_budget(text: str) -> list[int]:
-    """Bytes per tier from "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK". Raises ``UserError``."""
-    sizes = [parse_bytes(part) for part in text.split(",")]
-    if len(sizes) > 3:
-        raise UserError(f"cache budget {shown(text)} has more than three sizes (device, host, disk)")
-    return sizes
-
-
-def resolve_budget(text: str | None, device: torch.device, folder: Path) -> StoreBudget:
-    """The budget ``--cache-budget`` asks for.
-
-    Args:
-        text: None for half of what is free in each tier; "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK" sizes.
-        device: where training runs.
-        folder: an existing folder on the disk that would hold a memory-mapped store.
-    """
-    host = int(free_host_bytes() * AUTO_SHARE)
-    on_gpu = device.type == "cuda"
-    auto = [
-        int(torch.cuda.mem_get_info(device)[0] * AUTO_SHARE) if on_gpu else host,
-        host if on_gpu else 0,
-        int(shutil.disk_usage(folder).free * AUTO_SHARE),
-    ]
-    parts = parse_budget(text) if text is not None else []
-    sizes = parts + auto[len(parts) :]
-    return StoreBudget(sizes[0], sizes[1] if on_gpu else 0, sizes[2])
-
-
-def store_bytes(samples: int, shape: Sequence[int], dtype: str) -> int:
-    """Bytes of a store of ``samples`` activations of ``shape`` (one sample), padding and int8 scales included."""
-    scales = 4 * scale_count(shape) if dtype == "int8" else 0
-    torch_dtype = DTYPES[dtype]
-    stride: int = row_stride(math.prod(shape), torch_dtype)
-    return samples * (stride * torch_dtype.itemsize + scales)
 
 
 class ActivationStore:

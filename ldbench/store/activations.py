@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.cache import ActivationStore, StoreLost, Tier
 from ldbench.data.batch_source import Feed
 from ldbench.data.stream import Stream
-from ldbench.prefix import fill_store
-from ldbench.storefile import find_store, keep_store, prefix_fingerprint, unkeep_store
+from ldbench.store.activation_store import ActivationStore, StoreLost
+from ldbench.store.budget import Tier
+from ldbench.store.fill import fill_store
+from ldbench.store.store_file import find_store, keep_store, prefix_fingerprint, unkeep_store
 
 
 class Activations:
@@ -165,7 +166,7 @@ class Activations:
     # --- after a loss ------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """What the current store must hold, see `ldbench.storefile`."""
+        """What the current store must hold, see `ldbench.store.store_file`."""
         facts = {
             "data": self.identity, "samples": self.samples, "batch_size": self.batch_size, "dtype": self.dtype,
             "cuts": [(cut, chunk) for cut, _, chunk in self.chain], "chunk": self.chunk,

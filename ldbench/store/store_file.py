@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import ldbench
-from ldbench.cache import ActivationStore
 from ldbench.io.atomic import flush
 from ldbench.io.checksums import Damaged, read_sealed, write_sealed
+from ldbench.store.activation_store import ActivationStore
 
 
 @lru_cache(maxsize=1)
