@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldbench.costs import StorePlan
+from ldbench.costs.break_even import StorePlan
+from ldbench.costs.profile import cut_rows
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
-from ldbench.profile import cut_rows
 from ldbench.record import environment
 from ldbench.store.budget import resolve_budget
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldbench.costs import CostTable as CostTable
+    from ldbench.costs.table import CostTable as CostTable
     from ldbench.data.stream import Stream as Stream
     from ldbench.dropping import LayerDropper as LayerDropper
     from ldbench.drops import Drop as Drop

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ldbench.costs import best_cut
+from ldbench.costs.break_even import best_cut
 from ldbench.devices import synchronize
 from ldbench.drops import Drop, make_drop
 from ldbench.policies.base import Observation

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldbench.averages import WeightAverages
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.data.batch_source import as_feed
 from ldbench.data.stream import Stream, full_steps, mean_steps
 from ldbench.deciding import check

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldbench.costs import STATISTICS_SAMPLES
+from ldbench.costs.break_even import STATISTICS_SAMPLES
 from ldbench.devices import synchronize
 from ldbench.prefix import refresh_statistics, remember
 from ldbench.seeds import sample_order

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ldbench.config import Cell
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.dropping import LayerDropper
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory

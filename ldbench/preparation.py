@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ldbench.config import Cell, Experiment, cells
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
+from ldbench.costs.timing import measure_costs
 from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
@@ -34,7 +35,6 @@ from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import parse_budget, resolve_budget, store_bytes
-from ldbench.timing import measure_costs
 
 
 def plan(experiment: Experiment) -> list[Cell]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldbench.config import Cell
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.data.datasets import Dataset
 from ldbench.errors import UserError
 from ldbench.integrity import mend_cell

@@ -20,17 +20,17 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
 
     import torch
 
-    from ldbench.costs import StorePlan
+    from ldbench.costs.break_even import StorePlan
+    from ldbench.costs.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
+    from ldbench.costs.stage_energy import measure_stage_energy
     from ldbench.devices import keep_freed_memory, resolve_device
     from ldbench.io.atomic import write_text
     from ldbench.io.checksums import plain
     from ldbench.models.zoo import build_model
     from ldbench.optim import autocast_for, build_optimizer
     from ldbench.preparation import Preparation, plan
-    from ldbench.profile import NOT_ASKED, as_dict, cut_rows, plot, stage_rows
     from ldbench.record import check_place, write_json
     from ldbench.resident import model_spec
-    from ldbench.stage_energy import measure_stage_energy
     from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
     from ldbench.store.budget import resolve_budget
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.config import Cell
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.data.loader import ResidentSplit
 from ldbench.io.checksums import Damaged
 from ldbench.keeper import Keeper

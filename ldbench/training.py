@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.config import Cell
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.course import Epoch, make_course
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps

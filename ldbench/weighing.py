@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldbench.costs import CostTable, StorePlan
-from ldbench.spending import StepCosts
+from ldbench.costs.break_even import StorePlan
+from ldbench.costs.model import StepCosts
+from ldbench.costs.table import CostTable
+from ldbench.costs.timing import measure_costs
 from ldbench.store.budget import StoreBudget, Tier, resolve_budget
-from ldbench.timing import measure_costs
 
 if TYPE_CHECKING:
     from ldbench.dropping import LayerDropper

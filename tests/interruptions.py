@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ldbench.config import Cell, experiment_from_dict
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.keeper import Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.record import VOLATILE_FIELDS

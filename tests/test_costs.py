@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torchvision import models
 
-from ldbench.costs import CostTable, StorePlan, TierCost, best_cut, build_seconds
+from ldbench.costs.break_even import StorePlan, best_cut, build_seconds
+from ldbench.costs.table import CostTable, TierCost
+from ldbench.costs.timing import between, measure_costs, timed_cuts
 from ldbench.flop_ledger import FlopLedger
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.store.budget import StoreBudget
-from ldbench.timing import between, measure_costs, timed_cuts
 
 BIG = 10**12
 

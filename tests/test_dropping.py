@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
-from ldbench.costs import CostTable, TierCost
+from ldbench.costs.table import CostTable, TierCost
 from ldbench.policies.base import Policy
 from ldbench.policies.registry import Execution
 from ldbench.stages.flops import count_stage_flops

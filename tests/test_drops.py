@@ -15,12 +15,13 @@ from interruptions import Bench, check_resuming
 from torch import nn
 
 from ldbench.averages import WeightAverages
-from ldbench.costs import CostTable, StorePlan, TierCost
+from ldbench.costs.break_even import StorePlan
+from ldbench.costs.model import StepCosts, step_flops
+from ldbench.costs.table import CostTable, TierCost
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation
 from ldbench.policies.registry import build_policy
 from ldbench.policies.rules import CostBenefit, FixedSchedule, LearnAndDrop, half_cosine
-from ldbench.spending import StepCosts, step_flops
 from ldbench.stages.flops import StageFlops
 from ldbench.store.budget import StoreBudget
 

@@ -11,7 +11,7 @@ from fake_nvml import Clock, FakeNvml, Gpu
 
 from ldbench import training
 from ldbench.config import Cell, experiment_from_dict
-from ldbench.costs import CostTable
+from ldbench.costs.table import CostTable
 from ldbench.meters import EnergyMeter, NullEnergyMeter, PhaseMeters
 from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration

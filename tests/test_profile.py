@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ldbench.costs import CostTable, StorePlan, TierCost, best_cut
+from ldbench.costs.break_even import StorePlan, best_cut
+from ldbench.costs.profile import cut_rows, plot, stage_rows
+from ldbench.costs.table import CostTable, TierCost
 from ldbench.flop_ledger import FlopLedger
-from ldbench.profile import cut_rows, plot, stage_rows
 from ldbench.stages.flops import StageFlops
 from ldbench.store.budget import StoreBudget
 

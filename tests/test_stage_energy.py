@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldbench.costs import StorePlan
+from ldbench.costs.break_even import StorePlan
+from ldbench.costs.profile import as_dict, cut_rows, stage_rows
+from ldbench.costs.stage_energy import StageEnergy, measure_stage_energy
 from ldbench.meters import Energy, EnergyMeter, NullEnergyMeter
-from ldbench.profile import as_dict, cut_rows, stage_rows
-from ldbench.stage_energy import StageEnergy, measure_stage_energy
 from ldbench.store.budget import StoreBudget
 
 WATTS = 100.0

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.costs import CostTable, TierCost
+from ldbench.costs.table import CostTable, TierCost
 from ldbench.devices import synchronize
 from ldbench.stages.flops import count_stage_flops
 from ldbench.store.activation_store import ActivationStore

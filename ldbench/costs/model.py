@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldbench.costs import CostTable, StorePlan
+from ldbench.costs.break_even import StorePlan
+from ldbench.costs.table import CostTable
 from ldbench.stages.flops import StageFlops
 from ldbench.store.budget import Tier
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldbench.costs.timing import between, optimizer_like, timed_cuts
 from ldbench.devices import synchronize
 from ldbench.meters import Energy, EnergyMeter, NullEnergyMeter, energy_meter
 from ldbench.meters.energy import MINIMUM_SECONDS
-from ldbench.timing import between, optimizer_like, timed_cuts
 
 WINDOW_SECONDS = 1.2 * MINIMUM_SECONDS
 

@@ -10,8 +10,9 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ldbench.costs import CostTable, StorePlan, build_seconds
-from ldbench.stage_energy import StageEnergy
+from ldbench.costs.break_even import StorePlan, build_seconds
+from ldbench.costs.stage_energy import StageEnergy
+from ldbench.costs.table import CostTable
 from ldbench.store.budget import store_bytes
 
 if TYPE_CHECKING:
