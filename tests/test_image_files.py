@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import Imagenette
 
 from ldbench.data.datasets import load_dataset
-from ldbench.data.loader import image_folder as image_files
+from ldbench.data import image_folder
 from ldbench.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_decoding_is_resizing_the_shorter_side_and_cropping_the_centre(tmp_path:
     right, down = np.meshgrid(np.arange(width), np.arange(height))
     ramps = np.stack([right * 2, down * 2, np.zeros_like(right)], axis=2).astype(np.uint8)
     Image.fromarray(ramps).save(tmp_path / "x.png")
-    pool = image_files.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
+    pool = image_folder.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
     got = pool.read(torch.tensor([0]), 24)[0].double()
     shorter = min(width, height)
     centres = (torch.arange(24) + 0.5) * shorter / 24 - 0.5
@@ -95,7 +95,7 @@ def test_decoding_is_resizing_the_shorter_side_and_cropping_the_centre(tmp_path:
 
 def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png", 24, 24)
-    pool = image_files.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
+    pool = image_folder.FilePool((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.int64), 3)
     with Image.open(tmp_path / "x.png") as image:
         assert torch.equal(pool.read(torch.tensor([0]), 24)[0], torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
@@ -117,7 +117,7 @@ def test_only_chosen_files_are_decoded(tmp_path: Path, monkeypatch: pytest.Monke
     write_classes(tmp_path / "train", {"a": 20, "b": 20})
     write_classes(tmp_path / "test", {"a": 5, "b": 5})
     decoded = []
-    original = image_files._decode_square
+    original = image_folder._decode_square
 
     def counted(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
         decoded.append(out)

@@ -22,7 +22,7 @@ import torch
 import torchvision.datasets as tv
 
 from ldbench.data.datasets import load_dataset
-from ldbench.data.loader import readers
+from ldbench.data import readers
 from ldbench.errors import UserError
 
 Bytes = npt.NDArray[np.uint8]

@@ -214,7 +214,7 @@ def test_programs_in_place_of_a_batch_are_refused(data: bytes) -> None:
 def test_a_folder_of_an_older_format_is_not_loaded_on_the_way_to_a_download(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ldbench.data.loader import readers
+    from ldbench.data import readers
 
     monkeypatch.setattr(tv.MNIST, "mirrors", [(tmp_path / "nothing").as_uri() + "/"])
     monkeypatch.setattr(readers, "DEBIAN_FASHION_MNIST", tmp_path / "nothing")

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldbench.data import image_folder
+from ldbench.data import readers
 from ldbench.data.class_subset import select, split_selection
-from ldbench.data.loader import image_folder as image_files
-from ldbench.data.loader import readers
 from ldbench.data.raw import Pool, Source
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, one_line, shown
@@ -108,7 +108,7 @@ def _open(name: str, root: Path, download: bool, image_size: int | None) -> Sour
         return select(name, _open(whole, root, download, image_size), ranges)
     kind, _, argument = name.partition(":")
     if kind == "folder":
-        return image_files.open_folder(Path(argument).expanduser(), DATA_SEED)
+        return image_folder.open_folder(Path(argument).expanduser(), DATA_SEED)
     if kind == "synthetic":
         return readers.make_synthetic(argument, DATA_SEED)
     openers: dict[str, Callable[[], Source]] = {
@@ -116,7 +116,7 @@ def _open(name: str, root: Path, download: bool, image_size: int | None) -> Sour
         "mnist": lambda: readers.read_idx("mnist", root, download),
         "fashion-mnist": lambda: readers.read_idx("fashion-mnist", root, download),
         "cifar10": lambda: readers.read_cifar10(root, download),
-        "imagenette": lambda: image_files.open_imagenette(root, download, image_size),
+        "imagenette": lambda: image_folder.open_imagenette(root, download, image_size),
     }
     return openers[name]()
 

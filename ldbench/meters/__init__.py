@@ -1,9 +1,8 @@
 """Clock, energy and memory: one shape each, and a null energy meter that says why there is no figure."""
 
-from ldbench.meters import Energy
 from ldbench.meters.block import measure
 from ldbench.meters.clock import TrainClock, peak_memory, reset_peak_memory
-from ldbench.meters.energy import EnergyMeter, NullEnergyMeter, Unavailable, add_devices
+from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter, Unavailable, add_devices
 from ldbench.meters.phases import PhaseMeters
 from ldbench.meters.select import energy_meter
 

@@ -9,8 +9,7 @@ from types import TracebackType
 import torch
 
 from ldbench.devices import synchronize as wait_for
-from ldbench.meters import Energy
-from ldbench.meters.energy import MINIMUM_SECONDS, EnergyMeter, add_devices
+from ldbench.meters.energy import MINIMUM_SECONDS, Energy, EnergyMeter, add_devices
 from ldbench.meters.select import energy_meter
 
 

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ldbench.meters import Energy
 from ldbench.meters.edges import Calibration, Clock, Counter, Edge, Spawn, spawn_thread
-from ldbench.meters.energy import MINIMUM_SECONDS, Unavailable, Window, add_windows
+from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
 
 
 class CounterMeter:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ldbench.meters import Energy
-
 # Shorter windows are noisy and read low: at a tick of 0.1 s the two edges alone are 2 % of 5 s.
 MINIMUM_SECONDS = 5.0
 
@@ -219,11 +217,11 @@ def add_sessions(before: Energy | None, now: Energy, trained: bool) -> Energy:
         return before
     reason = now.unavailable_reason or before.unavailable_reason
     return Energy(
-        None if reason else _sum(before.joules, now.joules),
-        None if reason else _sum(before.bound_joules, now.bound_joules),
+        None if reason else _sum((before.joules, now.joules)),
+        None if reason else _sum((before.bound_joules, now.bound_joules)),
         reason,
-        None if reason else _sum(before.net_joules, now.net_joules),
-        None if reason else _sum(before.net_bound_joules, now.net_bound_joules),
+        None if reason else _sum((before.net_joules, now.net_joules)),
+        None if reason else _sum((before.net_bound_joules, now.net_bound_joules)),
         method=now.method if now.method == before.method else f"{before.method} + {now.method}",
         tick_seconds=max((t for t in (before.tick_seconds, now.tick_seconds) if t is not None), default=None),
         seconds=before.seconds + now.seconds,

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from ldbench.devices import synchronize
-from ldbench.meters import Energy
-from ldbench.meters.energy import EnergyMeter, NullEnergyMeter
+from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter
 from ldbench.meters.select import energy_meter
 
 PHASES = ("training", "cache_building", "evaluation")

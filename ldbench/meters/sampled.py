@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ldbench.meters import Energy
 from ldbench.meters.edges import Calibration, Clock, Spawn, spawn_thread
-from ldbench.meters.energy import MINIMUM_SECONDS, Unavailable, Window, add_windows
+from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
 from ldbench.meters.integrals import enclose
 
 AVERAGING_SECONDS = 1.0
