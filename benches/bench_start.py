@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ldbench.config import cells, experiment_from_dict
+from ldbench.experiment.grid import cells
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import write_sealed
 from ldbench.models.recipes import default_recipe
 from ldbench.report import write_report

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ldbench.config import experiment_from_dict
 from ldbench.devices import resolve_device
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.keeper import CHECKPOINT, DEFAULT_MINUTES, MOST_SHARE, Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.signals import Interrupted, StopRequest

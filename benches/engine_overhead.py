@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ldbench.config import Cell, experiment_from_dict
 from ldbench.devices import keep_freed_memory, resolve_device, synchronize
+from ldbench.experiment.config import Cell
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.zoo import build_model
 from ldbench.optim import build_optimizer, learning_rate_factor
 from ldbench.preparation import Preparation, plan

@@ -27,7 +27,8 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.config import Cell, Experiment, experiment_from_dict
+from ldbench.experiment.config import Cell, Experiment
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.preparation import plan
 from ldbench.reporting.comparisons import records_of
 from ldbench.reporting.summary import summarize

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ldbench.experiment.scenarios import SHORTENED
 from ldbench.reporting.comparisons import CONTROLS, Record, total_flops
 from ldbench.reporting.frontier import OffFrontier, interpolation_weights
 from ldbench.reporting.stats import Estimate, t_interval
-from ldbench.scenarios import SHORTENED
 
 COSTS = {"equal FLOPs": total_flops, "equal time": lambda record: float(record["train_seconds"])}
 

@@ -84,7 +84,7 @@ def run(
     for own in ("experiment", "out", "dry_run", "quiet", "json_", "set_"):
         options.pop(own, None)
     from ldbench.commands import run_command
-    from ldbench.options import experiment_from_options
+    from ldbench.experiment.options import experiment_from_options
 
     chosen, name = experiment_from_options(experiment, options, set_ or [])
     raise typer.Exit(
@@ -138,7 +138,7 @@ def profile(
     options = {
         key: value for key, value in locals().items() if value is not None and key not in ("out", "json_", "energy")
     }
-    from ldbench.config import experiment_from_dict
+    from ldbench.experiment.validation import experiment_from_dict
     from ldbench.profile_command import profile_command
 
     raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_, metered=energy))

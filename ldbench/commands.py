@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldbench.config import Cell, Experiment
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell, Experiment
 from ldbench.progress import ConsoleProgress, cell_title
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ldbench.config import Cell
+from ldbench.experiment.config import Cell
 from ldbench.io.locks import FolderLock, NoLocks
 from ldbench.policies.registry import replay_source
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldbench.config import Cell
+from ldbench.experiment.config import Cell
 from ldbench.policies.base import Policy
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

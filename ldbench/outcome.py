@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from ldbench.config import Cell
 from ldbench.costs.table import CostTable
 from ldbench.dropping import LayerDropper
+from ldbench.experiment.config import Cell
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
 from ldbench.models.zoo import describe_model

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ldbench.config import Experiment
+from ldbench.experiment.config import Experiment
+from ldbench.experiment.scenarios import init_identity
 from ldbench.integrity import cell_problems
 from ldbench.io.checksums import plain, write_sealed
 from ldbench.record import finished, read_json
-from ldbench.scenarios import init_identity
 
 PLAN = "plan.json"
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-from ldbench.config import Cell, Experiment, cells
 from ldbench.costs.table import CostTable
 from ldbench.costs.timing import measure_costs
 from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.errors import UserError, nearest, shown
+from ldbench.experiment.config import Cell, Experiment
+from ldbench.experiment.grid import cells
+from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
 from ldbench.keeper import Keeper
@@ -29,7 +31,6 @@ from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.record import environment, read_json
 from ldbench.resident import Resident, model_spec, stream_of
-from ldbench.scenarios import SCENARIOS, TORCHVISION
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth

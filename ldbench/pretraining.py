@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ldbench.config import Cell
 from ldbench.costs.table import CostTable
 from ldbench.data.datasets import Dataset
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell
 from ldbench.integrity import mend_cell
 from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
 from ldbench.io.locks import folder_lock

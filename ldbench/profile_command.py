@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldbench.commands import console
-from ldbench.config import Experiment
 from ldbench.errors import UserError
+from ldbench.experiment.config import Experiment
 
 
 def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, metered: bool = False) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from ldbench.config import Cell
+from ldbench.experiment.config import Cell
 
 
 def duration(seconds: float) -> str:

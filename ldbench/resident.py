@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ldbench.config import Cell
 from ldbench.data.datasets import Dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell
+from ldbench.experiment.scenarios import STREAMS
 from ldbench.models.fit import ModelSpec
-from ldbench.scenarios import STREAMS
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ldbench.config import Cell, at_default
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell, at_default
 from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from ldbench.company import Company
-from ldbench.config import Cell, Experiment
 from ldbench.devices import resolve_device
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell, Experiment
 from ldbench.integrity import cell_problems, mend_cell
 from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_lines
 from ldbench.io.locks import FolderLock

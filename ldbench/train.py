@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.config import Cell
 from ldbench.costs.table import CostTable
 from ldbench.data.loader import ResidentSplit
+from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.keeper import Keeper
 from ldbench.meters import reset_peak_memory

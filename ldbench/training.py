@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.config import Cell
 from ldbench.costs.table import CostTable
 from ldbench.course import Epoch, make_course
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
 from ldbench.dropping import LayerDropper
+from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ldbench.config import Cell, experiment_from_dict
 from ldbench.costs.table import CostTable
+from ldbench.experiment.config import Cell
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.keeper import Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.record import VOLATILE_FIELDS

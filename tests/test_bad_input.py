@@ -19,10 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_records import make_record, write_cell, write_grid
 
-from ldbench.config import Experiment, experiment_from_dict
 from ldbench.doctor import CHECKS
 from ldbench.errors import UserError
-from ldbench.experiment_checks import CHOICES
+from ldbench.experiment.config import Experiment
+from ldbench.experiment.validation import CHOICES, experiment_from_dict
 from ldbench.io.checksums import write_sealed
 from ldbench.preparation import Preparation, plan
 

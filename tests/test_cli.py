@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldbench.config import experiment_from_dict
-from ldbench.experiment_files import read_experiment
+from ldbench.experiment.files import read_experiment
+from ldbench.experiment.validation import experiment_from_dict
 
 SMALL = ["--dataset", "digits", "--model", "resnet18", "--width", "0.1", "--image-size", "16", "--train-size", "200", "--test-size", "100"]  # fmt: skip
 SMALL += ["--epochs", "4", "--batch-size", "50"]

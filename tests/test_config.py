@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ldbench.config import Experiment, cells, experiment_from_dict
 from ldbench.errors import UserError
-from ldbench.experiment_files import read_experiment, suite_names
+from ldbench.experiment.config import Experiment
+from ldbench.experiment.files import read_experiment, suite_names
+from ldbench.experiment.grid import cells
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.recipes import default_recipe
 from ldbench.preparation import plan
 

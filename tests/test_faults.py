@@ -20,10 +20,10 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from ldbench.config import experiment_from_dict
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream
 from ldbench.errors import UserError
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper

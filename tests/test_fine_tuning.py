@@ -19,8 +19,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ldbench.config import experiment_from_dict
 from ldbench.errors import UserError
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.keeper import CHECKPOINT, Keeper

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import Imagenette
 
-from ldbench.data.datasets import load_dataset
 from ldbench.data import image_folder
+from ldbench.data.datasets import load_dataset
 from ldbench.errors import UserError
 
 

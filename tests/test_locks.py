@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ldbench.company import Company
-from ldbench.config import Cell, experiment_from_dict
+from ldbench.experiment.config import Cell
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io import locks
 from ldbench.io.locks import FolderLock, NoLocks
 from ldbench.preparation import plan

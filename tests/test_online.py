@@ -15,11 +15,12 @@ from test_dropping import BATCH, SAMPLES, Net, cheap_store, data
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper
-from ldbench.config import cells, experiment_from_dict
 from ldbench.course import make_course
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
+from ldbench.experiment.grid import cells
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.integrity import verify
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint

@@ -10,8 +10,9 @@ import torch
 from fake_nvml import Clock, FakeNvml, Gpu
 
 from ldbench import training
-from ldbench.config import Cell, experiment_from_dict
 from ldbench.costs.table import CostTable
+from ldbench.experiment.config import Cell
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.meters import EnergyMeter, NullEnergyMeter, PhaseMeters
 from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ldbench import progress as module
-from ldbench.config import experiment_from_dict
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.preparation import plan
 from ldbench.progress import ConsoleProgress, duration, epochs_run
 

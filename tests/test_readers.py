@@ -21,8 +21,8 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
-from ldbench.data.datasets import load_dataset
 from ldbench.data import readers
+from ldbench.data.datasets import load_dataset
 from ldbench.errors import UserError
 
 Bytes = npt.NDArray[np.uint8]

@@ -19,7 +19,7 @@ from interruptions import Bench, StopAfter, lasting
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ldbench.config import experiment_from_dict
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint

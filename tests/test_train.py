@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ldbench import preparation
-from ldbench.config import Cell, experiment_from_dict
 from ldbench.errors import UserError
+from ldbench.experiment.config import Cell
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.optim import learning_rate_factor
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.stages.flops import count_stage_flops

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldbench.data import image_folder
-from ldbench.data import readers
+from ldbench.data import image_folder, readers
 from ldbench.data.class_subset import select, split_selection
 from ldbench.data.raw import Pool, Source
 from ldbench.devices import check_memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.scenarios import SHORTENED
+from ldbench.experiment.scenarios import SHORTENED
 
 BETWEEN = " | "  # separates the warnings of a comparison
 COMPARISON = ["model", "dataset", "scenario", "setting"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ldbench.experiment.scenarios import SHORTENED
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
@@ -30,7 +31,6 @@ from ldbench.reporting.stats import Estimate, paired_difference, paired_ratio, r
 from ldbench.reporting.tradeoff import mark_pareto, to_target
 from ldbench.reporting.verdicts import Evidence, Pair, judge
 from ldbench.results import unpack_correct
-from ldbench.scenarios import SHORTENED
 
 MEANS = (
     "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",

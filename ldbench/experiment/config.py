@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldbench.coercion import coerce, seed_list
-from ldbench.errors import UserError, nearest, shown
-from ldbench.experiment_checks import CHOICES as CHOICES
-from ldbench.experiment_checks import check_experiment
-from ldbench.experiment_files import read_experiment as read_experiment
-from ldbench.experiment_files import suite_names as suite_names
-from ldbench.scenarios import CHUNKS, SCENARIOS, SHORTENED, STREAM_SCHEDULES, STREAMS, init_identity
-
 if typing.TYPE_CHECKING:
-    from ldbench.models.recipes import Recipe
+    pass
+
 
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
+
+
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 
 
@@ -163,54 +156,3 @@ def at_default(name: str, value: Any) -> bool:
     """Whether a field of ``Cell`` has a default and ``value`` is it."""
     default = _DEFAULTS.get(name, dataclasses.MISSING)
     return default is not dataclasses.MISSING and bool(value == default)
-
-
-def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
-    """Check names, types and ranges, and build the experiment. Raises ``UserError`` naming key, value and cure."""
-    hints = typing.get_type_hints(Experiment)
-    known = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
-        name = f"{origin}: {key}"
-        known[key] = coerce(name, seed_list(name, value) if key == "seeds" else value, hints[key])
-    experiment = Experiment(**known)
-    check_experiment(experiment, origin)
-    return experiment
-
-
-def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:
-    """Every cell of the grid, seeds outermost so that whole comparisons finish early.
-
-    ``recipe_of`` gives a model family's default recipe; an option of the experiment overrides each of its fields.
-    Raises ``UserError`` when the file of weights to begin with cannot be read.
-    """
-    from ldbench.policies.registry import replay_source
-
-    methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
-    shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
-    init = init_identity(experiment.init)
-    for seed, dataset, scenario, model, method in itertools.product(
-        experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
-    ):
-        if method == "short-early" and not SCENARIOS[scenario].streamed:
-            continue  # there it is short
-        values = {name: getattr(experiment, name) for name in shared}
-        recipe = recipe_of(model)
-        if not SCENARIOS[scenario].tuned:
-            values |= dict.fromkeys(OF_TUNING)
-        elif experiment.pretrain_dataset is not None:
-            values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
-        if SCENARIOS[scenario].streamed:
-            values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
-            values["stream_schedule"] = experiment.stream_schedule or STREAM_SCHEDULES[0]
-        else:
-            values |= dict.fromkeys(OF_STREAMS)
-        for entry in dataclasses.fields(recipe):
-            if values.get(entry.name) is None:
-                values[entry.name] = getattr(recipe, entry.name)
-        values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
-        values["init"] = init if SCENARIOS[scenario].tuned else None
-        values["policy"] = experiment.policy.get(method, {})
-        for budget in experiment.short_budgets if method in SHORTENED else (None,):
-            yield Cell(**values, budget=budget)

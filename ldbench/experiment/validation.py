@@ -6,10 +6,19 @@ import re
 from typing import TYPE_CHECKING
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
+from ldbench.experiment.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
 
 if TYPE_CHECKING:
-    from ldbench.config import Experiment
+    from ldbench.experiment.config import Experiment
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ldbench.experiment.coercion import coerce, seed_list
+
+if typing.TYPE_CHECKING:
+    pass
+
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "adam", "adamw"),
@@ -21,10 +30,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stream": STREAMS,
     "stream_schedule": STREAM_SCHEDULES,
 }
+
+
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
+
+
 NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
                 "checkpoint_minutes", "memory")  # fmt: skip
+
+
 BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
 
 
@@ -101,3 +116,17 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
     for name in ("pretrain_epochs", "pretrain_size"):
         if getattr(experiment, name) is not None and experiment.pretrain_dataset is None:
             raise UserError(f"{origin}: --{name.replace('_', '-')} goes with --pretrain-dataset NAME")
+
+
+def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
+    """Check names, types and ranges, and build the experiment. Raises ``UserError`` naming key, value and cure."""
+    hints = typing.get_type_hints(Experiment)
+    known = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
+        name = f"{origin}: {key}"
+        known[key] = coerce(name, seed_list(name, value) if key == "seeds" else value, hints[key])
+    experiment = Experiment(**known)
+    check_experiment(experiment, origin)
+    return experiment

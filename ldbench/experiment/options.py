@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ldbench.coercion import MOST_SEEDS
-from ldbench.config import OF_STREAMS, OF_TUNING, Experiment, experiment_from_dict
 from ldbench.errors import UserError, shown
-from ldbench.experiment_files import read_experiment
-from ldbench.scenarios import SCENARIOS
+from ldbench.experiment.coercion import MOST_SEEDS
+from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Experiment
+from ldbench.experiment.files import read_experiment
+from ldbench.experiment.scenarios import SCENARIOS
+from ldbench.experiment.validation import experiment_from_dict
 
 # Options that hold lists or either of two types arrive as text; how to write them.
 AS_TEXT = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}

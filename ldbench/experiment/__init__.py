@@ -1,0 +1,1 @@
+"""What is to be run: options, checked and expanded into cells. Imports no torch."""

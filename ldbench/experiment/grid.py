@@ -1,0 +1,51 @@
+"""An experiment expanded into its cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import typing
+from collections.abc import Iterator
+
+from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, SHORTENED, STREAM_SCHEDULES, STREAMS, init_identity
+
+if typing.TYPE_CHECKING:
+    from ldbench.models.recipes import Recipe
+from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
+
+
+def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:
+    """Every cell of the grid, seeds outermost so that whole comparisons finish early.
+
+    ``recipe_of`` gives a model family's default recipe; an option of the experiment overrides each of its fields.
+    Raises ``UserError`` when the file of weights to begin with cannot be read.
+    """
+    from ldbench.policies.registry import replay_source
+
+    methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
+    shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
+    init = init_identity(experiment.init)
+    for seed, dataset, scenario, model, method in itertools.product(
+        experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
+    ):
+        if method == "short-early" and not SCENARIOS[scenario].streamed:
+            continue  # there it is short
+        values = {name: getattr(experiment, name) for name in shared}
+        recipe = recipe_of(model)
+        if not SCENARIOS[scenario].tuned:
+            values |= dict.fromkeys(OF_TUNING)
+        elif experiment.pretrain_dataset is not None:
+            values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
+        if SCENARIOS[scenario].streamed:
+            values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
+            values["stream_schedule"] = experiment.stream_schedule or STREAM_SCHEDULES[0]
+        else:
+            values |= dict.fromkeys(OF_STREAMS)
+        for entry in dataclasses.fields(recipe):
+            if values.get(entry.name) is None:
+                values[entry.name] = getattr(recipe, entry.name)
+        values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
+        values["init"] = init if SCENARIOS[scenario].tuned else None
+        values["policy"] = experiment.policy.get(method, {})
+        for budget in experiment.short_budgets if method in SHORTENED else (None,):
+            yield Cell(**values, budget=budget)
