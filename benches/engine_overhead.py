@@ -35,7 +35,7 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.zoo import build_model
 from ldbench.optim import build_optimizer, learning_rate_factor
 from ldbench.preparation import Preparation, plan
-from ldbench.record import environment
+from ldbench.records.environment import environment
 from ldbench.resident import Resident, model_spec
 from ldbench.seeds import derive_seed, sample_order
 from ldbench.train import run_cell

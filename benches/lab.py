@@ -29,7 +29,7 @@ from typing import Any
 
 from benches.lab_folder import Busy, Folder, counted
 from benches.lab_parts import RESERVE, ROOT, Part, parts, surroundings_for
-from ldbench.record import write_json
+from ldbench.records.cell_files import write_json
 
 GRACE = 3.0  # seconds between asking a part to end and killing it
 FORMAT = 1

@@ -14,7 +14,8 @@ import torch
 from ldbench.devices import resolve_device
 from ldbench.meters import Unavailable
 from ldbench.meters import nvml as gpu
-from ldbench.record import environment, write_json
+from ldbench.records.cell_files import write_json
+from ldbench.records.environment import environment
 
 STARTING = 9.0  # seconds from the start of a process until torch is there and this module counts
 

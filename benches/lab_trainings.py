@@ -30,9 +30,9 @@ import pandas as pd
 from ldbench.experiment.config import Cell, Experiment
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.preparation import plan
+from ldbench.records.results import load_results
 from ldbench.reporting.comparisons import records_of
 from ldbench.reporting.summary import summarize
-from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
 

@@ -27,7 +27,7 @@ from ldbench.dropping import LayerDropper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
-from ldbench.record import environment
+from ldbench.records.environment import environment
 from ldbench.store.budget import resolve_budget
 
 from . import common

@@ -26,9 +26,9 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed
-from ldbench.record import VOLATILE_FIELDS
+from ldbench.records.cell_files import VOLATILE_FIELDS
+from ldbench.records.integrity import verify
 
 GRID = [
     "run", "--model", "vgg11_bn", "--dataset", "digits", "--width", "0.0625", "--image-size", "32", "--train-size", "600",

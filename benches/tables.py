@@ -29,8 +29,8 @@ NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-
 @functools.cache
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs of a results folder and their summary, once per process."""
+    from ldbench.records.results import load_results
     from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     cells = load_results(folder)
     return cells, cells if cells.empty else summarize(cells)

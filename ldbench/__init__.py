@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ldbench.policies.registry import register_method as register_method
     from ldbench.policies.rules import FixedSchedule as FixedSchedule
     from ldbench.policies.rules import LearnAndDrop as LearnAndDrop
+    from ldbench.records.results import load_results as load_results
     from ldbench.report import write_report as write_report
-    from ldbench.results import load_results as load_results
     from ldbench.stages.split import split_stages as split_stages
 
 __version__ = "0.1.0"

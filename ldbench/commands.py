@@ -16,7 +16,7 @@ from ldbench.experiment.config import Cell, Experiment
 from ldbench.progress import ConsoleProgress, cell_title
 
 if TYPE_CHECKING:
-    from ldbench.plans import Outcome
+    from ldbench.records.plan_file import Outcome
 
 _MOST_SHOWN = 10
 _MOST_LISTED = 1000  # cells of a dry run that are listed one by one
@@ -32,10 +32,10 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     """Run an experiment and tell about it. Exit code 0, or 1 when a cell failed or diverged."""
     from ldbench.devices import keep_freed_memory
     from ldbench.io.checksums import plain
-    from ldbench.plans import Outcome, all_finished
+    from ldbench.records.plan_file import Outcome, all_finished
+    from ldbench.records.results import load_results
     from ldbench.report import print_table
     from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
@@ -116,7 +116,7 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
 
     from ldbench.devices import resolve_device
     from ldbench.preparation import Preparation, check_plan, plan
-    from ldbench.record import check_place, finished
+    from ldbench.records.cell_files import check_place, finished
 
     planned = plan(experiment)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,9 +186,9 @@ def _check_results(directory: Path) -> None:
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
     """Table, page and CSV of a results folder."""
     from ldbench.io.checksums import plain
+    from ldbench.records.results import load_results
     from ldbench.report import print_table
     from ldbench.reporting.summary import summarize
-    from ldbench.results import load_results
 
     _check_results(directory)
     results = load_results(directory)
@@ -207,7 +207,7 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
 
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
-    from ldbench.integrity import verify
+    from ldbench.records.integrity import verify
 
     _check_results(directory)
     damaged = list(verify(directory))

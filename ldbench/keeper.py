@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ldbench.io.atomic import sweep
 from ldbench.io.checksums import Damaged, set_aside, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
-from ldbench.record import environment, read_json
+from ldbench.records.cell_files import read_json
+from ldbench.records.environment import environment
 from ldbench.signals import StopRequest
 from ldbench.store.store_file import code_version, discard_stores
 

@@ -12,7 +12,7 @@ from ldbench.experiment.config import Cell
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
 from ldbench.models.zoo import describe_model
-from ldbench.record import environment
+from ldbench.records.environment import environment
 from ldbench.resident import Resident, model_spec
 
 if TYPE_CHECKING:

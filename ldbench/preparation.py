@@ -29,7 +29,8 @@ from ldbench.models.zoo import build_model
 from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
-from ldbench.record import environment, read_json
+from ldbench.records.cell_files import read_json
+from ldbench.records.environment import environment
 from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops

@@ -13,7 +13,6 @@ from ldbench.costs.table import CostTable
 from ldbench.data.datasets import Dataset
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell
-from ldbench.integrity import mend_cell
 from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
 from ldbench.io.locks import folder_lock
 from ldbench.io.tensors import save_model
@@ -21,7 +20,8 @@ from ldbench.keeper import Keeper
 from ldbench.models.initial_weights import InitialWeights, weights_from_file
 from ldbench.models.recipes import default_recipe
 from ldbench.models.zoo import build_model
-from ldbench.record import read_json
+from ldbench.records.cell_files import read_json
+from ldbench.records.integrity import mend_cell
 from ldbench.resident import Resident, model_spec
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages

@@ -29,7 +29,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.models.zoo import build_model
     from ldbench.optim import autocast_for, build_optimizer
     from ldbench.preparation import Preparation, plan
-    from ldbench.record import check_place, write_json
+    from ldbench.records.cell_files import check_place, write_json
     from ldbench.resident import model_spec
     from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
     from ldbench.store.budget import resolve_budget

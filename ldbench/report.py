@@ -14,11 +14,11 @@ from rich.text import Text
 
 from ldbench.errors import UserError, clean
 from ldbench.io.atomic import write_text
+from ldbench.records.results import load_results
 from ldbench.reporting.chunk_rows import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.columns import accuracy, family, plus_minus, runs, slope, spanned
 from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
 from ldbench.reporting.summary import summarize
-from ldbench.results import load_results
 
 WIDE = 110  # columns from which the terminal table shows every comparison
 TONES = {"ahead": "green", "behind": "red", "control": "dim"}

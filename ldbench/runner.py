@@ -16,15 +16,16 @@ from ldbench.company import Company
 from ldbench.devices import resolve_device
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
-from ldbench.integrity import cell_problems, mend_cell
 from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_lines
 from ldbench.io.locks import FolderLock
 from ldbench.io.tensors import save_model
 from ldbench.keeper import HEARTBEAT, Keeper
-from ldbench.plans import Outcome, write_plan
 from ldbench.policies.registry import replay_source
 from ldbench.preparation import Preparation, check_plan, plan
-from ldbench.record import check_place, environment, open_results, read_json
+from ldbench.records.cell_files import check_place, open_results, read_json
+from ldbench.records.environment import environment
+from ldbench.records.integrity import cell_problems, mend_cell
+from ldbench.records.plan_file import Outcome, write_plan
 from ldbench.signals import StopRequest
 from ldbench.train import run_cell
 

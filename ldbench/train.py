@@ -22,7 +22,7 @@ from ldbench.meters import reset_peak_memory
 from ldbench.models.initial_weights import InitialWeights
 from ldbench.optim import set_learning_rate
 from ldbench.outcome import cell_result
-from ldbench.record import pack_bits
+from ldbench.records.cell_files import pack_bits
 from ldbench.resident import Resident
 from ldbench.signals import Interrupted
 from ldbench.training import Training

@@ -13,7 +13,7 @@ from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.keeper import Keeper
 from ldbench.preparation import Preparation, plan
-from ldbench.record import VOLATILE_FIELDS
+from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.resident import Resident
 from ldbench.signals import Interrupted, StopRequest
 from ldbench.train import CellRun, run_cell

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldbench.integrity import check_any, mend_cell, verify
 from ldbench.io.checksums import Damaged, check_file, parse, read_sealed, set_aside, write_sealed, write_sealed_lines
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
+from ldbench.records.integrity import check_any, mend_cell, verify
 
 
 def state() -> dict[str, object]:

@@ -160,7 +160,7 @@ def test_finished_cells_are_skipped_and_the_report_repeats_the_table(results: tu
 
 
 def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Path, str], tmp_path: Path) -> None:
-    from ldbench.record import VOLATILE_FIELDS
+    from ldbench.records.cell_files import VOLATILE_FIELDS
 
     costs = ["--cost-table", results[0] / "costs"]
     experiment = ldbench(

@@ -21,18 +21,18 @@ from torch import nn
 
 from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.initial_weights import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
-from ldbench.plans import all_finished
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
-from ldbench.record import VOLATILE_FIELDS
+from ldbench.records.cell_files import VOLATILE_FIELDS
+from ldbench.records.integrity import verify
+from ldbench.records.plan_file import all_finished
+from ldbench.records.results import load_results
 from ldbench.reporting.summary import summarize
-from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.seeds import derive_seed
 from ldbench.signals import Interrupted

@@ -21,16 +21,16 @@ from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
 from ldbench.experiment.grid import cells
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.integrity import verify
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models.recipes import default_recipe
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
+from ldbench.records.integrity import verify
+from ldbench.records.results import load_results
 from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
-from ldbench.results import load_results
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted
 from ldbench.train import run_cell

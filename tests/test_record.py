@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ldbench.errors import UserError
 from ldbench.io.atomic import write_text
 from ldbench.io.checksums import SCHEMA_VERSION, ZEROS, plain, seal
-from ldbench.record import finished, open_results, pack_bits, read_json, write_json
+from ldbench.records.cell_files import finished, open_results, pack_bits, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

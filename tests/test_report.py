@@ -22,12 +22,12 @@ from rich.console import Console
 from scipy import stats
 
 from ldbench.errors import UserError, clean
+from ldbench.records.results import load_results, unpack_correct
 from ldbench.report import print_table, write_report
 from ldbench.reporting.columns import quantity
 from ldbench.reporting.plots import Point, cost_figure
 from ldbench.reporting.stats import Estimate
 from ldbench.reporting.summary import frontier_state, summarize
-from ldbench.results import load_results, unpack_correct
 
 HOSTILE = "<script>alert(1)</script>\"'&../../$\\frac$ [bold]\x1b[31m\u202e"
 

@@ -20,12 +20,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.integrity import verify
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.progress import ConsoleProgress
-from ldbench.record import VOLATILE_FIELDS
+from ldbench.records.cell_files import VOLATILE_FIELDS
+from ldbench.records.integrity import verify
 from ldbench.runner import run_experiment
 from ldbench.signals import Interrupted, StopRequest
 from ldbench.training import Training

@@ -108,7 +108,7 @@ def test_the_step_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> N
 def test_the_energy_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> None:
     from benches import lab_tables, lab_trainings
     from ldbench.io.checksums import plain
-    from ldbench.results import load_results
+    from ldbench.records.results import load_results
 
     read = {"energy_bound_joules": 50.0, "energy_unavailable_reason": None, "environment": WHERE}
     folder = tmp_path / "training"
@@ -170,8 +170,8 @@ def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: 
 
 def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path: Path) -> None:
     from benches.leads import lead_lines, leads
+    from ldbench.records.results import load_results
     from ldbench.reporting.comparisons import records_of
-    from ldbench.results import load_results
 
     def write(method: str, seed: int, share: float, above: float = 0.0, budget: float | None = None) -> None:
         reached = {"test_accuracy": 0.9 + 0.05 * math.log2(share) + above, "test_correct_base64": None}

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from report_records import costs, make_record, write_cell, write_grid
 from scipy import stats
 
+from ldbench.records.results import load_results
 from ldbench.reporting.multiplicity import holm, simultaneous_confidence
 from ldbench.reporting.stats import Estimate, seeds_needed, t_interval, two_way_interval
 from ldbench.reporting.summary import summarize
 from ldbench.reporting.verdicts import AT_THE_END, FLAT, Evidence, Pair, direction_of, judge, one_sided, verdict
-from ldbench.results import load_results
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 SAMPLES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=12)

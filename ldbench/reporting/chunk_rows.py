@@ -6,10 +6,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
+from ldbench.records.results import bounded
 from ldbench.reporting.columns import quantity
 from ldbench.reporting.comparisons import COMPARISON, Record, method_labels, variant, variant_order
 from ldbench.reporting.markup import Html, table, tag
-from ldbench.results import bounded
 
 FIELDS = (
     "chunk", "step", "images_seen", "remembered", "test_accuracy", "train_seconds", "forward_flops", "backward_flops",

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
+from ldbench.records.results import bounded, read_lines, read_object
 from ldbench.reporting.columns import FLOPS_UNITS
 from ldbench.reporting.comparisons import Record, comparison_title, total_flops, variant
 from ldbench.reporting.markup import Html, picture
 from ldbench.reporting.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
 from ldbench.reporting.tradeoff import COST_AXES
-from ldbench.results import bounded, read_lines, read_object
 
 CURVE_SEEDS = 8  # seeds whose epochs are read per method: enough for a band, cheap for a large experiment
 MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page shows

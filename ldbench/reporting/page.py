@@ -12,6 +12,7 @@ import pandas as pd
 
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
+from ldbench.records.results import bounded, read_object
 from ldbench.reporting.chunk_rows import chunk_section
 from ldbench.reporting.columns import family, no_energy, quantity, slope
 from ldbench.reporting.comparisons import (
@@ -27,7 +28,6 @@ from ldbench.reporting.comparisons import (
 from ldbench.reporting.figures import comparison_figures
 from ldbench.reporting.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
 from ldbench.reporting.markup import Html, page, table, tag
-from ldbench.results import bounded, read_object
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50

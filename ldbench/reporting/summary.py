@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ldbench.experiment.scenarios import SHORTENED
+from ldbench.records.results import unpack_correct
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
@@ -30,7 +31,6 @@ from ldbench.reporting.frontier import Run, frontier_difference, frontier_slope,
 from ldbench.reporting.stats import Estimate, paired_difference, paired_ratio, ratio_of_sums, seeds_needed, t_interval
 from ldbench.reporting.tradeoff import mark_pareto, to_target
 from ldbench.reporting.verdicts import Evidence, Pair, judge
-from ldbench.results import unpack_correct
 
 MEANS = (
     "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",

@@ -11,9 +11,9 @@ from typing import Any
 
 from ldbench.experiment.config import Experiment
 from ldbench.experiment.scenarios import init_identity
-from ldbench.integrity import cell_problems
 from ldbench.io.checksums import plain, write_sealed
-from ldbench.record import finished, read_json
+from ldbench.records.cell_files import finished, read_json
+from ldbench.records.integrity import cell_problems
 
 PLAN = "plan.json"
 

@@ -1,0 +1,1 @@
+"""A cell's folder: written, checked, read."""
