@@ -20,7 +20,7 @@ from . import common
 class Start:
     """Seconds of a whole process."""
 
-    params = (["import ldbench", "import ldbench.dropping", "--help"],)
+    params = (["import ldbench", "import ldbench.dropping.engine", "--help"],)
     param_names = ("what",)
     version = "1"
     timeout = 300

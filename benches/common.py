@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ldbench.devices import keep_freed_memory, synchronize
-from ldbench.dropping import LayerDropper
+from ldbench.dropping.engine import LayerDropper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.devices import synchronize
-from ldbench.dropping import LayerDropper
+from ldbench.dropping.engine import LayerDropper
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model

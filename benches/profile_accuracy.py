@@ -23,7 +23,7 @@ from torch import nn
 from ldbench.costs.break_even import StorePlan
 from ldbench.costs.profile import cut_rows
 from ldbench.devices import synchronize
-from ldbench.dropping import LayerDropper
+from ldbench.dropping.engine import LayerDropper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldbench.costs.table import CostTable as CostTable
     from ldbench.data.stream import Stream as Stream
-    from ldbench.dropping import LayerDropper as LayerDropper
-    from ldbench.drops import Drop as Drop
+    from ldbench.dropping.drop import Drop as Drop
+    from ldbench.dropping.engine import LayerDropper as LayerDropper
     from ldbench.errors import UserError as UserError
     from ldbench.meters import measure as measure
     from ldbench.models.fit import ModelSpec as ModelSpec

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ldbench.costs.table import CostTable
-from ldbench.dropping import LayerDropper
+from ldbench.dropping.engine import LayerDropper
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory

@@ -17,7 +17,7 @@ from ldbench.course import Epoch, make_course
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
-from ldbench.dropping import LayerDropper
+from ldbench.dropping.engine import LayerDropper
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into

@@ -17,7 +17,7 @@ from torchvision import models
 from ldbench.costs.break_even import StorePlan, best_cut, build_seconds
 from ldbench.costs.table import CostTable, TierCost
 from ldbench.costs.timing import between, measure_costs, timed_cuts
-from ldbench.flop_ledger import FlopLedger
+from ldbench.dropping.account import FlopLedger
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.store.budget import StoreBudget
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from interruptions import Bench, check_resuming
 from torch import nn
 
-from ldbench.averages import WeightAverages
 from ldbench.costs.break_even import StorePlan
 from ldbench.costs.model import StepCosts, step_flops
 from ldbench.costs.table import CostTable, TierCost
+from ldbench.dropping.weight_average import WeightAverages
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation
 from ldbench.policies.registry import build_policy
@@ -229,7 +229,7 @@ def test_annealing_and_averaging_change_the_dropped_weights_and_nothing_before(b
 
 
 def test_averaged_weights_of_a_dropped_stage_are_the_mean_of_its_last_steps(bench: Bench, tmp_path: Path) -> None:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
     cell = bench.cell("schedule", policy={"schedule": {"drops": [[0.5, 1]], "average": 1.0}})
     seen_weights: list[torch.Tensor] = []

@@ -11,7 +11,7 @@ import pytest
 from ldbench.costs.break_even import StorePlan, best_cut
 from ldbench.costs.profile import cut_rows, plot, stage_rows
 from ldbench.costs.table import CostTable, TierCost
-from ldbench.flop_ledger import FlopLedger
+from ldbench.dropping.account import FlopLedger
 from ldbench.stages.flops import StageFlops
 from ldbench.store.budget import StoreBudget
 

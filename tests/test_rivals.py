@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from interruptions import Bench, check_resuming, lasting
 from torch import nn
 
+from ldbench.dropping.monitors import GradientWatcher, PerturbationWatcher, PlasticityWatcher
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation, Policy
 from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
 from ldbench.policies.registry import build_policy, get_method, method_names
-from ldbench.watchers import GradientWatcher, PerturbationWatcher, PlasticityWatcher
 
 figures = st.one_of(st.none(), st.floats(0, 10), st.just(math.nan), st.just(math.inf))
 RULES: list[tuple[str, Callable[[], Policy]]] = [

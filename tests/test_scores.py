@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ldbench.scores import ScoreTracker, continuation_score
+from ldbench.dropping.scores import ScoreTracker, continuation_score
 
 
 def parameters(*values: list[float]) -> list[list[nn.Parameter]]:

@@ -27,10 +27,10 @@ class Observation:
         change: layer-change score per stage, relative movement per unit of summed learning rate.
         continuation: continuation score per stage, in [0, 1].
         gradient: L1 norm per stage of the gradient summed over the interval that ends at this check; see
-            ``ldbench.watchers.GradientWatcher``.
-        plasticity: distance per stage of its output from a snapshot's; see ``ldbench.watchers.PlasticityWatcher``.
+            ``ldbench.dropping.monitors.GradientWatcher``.
+        plasticity: distance per stage of its output from a snapshot's; see ``ldbench.dropping.monitors.PlasticityWatcher``.
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
-            ``ldbench.watchers.PerturbationWatcher``.
+            ``ldbench.dropping.monitors.PerturbationWatcher``.
         saving: for every cut, the share of a step's seconds now that a step there takes less; 0 where no store fits.
         stretched: progress, where steps were added to the run (``Policy.spend``).
     """

@@ -192,7 +192,7 @@ class ParameterFreezing(NeverDrop):
     ``threshold`` the scalar moves about without getting anywhere. A stage has stopped when at least ``share`` of its
     scalars have been settled so at ``patience`` checks in a row.
 
-    What it adds to this project's directness (``ldbench.scores``): each scalar is judged by itself, and the past fades
+    What it adds to this project's directness (``ldbench.dropping.scores``): each scalar is judged by itself, and the past fades
     instead of ending after a window. What differs from the paper, which is about what federated clients send: its
     parameters freeze one by one, for a time, and thaw again; ``share`` and ``patience`` make a rule for stages of it.
     Their memory is 0.95 and their threshold 0.1 over hundreds of rounds; a run here has tens of checks. For a random walk

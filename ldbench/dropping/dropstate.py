@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ldbench.store.budget import StoreBudget
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 COUNTERS = (
     "step_count", "epoch_count", "summed_lr", "cache_build_seconds", "scoring_seconds", "store_read_seconds",
@@ -39,7 +39,7 @@ def dropper_state(dropper: LayerDropper) -> dict[str, Any]:
 
 def load_dropper_state(dropper: LayerDropper, state: Mapping[str, Any]) -> None:
     """See ``LayerDropper.load_state_dict``."""
-    from ldbench.drops import Drop
+    from ldbench.dropping.drop import Drop
 
     if dropper.step_count:
         raise ValueError("load the state into a new LayerDropper: this one has made steps already")

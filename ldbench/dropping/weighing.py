@@ -11,7 +11,7 @@ from ldbench.costs.timing import measure_costs
 from ldbench.store.budget import StoreBudget, Tier, resolve_budget
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 
 def cost_table(dropper: LayerDropper) -> CostTable:

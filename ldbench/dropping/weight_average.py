@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldbench.watchers import OfParameters
+from ldbench.dropping.parameter_state import OfParameters
 
 
 class WeightAverages(OfParameters):

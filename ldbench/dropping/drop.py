@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ldbench.costs.break_even import STATISTICS_SAMPLES
 from ldbench.devices import synchronize
-from ldbench.prefix import refresh_statistics, remember
+from ldbench.dropping.retirement import refresh_statistics, remember
+from ldbench.dropping.weighing import resolved_budget, step_costs
 from ldbench.seeds import sample_order
 from ldbench.store.budget import StoreBudget, Tier, store_bytes
 from ldbench.store.fill import NoRoom
-from ldbench.weighing import resolved_budget, step_costs
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ldbench.costs.break_even import best_cut
 from ldbench.devices import synchronize
-from ldbench.drops import Drop, make_drop
+from ldbench.dropping.drop import Drop, make_drop
+from ldbench.dropping.weighing import cost_table, step_costs, store_plan
 from ldbench.policies.base import Observation
-from ldbench.weighing import cost_table, step_costs, store_plan
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 
 def check(dropper: LayerDropper) -> Drop | None:

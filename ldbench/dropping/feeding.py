@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ldbench.deciding import drop_what_waited
 from ldbench.devices import synchronize
+from ldbench.dropping.deciding import drop_what_waited
 from ldbench.seeds import sample_order
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 
 def minibatches(dropper: LayerDropper, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -16,29 +16,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldbench.averages import WeightAverages
 from ldbench.costs.table import CostTable
 from ldbench.data.batch_source import as_feed
 from ldbench.data.stream import Stream, full_steps, mean_steps
-from ldbench.deciding import check
-from ldbench.drops import Drop as Drop
-from ldbench.drops import make_drop
-from ldbench.feeding import begin_chunk, minibatches
-from ldbench.flop_ledger import FlopLedger
-from ldbench.live import live_network
+from ldbench.dropping.account import FlopLedger
+from ldbench.dropping.deciding import check
+from ldbench.dropping.drop import Drop, make_drop
+from ldbench.dropping.feeding import begin_chunk, minibatches
+from ldbench.dropping.live_network import live_network
+from ldbench.dropping.monitors import make_watchers
+from ldbench.dropping.retirement import release, retire
+from ldbench.dropping.scores import ScoreTracker
+from ldbench.dropping.weighing import cost_table
+from ldbench.dropping.weight_average import WeightAverages
 from ldbench.policies.base import Policy
 from ldbench.policies.baselines import AutoFreeze
 from ldbench.policies.registry import Execution
-from ldbench.prefix import release, retire
-from ldbench.scores import ScoreTracker
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import legal_cuts, split_stages, stage_groups, stage_parameters
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.budget import StoreBudget, Tier
-from ldbench.watchers import make_watchers
-from ldbench.weighing import cost_table
 
 
 class LayerDropper:
@@ -281,7 +280,7 @@ class LayerDropper:
 
     def state_dict(self) -> dict[str, Any]:
         """What the engine needs, beside model and optimizer, to go on with the same bits: JSON values and tensors."""
-        from ldbench.dropstate import dropper_state
+        from ldbench.dropping.dropstate import dropper_state
 
         return dropper_state(self)
 
@@ -291,6 +290,6 @@ class LayerDropper:
         Dropped stages leave the optimizer here, so its own state is loaded after this. A store is taken from its file
         where that can be proven right, else rebuilt from the dropped stages, which takes as long as building it did.
         """
-        from ldbench.dropstate import load_dropper_state
+        from ldbench.dropping.dropstate import load_dropper_state
 
         load_dropper_state(self, state)

@@ -12,7 +12,7 @@ from ldbench.seeds import derive_seed
 from ldbench.stages.split import has_randomness
 
 if TYPE_CHECKING:
-    from ldbench.dropping import LayerDropper
+    from ldbench.dropping.engine import LayerDropper
 
 
 def live_network(dropper: LayerDropper) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,1 @@
+"""``LayerDropper``: watches the stages of a network in training, decides, and drops them."""
