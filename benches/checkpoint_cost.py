@@ -19,11 +19,11 @@ import torch
 
 from ldbench.devices import resolve_device
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.keeper import CHECKPOINT, DEFAULT_MINUTES, MOST_SHARE, Keeper
 from ldbench.preparation import Preparation, plan
-from ldbench.signals import Interrupted, StopRequest
-from ldbench.train import run_cell
-from ldbench.training import Training
+from ldbench.training.checkpointing import CHECKPOINT, DEFAULT_MINUTES, MOST_SHARE, Keeper
+from ldbench.training.interrupts import Interrupted, StopRequest
+from ldbench.training.loop import run_cell
+from ldbench.training.run_state import Training
 
 
 class Measured(Keeper):

@@ -33,12 +33,12 @@ from ldbench.devices import keep_freed_memory, resolve_device, synchronize
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.zoo import build_model
-from ldbench.optim import build_optimizer, learning_rate_factor
 from ldbench.preparation import Preparation, plan
 from ldbench.records.environment import environment
-from ldbench.resident import Resident, model_spec
 from ldbench.seeds import derive_seed, sample_order
-from ldbench.train import run_cell
+from ldbench.training.loop import run_cell
+from ldbench.training.optim import build_optimizer, learning_rate_factor
+from ldbench.training.setup import Resident, model_spec
 
 
 class Images(Dataset[tuple[Tensor, int]]):

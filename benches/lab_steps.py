@@ -23,8 +23,8 @@ from ldbench.dropping.engine import LayerDropper
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
-from ldbench.optim import autocast_for
 from ldbench.policies.base import NeverDrop
+from ldbench.training.optim import autocast_for
 
 from .kernel_timing import summary
 from .lab_results import Results, device_of, options, surroundings

@@ -34,7 +34,7 @@ from ldbench.records.results import load_results
 from ldbench.reporting.comparisons import records_of
 from ldbench.reporting.summary import summarize
 from ldbench.runner import run_experiment
-from ldbench.signals import Interrupted
+from ldbench.training.interrupts import Interrupted
 
 from .lab_results import Results, device_of, options, surroundings
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ldbench.errors import UserError
-from ldbench.signals import Interrupted
+from ldbench.training.interrupts import Interrupted
 
 app = typer.Typer(
     name="ldbench", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,

@@ -21,22 +21,22 @@ from ldbench.experiment.grid import cells
 from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
-from ldbench.keeper import Keeper
 from ldbench.models.fit import model_names
 from ldbench.models.initial_weights import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.models.recipes import default_recipe
 from ldbench.models.zoo import build_model
-from ldbench.optim import PRECISIONS, autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.records.cell_files import read_json
 from ldbench.records.environment import environment
-from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import parse_budget, resolve_budget, store_bytes
+from ldbench.training.checkpointing import Keeper
+from ldbench.training.optim import PRECISIONS, autocast_for, build_optimizer
+from ldbench.training.setup import Resident, model_spec, stream_of
 
 
 def plan(experiment: Experiment) -> list[Cell]:

@@ -16,16 +16,16 @@ from ldbench.experiment.config import Cell
 from ldbench.io.checksums import set_aside, write_sealed, write_sealed_lines
 from ldbench.io.locks import folder_lock
 from ldbench.io.tensors import save_model
-from ldbench.keeper import Keeper
 from ldbench.models.initial_weights import InitialWeights, weights_from_file
 from ldbench.models.recipes import default_recipe
 from ldbench.models.zoo import build_model
 from ldbench.records.cell_files import read_json
 from ldbench.records.integrity import mend_cell
-from ldbench.resident import Resident, model_spec
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages
-from ldbench.train import run_cell
+from ldbench.training.checkpointing import Keeper
+from ldbench.training.loop import run_cell
+from ldbench.training.setup import Resident, model_spec
 
 PRETRAINED, WEIGHTS = "pretrained", "model.safetensors"  # the folder beside "cells", and the file in a run's own
 

@@ -19,15 +19,15 @@ from ldbench.experiment.config import Cell, Experiment
 from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_lines
 from ldbench.io.locks import FolderLock
 from ldbench.io.tensors import save_model
-from ldbench.keeper import HEARTBEAT, Keeper
 from ldbench.policies.registry import replay_source
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.records.cell_files import check_place, open_results, read_json
 from ldbench.records.environment import environment
 from ldbench.records.integrity import cell_problems, mend_cell
 from ldbench.records.plan_file import Outcome, write_plan
-from ldbench.signals import StopRequest
-from ldbench.train import run_cell
+from ldbench.training.checkpointing import HEARTBEAT, Keeper
+from ldbench.training.interrupts import StopRequest
+from ldbench.training.loop import run_cell
 
 # No cell could leave anything behind: the run ends instead of failing one cell after the other.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

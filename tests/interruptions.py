@@ -11,12 +11,12 @@ import torch
 from ldbench.costs.table import CostTable
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.keeper import Keeper
 from ldbench.preparation import Preparation, plan
 from ldbench.records.cell_files import VOLATILE_FIELDS
-from ldbench.resident import Resident
-from ldbench.signals import Interrupted, StopRequest
-from ldbench.train import CellRun, run_cell
+from ldbench.training.checkpointing import Keeper
+from ldbench.training.interrupts import Interrupted, StopRequest
+from ldbench.training.loop import CellRun, run_cell
+from ldbench.training.setup import Resident
 
 CPU = torch.device("cpu")
 TABLE: dict[str, Any] = {

@@ -131,8 +131,8 @@ def test_the_saved_model_loads_into_the_plain_module_and_repeats_its_accuracy(re
     import ldbench
     from ldbench.data.datasets import load_dataset
     from ldbench.data.loader import ResidentSplit
-    from ldbench.optim import autocast_for
-    from ldbench.train import evaluate
+    from ldbench.training.evaluate import evaluate
+    from ldbench.training.optim import autocast_for
 
     record = load(results[0])["schedule"]
     folder = results[0] / "cells" / str(record["cell_id"])

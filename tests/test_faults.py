@@ -26,13 +26,13 @@ from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
-from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.progress import ConsoleProgress
 from ldbench.runner import run_experiment
-from ldbench.signals import Interrupted
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.fill import NoRoom
+from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.interrupts import Interrupted
 
 CPU = torch.device("cpu")
 

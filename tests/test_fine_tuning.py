@@ -22,7 +22,6 @@ from torch import nn
 from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed, write_sealed
-from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models.fit import ModelSpec
 from ldbench.models.initial_weights import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
@@ -35,7 +34,8 @@ from ldbench.records.results import load_results
 from ldbench.reporting.summary import summarize
 from ldbench.runner import run_experiment
 from ldbench.seeds import derive_seed
-from ldbench.signals import Interrupted
+from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.interrupts import Interrupted
 
 TABLE: dict[str, Any] = {
     "model": "tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50, "epochs": 3,

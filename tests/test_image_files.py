@@ -123,7 +123,7 @@ def test_only_chosen_files_are_decoded(tmp_path: Path, monkeypatch: pytest.Monke
         decoded.append(out)
         original(image, out)
 
-    monkeypatch.setattr(image_files, "_decode_square", counted)
+    monkeypatch.setattr(image_folder, "_decode_square", counted)
     load_dataset(f"folder:{tmp_path}", root=None, train_size=6, test_size=2)
     assert len(decoded) == 8
 
@@ -168,7 +168,7 @@ WNIDS = list(Imagenette._WNID_TO_CLASS)
 
 @pytest.fixture
 def small_imagenette(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    monkeypatch.setattr(image_files, "IMAGENETTE_COUNTS", {"train": 30, "val": 10})
+    monkeypatch.setattr(image_folder, "IMAGENETTE_COUNTS", {"train": 30, "val": 10})
     return {"train": 3, "val": 1}
 
 

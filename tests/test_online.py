@@ -15,7 +15,6 @@ from test_dropping import BATCH, SAMPLES, Net, cheap_store, data
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper
-from ldbench.course import make_course
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
@@ -23,7 +22,6 @@ from ldbench.experiment.grid import cells
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
-from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.models.recipes import default_recipe
 from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
@@ -32,8 +30,10 @@ from ldbench.records.results import load_results
 from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
 from ldbench.runner import run_experiment
-from ldbench.signals import Interrupted
-from ldbench.train import run_cell
+from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.epochs import make_course
+from ldbench.training.interrupts import Interrupted
+from ldbench.training.loop import run_cell
 
 CPU = torch.device("cpu")
 METHODS = ["full", "short", "learn-and-drop", "freeze", "schedule", "freezeout"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from fake_nvml import Clock, FakeNvml, Gpu
 
-from ldbench import training
 from ldbench.costs.table import CostTable
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
@@ -18,7 +17,8 @@ from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration
 from ldbench.meters.nvml import NvmlCounter, NvmlDevice
 from ldbench.preparation import Preparation, plan
-from ldbench.train import CellRun, run_cell
+from ldbench.training.loop import CellRun, run_cell
+from ldbench.training.run_state import run_state as training
 
 
 def record_of(cell: Cell) -> CellRun:

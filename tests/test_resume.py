@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
-from ldbench.keeper import CHECKPOINT, Keeper
 from ldbench.progress import ConsoleProgress
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.runner import run_experiment
-from ldbench.signals import Interrupted, StopRequest
-from ldbench.training import Training
+from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.interrupts import Interrupted, StopRequest
+from ldbench.training.run_state import Training
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_real_signals_end_a_run_in_time_and_the_same_command_ends_with_the_same_
 
 WAITER = """
 import time
-from ldbench.signals import StopRequest
+from ldbench.training.interrupts import StopRequest
 stop = StopRequest()
 with stop.listening(), stop.deferred():
     print("ready", flush=True)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldbench.course import make_course
 from ldbench.data.stream import Stream, arrival_order, chunked, full_steps
 from ldbench.store.activations import first_rows, next_rows
+from ldbench.training.epochs import make_course
 
 LABELS = torch.arange(200) % 5
 streams = st.builds(

@@ -15,12 +15,13 @@ from ldbench import preparation
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.optim import learning_rate_factor
 from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import stage_groups
 from ldbench.store.activation_store import ActivationStore
-from ldbench.train import evaluate, run_cell
+from ldbench.training.evaluate import evaluate
+from ldbench.training.loop import run_cell
+from ldbench.training.optim import learning_rate_factor
 
 CPU = torch.device("cpu")
 

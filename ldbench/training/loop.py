@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.costs.table import CostTable
-from ldbench.data.loader import ResidentSplit
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
-from ldbench.keeper import Keeper
 from ldbench.meters import reset_peak_memory
 from ldbench.models.initial_weights import InitialWeights
-from ldbench.optim import set_learning_rate
-from ldbench.outcome import cell_result
 from ldbench.records.cell_files import pack_bits
-from ldbench.resident import Resident
-from ldbench.signals import Interrupted
-from ldbench.training import Training
+from ldbench.training.checkpointing import Keeper
+from ldbench.training.evaluate import evaluate
+from ldbench.training.interrupts import Interrupted
+from ldbench.training.optim import set_learning_rate
+from ldbench.training.result import cell_result
+from ldbench.training.run_state import Training
+from ldbench.training.setup import Resident
 
 OnEpoch = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
@@ -42,28 +41,6 @@ class CellRun:
 
 class Diverged(Exception):
     """The training loss is not finite any more."""
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, split: ResidentSplit, autocast: Callable[[], AbstractContextManager[Any]], batch_size: int = 512,
-    on_batch: Callable[[], None] = lambda: None,
-) -> tuple[float, float, Tensor]:  # fmt: skip
-    """Accuracy, mean cross-entropy, and per image whether it was right (bool [N], CPU), of the whole network."""
-    model.eval()
-    losses, hits = [], []
-    try:
-        for indices in torch.split(torch.arange(len(split)), batch_size):
-            on_batch()
-            x, y = split.batch(indices)
-            with autocast():
-                logits = model(x)
-            losses.append(nn.functional.cross_entropy(logits.float(), y, reduction="sum"))
-            hits.append(logits.argmax(1) == y)
-    finally:
-        model.train()
-    correct = torch.cat(hits).cpu()
-    return float(correct.double().mean()), float(torch.stack(losses).double().sum()) / len(split), correct
 
 
 def run_cell(

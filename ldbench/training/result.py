@@ -13,10 +13,10 @@ from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
 from ldbench.models.zoo import describe_model
 from ldbench.records.environment import environment
-from ldbench.resident import Resident, model_spec
+from ldbench.training.setup import Resident, model_spec
 
 if TYPE_CHECKING:
-    from ldbench.training import Training
+    from ldbench.training.run_state import Training
 
 
 def cell_result(run: Training, data: Resident, status: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.costs.table import CostTable
-from ldbench.course import Epoch, make_course
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
@@ -25,12 +24,19 @@ from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.meters.energy import add_sessions, energy_from
 from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
-from ldbench.optim import autocast_for, build_optimizer
 from ldbench.policies.registry import build_policy, get_method
-from ldbench.resident import Resident, model_spec, stream_of
 from ldbench.seeds import derive_seed
 from ldbench.stages.split import stage_groups
-from ldbench.tensorstate import load_optimizer, load_random_states, named_tensors, optimizer_state, random_states
+from ldbench.training.epochs import Epoch, make_course
+from ldbench.training.optim import autocast_for, build_optimizer
+from ldbench.training.setup import Resident, model_spec, stream_of
+from ldbench.training.tensor_state import (
+    load_optimizer,
+    load_random_states,
+    named_tensors,
+    optimizer_state,
+    random_states,
+)
 
 
 class Training:

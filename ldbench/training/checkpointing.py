@@ -13,11 +13,11 @@ from ldbench.io.checksums import Damaged, set_aside, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.records.cell_files import read_json
 from ldbench.records.environment import environment
-from ldbench.signals import StopRequest
 from ldbench.store.store_file import code_version, discard_stores
+from ldbench.training.interrupts import StopRequest
 
 if TYPE_CHECKING:
-    from ldbench.training import Training
+    from ldbench.training.run_state import Training
 
 CHECKPOINT, HEARTBEAT = "checkpoint.safetensors", "heartbeat.json"
 # Five minutes are 1 % of a night's run; at that interval a checkpoint may take 3 s, which is what 1 % of training allows.

@@ -1,0 +1,1 @@
+"""One cell: optimizer, loop, evaluation, checkpoint, result."""
