@@ -19,7 +19,8 @@ import torch
 
 from ldbench.devices import resolve_device
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.preparation import Preparation, plan
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
 from ldbench.training.checkpointing import CHECKPOINT, DEFAULT_MINUTES, MOST_SHARE, Keeper
 from ldbench.training.interrupts import Interrupted, StopRequest
 from ldbench.training.loop import run_cell

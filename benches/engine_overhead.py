@@ -33,8 +33,9 @@ from ldbench.devices import keep_freed_memory, resolve_device, synchronize
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.zoo import build_model
-from ldbench.preparation import Preparation, plan
 from ldbench.records.environment import environment
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
 from ldbench.seeds import derive_seed, sample_order
 from ldbench.training.loop import run_cell
 from ldbench.training.optim import build_optimizer, learning_rate_factor

@@ -29,11 +29,11 @@ import pandas as pd
 
 from ldbench.experiment.config import Cell, Experiment
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.preparation import plan
 from ldbench.records.results import load_results
 from ldbench.reporting.comparisons import records_of
 from ldbench.reporting.summary import summarize
-from ldbench.runner import run_experiment
+from ldbench.runner.plan import plan
+from ldbench.runner.run_grid import run_experiment
 from ldbench.training.interrupts import Interrupted
 
 from .lab_results import Results, device_of, options, surroundings

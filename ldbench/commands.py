@@ -70,7 +70,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
 
 
 def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcome:
-    from ldbench.runner import run_experiment
+    from ldbench.runner.run_grid import run_experiment
 
     try:
         return run_experiment(experiment, out, progress)
@@ -115,8 +115,9 @@ def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     import tempfile
 
     from ldbench.devices import resolve_device
-    from ldbench.preparation import Preparation, check_plan, plan
     from ldbench.records.cell_files import check_place, finished
+    from ldbench.runner.plan import check_plan, plan
+    from ldbench.runner.preparation import Preparation
 
     planned = plan(experiment)
     with tempfile.TemporaryDirectory() as folder:

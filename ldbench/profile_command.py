@@ -27,8 +27,9 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.io.atomic import write_text
     from ldbench.io.checksums import plain
     from ldbench.models.zoo import build_model
-    from ldbench.preparation import Preparation, plan
     from ldbench.records.cell_files import check_place, write_json
+    from ldbench.runner.plan import plan
+    from ldbench.runner.preparation import Preparation
     from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
     from ldbench.store.budget import resolve_budget
     from ldbench.training.optim import autocast_for, build_optimizer

@@ -11,8 +11,9 @@ import torch
 from ldbench.costs.table import CostTable
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.preparation import Preparation, plan
 from ldbench.records.cell_files import VOLATILE_FIELDS
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
 from ldbench.training.checkpointing import Keeper
 from ldbench.training.interrupts import Interrupted, StopRequest
 from ldbench.training.loop import CellRun, run_cell

@@ -24,7 +24,8 @@ from ldbench.errors import UserError
 from ldbench.experiment.config import Experiment
 from ldbench.experiment.validation import CHOICES, experiment_from_dict
 from ldbench.io.checksums import write_sealed
-from ldbench.preparation import Preparation, plan
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {

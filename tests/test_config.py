@@ -13,7 +13,7 @@ from ldbench.experiment.files import read_experiment, suite_names
 from ldbench.experiment.grid import cells
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.recipes import default_recipe
-from ldbench.preparation import plan
+from ldbench.runner.plan import plan
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.progress import ConsoleProgress
-from ldbench.runner import run_experiment
+from ldbench.runner.run_grid import run_experiment
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.fill import NoRoom

@@ -25,14 +25,15 @@ from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.models.fit import ModelSpec
 from ldbench.models.initial_weights import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
-from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.records.plan_file import all_finished
 from ldbench.records.results import load_results
 from ldbench.reporting.summary import summarize
-from ldbench.runner import run_experiment
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
+from ldbench.runner.run_grid import run_experiment
 from ldbench.seeds import derive_seed
 from ldbench.training.checkpointing import CHECKPOINT, Keeper
 from ldbench.training.interrupts import Interrupted
@@ -164,7 +165,7 @@ def lasting(out: Path) -> dict[str, Any]:
 def interrupted(out: Path, after: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> bool:
     """Run the grid with a signal after so many steps or minibatches of a store; whether it came before the end."""
     with monkeypatch.context() as patch:
-        patch.setattr("ldbench.runner.StopRequest", lambda: StopAfter(after))
+        patch.setattr("ldbench.runner.run_grid.StopRequest", lambda: StopAfter(after))
         try:
             run(out, **changes)
         except Interrupted:

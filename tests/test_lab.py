@@ -255,7 +255,7 @@ def test_a_group_without_one_of_its_methods_says_nothing_and_is_begun_anew(
     from benches import lab_trainings
     from benches.lab_trainings import GPU, GRID, whole_groups
     from ldbench.experiment.validation import experiment_from_dict
-    from ldbench.preparation import plan
+    from ldbench.runner.plan import plan
 
     planned = plan(experiment_from_dict(GRID | GPU | {"seeds": 2}))
     assert [cell.seed for cell in planned] == [0] * 20 + [1] * 20, "seed by seed"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ldbench.company import Company
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io import locks
 from ldbench.io.locks import FolderLock, NoLocks
-from ldbench.preparation import plan
+from ldbench.runner.plan import plan
+from ldbench.runner.work_queue import Company
 
 HOLD = """
 import sys, time
@@ -87,7 +87,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from ldbench.company import Company
+from ldbench.runner.work_queue import Company
 out = Path(sys.argv[1])
 cells = [SimpleNamespace(cell_id=f"c{i}", method="full", model="m", dataset="d", seed=i) for i in range(12)]
 print("ready", flush=True)

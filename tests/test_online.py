@@ -23,13 +23,14 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
 from ldbench.models.recipes import default_recipe
-from ldbench.preparation import Preparation, plan
 from ldbench.progress import ConsoleProgress
 from ldbench.records.integrity import verify
 from ldbench.records.results import load_results
 from ldbench.report import write_report
 from ldbench.reporting.summary import summarize
-from ldbench.runner import run_experiment
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
+from ldbench.runner.run_grid import run_experiment
 from ldbench.training.checkpointing import CHECKPOINT, Keeper
 from ldbench.training.epochs import make_course
 from ldbench.training.interrupts import Interrupted

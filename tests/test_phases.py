@@ -16,7 +16,8 @@ from ldbench.meters import EnergyMeter, NullEnergyMeter, PhaseMeters
 from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration
 from ldbench.meters.nvml import NvmlCounter, NvmlDevice
-from ldbench.preparation import Preparation, plan
+from ldbench.runner.plan import plan
+from ldbench.runner.preparation import Preparation
 from ldbench.training.loop import CellRun, run_cell
 from ldbench.training.run_state import run_state as training
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from ldbench import progress as module
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.preparation import plan
 from ldbench.progress import ConsoleProgress, duration, epochs_run
+from ldbench.runner.plan import plan
 
 
 def row(epoch: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.progress import ConsoleProgress
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
-from ldbench.runner import run_experiment
+from ldbench.runner.run_grid import run_experiment
 from ldbench.training.checkpointing import CHECKPOINT, Keeper
 from ldbench.training.interrupts import Interrupted, StopRequest
 from ldbench.training.run_state import Training

@@ -167,7 +167,7 @@ def test_a_planted_store_is_never_taken_for_one(mark: Path, tmp_path: Path) -> N
 
 
 def test_a_cost_table_of_anything_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldbench import preparation
+    from ldbench.runner.run_grid import preparation
 
     for table in ({}, [], None, {"flops": [{}], "tiers": 3}, {"flops": "x", "tiers": {}}):
         write_sealed(tmp_path / "table.json", {"what": {"model": "m"}, "table": table})

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldbench import preparation
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.preparation import Preparation, check_plan, plan
+from ldbench.runner.plan import check_plan, plan
+from ldbench.runner.preparation import Preparation
+from ldbench.runner.run_grid import preparation
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import stage_groups
 from ldbench.store.activation_store import ActivationStore

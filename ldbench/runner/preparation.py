@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +11,27 @@ import torch
 
 from ldbench.costs.table import CostTable
 from ldbench.costs.timing import measure_costs
-from ldbench.data.datasets import Dataset, check_dataset_name, load_dataset
+from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
-from ldbench.errors import UserError, nearest, shown
+from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
-from ldbench.experiment.grid import cells
 from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
-from ldbench.models.fit import model_names
 from ldbench.models.initial_weights import InitialWeights, torchvision_weights, weights_from_file
-from ldbench.models.recipes import default_recipe
 from ldbench.models.zoo import build_model
-from ldbench.policies.registry import build_policy, get_method, replay_source
-from ldbench.pretraining import Pretrained, blank_weights, pretrained, source_cell
-from ldbench.records.cell_files import read_json
+from ldbench.policies.registry import build_policy, get_method
 from ldbench.records.environment import environment
+from ldbench.runner.cost_tables import _given_table, _table_name
+from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
-from ldbench.store.budget import parse_budget, resolve_budget, store_bytes
+from ldbench.store.budget import resolve_budget, store_bytes
 from ldbench.training.checkpointing import Keeper
-from ldbench.training.optim import PRECISIONS, autocast_for, build_optimizer
+from ldbench.training.optim import autocast_for, build_optimizer
 from ldbench.training.setup import Resident, model_spec, stream_of
-
-
-def plan(experiment: Experiment) -> list[Cell]:
-    """All cells of the grid, names and options checked. Raises ``UserError``."""
-    for model in experiment.model:
-        if ":" not in model and model not in model_names():
-            raise UserError(f"unknown model {shown(model)}: {nearest(model, model_names())}")
-    source = experiment.pretrain_dataset
-    for dataset in (*experiment.dataset, *([source] if source is not None else [])):
-        check_dataset_name(dataset)
-    for method in experiment.method:
-        get_method(method)
-    for method, options in experiment.policy.items():
-        build_policy(method, options)
-    if experiment.cache_budget is not None:
-        parse_budget(experiment.cache_budget)
-    return list(cells(experiment, default_recipe))
 
 
 class Preparation:
@@ -221,42 +199,3 @@ def _check_channels_last(model: torch.nn.Module) -> None:
 
 def _source_sizes(cell: Cell) -> dict[str, Any]:
     return {"image_size": cell.image_size, "train_size": cell.train_size}
-
-
-def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
-    """The table for ``what`` in a file or folder of an earlier run."""
-    try:
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    except OSError as error:
-        raise UserError(f"cost table: {path} cannot be read: {error.strerror}") from error
-    for file in files:
-        saved = read_json(file)
-        if saved is not None and saved.get("what") == what:
-            try:
-                return CostTable.from_dict(saved["table"])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(
-                    f"cost table: {file} holds no cost table: measure one anew, without --cost-table"
-                ) from error
-    raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
-
-
-def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
-    text = json.dumps(plain([what, machine]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
-    """Everything about a plan that can be known before training: models, data, stores, replays. Raises ``UserError``."""
-    seen: set[tuple[str, ...]] = set()
-    wanted = {(*cell.place, cell.method) for cell in planned}
-    for cell in planned:
-        source = replay_source(cell.method)
-        if source is not None and (*cell.place, source) not in wanted:
-            raise UserError(f"method {cell.method} repeats the drops of {source}: add --method {source}")
-        key = (cell.model, cell.dataset, cell.scenario, cell.method)
-        if key not in seen:
-            seen.add(key)
-            preparation.check(cell)
-    if preparation.device.type == "cpu" and any(PRECISIONS[cell.precision] is torch.float16 for cell in planned):
-        raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")

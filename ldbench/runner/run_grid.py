@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 
-from ldbench.company import Company
 from ldbench.devices import resolve_device
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
@@ -20,11 +19,13 @@ from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_line
 from ldbench.io.locks import FolderLock
 from ldbench.io.tensors import save_model
 from ldbench.policies.registry import replay_source
-from ldbench.preparation import Preparation, check_plan, plan
 from ldbench.records.cell_files import check_place, open_results, read_json
 from ldbench.records.environment import environment
 from ldbench.records.integrity import cell_problems, mend_cell
 from ldbench.records.plan_file import Outcome, write_plan
+from ldbench.runner.plan import check_plan, plan
+from ldbench.runner.preparation import Preparation
+from ldbench.runner.work_queue import Company
 from ldbench.training.checkpointing import HEARTBEAT, Keeper
 from ldbench.training.interrupts import StopRequest
 from ldbench.training.loop import run_cell

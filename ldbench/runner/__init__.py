@@ -1,0 +1,1 @@
+"""The cells of an experiment: what they share, who runs which, in what order."""
