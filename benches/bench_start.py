@@ -12,7 +12,7 @@ from ldbench.experiment.grid import cells
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import write_sealed
 from ldbench.models.recipes import default_recipe
-from ldbench.report import write_report
+from ldbench.reporting.report import write_report
 
 from . import common
 

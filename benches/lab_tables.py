@@ -149,7 +149,7 @@ def _step_lines(lab: Lab) -> list[str]:
 
 def _energy_lines(lab: Lab) -> list[str]:
     from ldbench.errors import clean
-    from ldbench.reporting.columns import plus_minus, spanned
+    from ldbench.reporting.formatting import plus_minus, spanned
 
     found = lab["results"]["trainings"]
     lines = ["| model, scenario | method | n | accuracy % | to full | training s | time ÷ full | energy J (± bound) | energy ÷ full |",

@@ -45,8 +45,8 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
 def evidence_table(folders: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
     from ldbench.errors import clean
-    from ldbench.reporting.columns import accuracy, plus_minus, slope, spanned, standing
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.formatting import accuracy, plus_minus, slope, spanned, standing
 
     head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
     lines = []
@@ -80,9 +80,9 @@ def evidence_table(folders: Sequence[Path]) -> str:
 def verdict_table(folders: Sequence[Path]) -> str:
     """Every method that is no control against full training and training less, a line each."""
     from ldbench.errors import clean
-    from ldbench.reporting.columns import plus_minus, probability, spanned
     from ldbench.reporting.comparisons import records_of
-    from ldbench.reporting.multiplicity import LEVEL
+    from ldbench.reporting.formatting import plus_minus, probability, spanned
+    from ldbench.reporting.stats import LEVEL
     from ldbench.reporting.verdicts import PHRASES
 
     lines = []
@@ -122,7 +122,7 @@ def verdict_table(folders: Sequence[Path]) -> str:
 
 def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
     """What a table was made from: runs, machine, versions, days, and what its verdicts were corrected for."""
-    from ldbench.reporting.columns import family
+    from ldbench.reporting.formatting import family
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ldbench.policies.rules import FixedSchedule as FixedSchedule
     from ldbench.policies.rules import LearnAndDrop as LearnAndDrop
     from ldbench.records.results import load_results as load_results
-    from ldbench.report import write_report as write_report
+    from ldbench.reporting.report import write_report as write_report
     from ldbench.stages.split import split_stages as split_stages
 
 __version__ = "0.1.0"

@@ -34,7 +34,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     from ldbench.io.checksums import plain
     from ldbench.records.plan_file import Outcome, all_finished
     from ldbench.records.results import load_results
-    from ldbench.report import print_table
+    from ldbench.reporting.report import print_table
     from ldbench.reporting.summary import summarize
 
     if dry_run:
@@ -79,7 +79,7 @@ def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcom
 
 
 def _write_report(directory: Path, results: Any, summary: Any, all_figures: bool = False) -> Path:
-    from ldbench.report import write_report
+    from ldbench.reporting.report import write_report
 
     try:
         return write_report(directory, results=results, summary=summary, all_figures=all_figures)
@@ -188,7 +188,7 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     """Table, page and CSV of a results folder."""
     from ldbench.io.checksums import plain
     from ldbench.records.results import load_results
-    from ldbench.report import print_table
+    from ldbench.reporting.report import print_table
     from ldbench.reporting.summary import summarize
 
     _check_results(directory)

@@ -26,7 +26,7 @@ from ldbench.models.recipes import default_recipe
 from ldbench.progress import ConsoleProgress
 from ldbench.records.integrity import verify
 from ldbench.records.results import load_results
-from ldbench.report import write_report
+from ldbench.reporting.report import write_report
 from ldbench.reporting.summary import summarize
 from ldbench.runner.plan import plan
 from ldbench.runner.preparation import Preparation

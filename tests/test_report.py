@@ -23,9 +23,9 @@ from scipy import stats
 
 from ldbench.errors import UserError, clean
 from ldbench.records.results import load_results, unpack_correct
-from ldbench.report import print_table, write_report
-from ldbench.reporting.columns import quantity
+from ldbench.reporting.formatting import quantity
 from ldbench.reporting.plots import Point, cost_figure
+from ldbench.reporting.report import print_table, write_report
 from ldbench.reporting.stats import Estimate
 from ldbench.reporting.summary import frontier_state, summarize
 
@@ -492,7 +492,7 @@ def test_an_unwritable_report_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_reading_results_imports_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, ldbench.report; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, ldbench.reporting.report; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -17,8 +17,7 @@ from report_records import costs, make_record, write_cell, write_grid
 from scipy import stats
 
 from ldbench.records.results import load_results
-from ldbench.reporting.multiplicity import holm, simultaneous_confidence
-from ldbench.reporting.stats import Estimate, seeds_needed, t_interval, two_way_interval
+from ldbench.reporting.stats import Estimate, holm, seeds_needed, simultaneous_confidence, t_interval, two_way_interval
 from ldbench.reporting.summary import summarize
 from ldbench.reporting.verdicts import AT_THE_END, FLAT, Evidence, Pair, direction_of, judge, one_sided, verdict
 

@@ -1,1 +1,1 @@
-"""From records to verdicts: comparisons, their statistics, tables, figures and the page. ``ldbench.report`` is the way in."""
+"""From records to verdicts: comparisons, their statistics, tables, figures and the page. ``ldbench.reporting.report`` is the way in."""

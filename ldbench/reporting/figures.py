@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_lines, read_object
-from ldbench.reporting.columns import FLOPS_UNITS
 from ldbench.reporting.comparisons import Record, comparison_title, total_flops, variant
+from ldbench.reporting.formatting import FLOPS_UNITS
 from ldbench.reporting.markup import Html, picture
 from ldbench.reporting.plots import Bar, Curve, Point, breakdown_figure, cost_figure, score_figure, stages_figure
 from ldbench.reporting.tradeoff import COST_AXES

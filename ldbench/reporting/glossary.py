@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ldbench.errors import clean
-from ldbench.reporting.columns import (
+from ldbench.reporting.formatting import (
     Row,
     accuracy,
     end_and_average,

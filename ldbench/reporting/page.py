@@ -13,8 +13,7 @@ import pandas as pd
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_object
-from ldbench.reporting.chunk_rows import chunk_section
-from ldbench.reporting.columns import family, no_energy, quantity, slope
+from ldbench.reporting.chunks import chunk_section
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
@@ -26,6 +25,7 @@ from ldbench.reporting.comparisons import (
     variant_order,
 )
 from ldbench.reporting.figures import comparison_figures
+from ldbench.reporting.formatting import family, no_energy, quantity, slope
 from ldbench.reporting.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
 from ldbench.reporting.markup import Html, page, table, tag
 

@@ -14,8 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ldbench.reporting.multiplicity import LEVEL, holm, simultaneous_confidence
-from ldbench.reporting.stats import Estimate
+from ldbench.reporting.stats import LEVEL, Estimate, holm, simultaneous_confidence
 
 Pair = tuple[Estimate, Estimate]  # over seeds; over seeds and images
 Record = dict[str, Any]

@@ -15,9 +15,9 @@ from rich.text import Text
 from ldbench.errors import UserError, clean
 from ldbench.io.atomic import write_text
 from ldbench.records.results import load_results
-from ldbench.reporting.chunk_rows import CHUNK_FIELDS, chunk_rows
-from ldbench.reporting.columns import accuracy, family, plus_minus, runs, slope, spanned
+from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
+from ldbench.reporting.formatting import accuracy, family, plus_minus, runs, slope, spanned
 from ldbench.reporting.summary import summarize
 
 WIDE = 110  # columns from which the terminal table shows every comparison

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ldbench.records.results import bounded
-from ldbench.reporting.columns import quantity
 from ldbench.reporting.comparisons import COMPARISON, Record, method_labels, variant, variant_order
+from ldbench.reporting.formatting import quantity
 from ldbench.reporting.markup import Html, table, tag
 
 FIELDS = (
