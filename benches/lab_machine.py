@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ldbench.doctor import doctor
+from ldbench.doctor.checks import doctor
 
 from .kernel_timing import one, summary
 from .lab_results import Results, device_of, options, surroundings

@@ -226,6 +226,6 @@ def verify_command(directory: Path, *, as_json: bool) -> int:
 
 def doctor_command(*, as_json: bool) -> int:
     """What this machine can do. Exit code 0 when training works."""
-    from ldbench.doctor import doctor
+    from ldbench.doctor.checks import doctor
 
     return doctor(console(), as_json=as_json)

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_records import make_record, write_cell, write_grid
 
-from ldbench.doctor import CHECKS
+from ldbench.doctor.checks import CHECKS
 from ldbench.errors import UserError
 from ldbench.experiment.config import Experiment
 from ldbench.experiment.validation import CHOICES, experiment_from_dict
@@ -345,7 +345,9 @@ def test_doctor_refuses_what_it_does_not_know(arguments: list[str]) -> None:
 @pytest.mark.parametrize("root", ["x" * 5000, "/dev/null/x", "../..\x1b[31m", "[/red]"])
 def test_doctor_speaks_whatever_the_data_folder_is_called(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDBENCH_DATA", root)
-    monkeypatch.setattr("ldbench.doctor.CHECKS", tuple(c for c in CHECKS if c[0] in ("data sets", "disk", "memory")))
+    monkeypatch.setattr(
+        "ldbench.doctor.checks.CHECKS", tuple(c for c in CHECKS if c[0] in ("data sets", "disk", "memory"))
+    )
     ended = ldbench("doctor")
     assert (ended.code, ended.err) == (1, "")  # no training step was tried
     assert "\x1b" not in ended.out

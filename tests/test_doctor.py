@@ -14,8 +14,11 @@ import torch
 from fake_nvml import Clock, FakeNvml, Gpu
 from rich.console import Console
 
-from ldbench import checks, cli, doctor, machine
-from ldbench.checks import FAIL, GAP, OK, UNTRIED
+from ldbench import cli
+from ldbench.doctor.checks import checks as doctor
+from ldbench.doctor.checks import machine
+from ldbench.doctor.checks import software as checks
+from ldbench.doctor.software import FAIL, GAP, OK, UNTRIED
 from ldbench.meters import nvml as meters_nvml
 from ldbench.meters.energy import Unavailable
 

@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldbench import checks as software
-from ldbench import machine
-from ldbench.checks import FAIL, GAP, OK, UNTRIED, Check, one_line
+from ldbench.doctor.checks import machine, software
+from ldbench.doctor.software import FAIL, GAP, OK, UNTRIED, Check, one_line
 from ldbench.errors import clean
 
 CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (

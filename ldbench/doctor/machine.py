@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ldbench.checks import GAP, OK, UNTRIED, Check
+from ldbench.doctor.software import GAP, OK, UNTRIED, Check
 
 OPEN_POWERCAP = "sudo chmod a+r /sys/class/powercap/*/energy_uj"
 

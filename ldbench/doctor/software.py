@@ -129,7 +129,7 @@ def check_triton() -> Check:
     environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | (
         {} if gpu else {"TRITON_INTERPRET": "1"}
     )
-    command = [sys.executable, "-m", "ldbench.probe"]
+    command = [sys.executable, "-m", "ldbench.doctor.triton_probe"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=False)
     found = version("triton")
     if done.returncode:

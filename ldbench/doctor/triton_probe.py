@@ -1,4 +1,4 @@
-"""A smallest Triton kernel, run as ``python -m ldbench.probe``: prints how it ran, ends with an error where it does not."""
+"""A smallest Triton kernel, run as ``python -m ldbench.doctor.triton_probe``: prints how it ran, ends with an error where it does not."""
 
 from __future__ import annotations
 
