@@ -27,7 +27,7 @@ class Start:
 
     def track_seconds(self, what: str) -> dict[str, object]:
         code = (
-            "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli import main; main()"
+            "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli.app import main; main()"
             if what == "--help"
             else what
         )

@@ -22,7 +22,7 @@ class Ended(NamedTuple):
 
 def ldbench(*arguments: object) -> Ended:
     """Run a command as the shell would; whatever it does not turn into an exit code is raised."""
-    from ldbench.cli import main
+    from ldbench.cli.app import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     code: Any = 0

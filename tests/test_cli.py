@@ -18,14 +18,14 @@ SMALL += ["--epochs", "4", "--batch-size", "50"]
 
 
 def ldbench(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ldbench.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from ldbench.cli.app import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
 
 
 def in_process(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
 ) -> tuple[int, str, str]:
-    from ldbench.cli import main
+    from ldbench.cli.app import main
 
     monkeypatch.setattr(sys, "argv", ["ldbench", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
@@ -339,7 +339,7 @@ def test_a_dry_run_of_a_long_grid_is_told_comparison_by_comparison(
 
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
-    code = "import sys; sys.argv = ['ldbench', 'run', '--help']\nfrom ldbench.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['ldbench', 'run', '--help']\nfrom ldbench.cli.app import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules and 'pandas' not in sys.modules and 'matplotlib' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

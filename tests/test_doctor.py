@@ -14,7 +14,7 @@ import torch
 from fake_nvml import Clock, FakeNvml, Gpu
 from rich.console import Console
 
-from ldbench import cli
+from ldbench.cli.app import app as cli
 from ldbench.doctor.checks import checks as doctor
 from ldbench.doctor.checks import machine
 from ldbench.doctor.checks import software as checks

@@ -20,13 +20,13 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from ldbench.cli.progress import ConsoleProgress
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream
 from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
-from ldbench.progress import ConsoleProgress
 from ldbench.runner.run_grid import run_experiment
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
@@ -103,7 +103,7 @@ def test_a_disk_too_full_for_the_result_ends_in_one_line_and_the_same_command_go
         "--out",
         str(tmp_path / "r"),
     ]
-    code = "import resource, sys\nfrom ldbench.cli import main\nlimit = int(sys.argv.pop(1))\n"
+    code = "import resource, sys\nfrom ldbench.cli.app import main\nlimit = int(sys.argv.pop(1))\n"
     code += "if limit:\n    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\nmain()"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
 

@@ -19,13 +19,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ldbench.cli.progress import ConsoleProgress
 from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.models.fit import ModelSpec
 from ldbench.models.initial_weights import InitialWeights, digest, head_names, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
-from ldbench.progress import ConsoleProgress
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.records.plan_file import all_finished

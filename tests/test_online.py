@@ -15,6 +15,7 @@ from test_dropping import BATCH, SAMPLES, Net, cheap_store, data
 from torch import Tensor, nn
 
 from ldbench import FixedSchedule, LayerDropper
+from ldbench.cli.progress import ConsoleProgress
 from ldbench.data.batch_source import TensorFeed
 from ldbench.data.stream import Stream, chunked
 from ldbench.errors import UserError
@@ -23,7 +24,6 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import plain, read_sealed
 from ldbench.io.tensors import read_checkpoint
 from ldbench.models.recipes import default_recipe
-from ldbench.progress import ConsoleProgress
 from ldbench.records.integrity import verify
 from ldbench.records.results import load_results
 from ldbench.reporting.report import write_report

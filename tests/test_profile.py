@@ -57,7 +57,7 @@ def test_the_plot_names_every_stage() -> None:
 def test_the_command_measures_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ldbench.cli import main
+    from ldbench.cli.app import main
 
     options = [
         "--model",

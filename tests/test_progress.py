@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ldbench import progress as module
+from ldbench.cli.app import progress as module
+from ldbench.cli.progress import ConsoleProgress, duration, epochs_run
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.progress import ConsoleProgress, duration, epochs_run
 from ldbench.runner.plan import plan
 
 

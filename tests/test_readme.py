@@ -81,7 +81,7 @@ def test_every_public_name_exists_and_is_listed() -> None:
 
 
 def test_suites_and_options_that_the_readme_names_exist() -> None:
-    from ldbench.cli import app
+    from ldbench.cli.app import app
     from ldbench.experiment.files import suite_names
 
     text = README.read_text(encoding="utf-8")

@@ -19,10 +19,10 @@ from interruptions import Bench, StopAfter, lasting
 from rich.console import Console
 from safetensors.torch import load_file
 
+from ldbench.cli.progress import ConsoleProgress
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed, write_sealed
 from ldbench.io.tensors import read_checkpoint, write_checkpoint
-from ldbench.progress import ConsoleProgress
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.runner.run_grid import run_experiment
@@ -247,7 +247,15 @@ TABLE = {
 
 
 def start(experiment: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from ldbench.cli import main; main()", "run", str(experiment), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        "from ldbench.cli.app import main; main()",
+        "run",
+        str(experiment),
+        "--out",
+        str(out),
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ldbench.commands import console
+from ldbench.cli.commands import console
 from ldbench.errors import UserError
 from ldbench.experiment.config import Experiment
 

@@ -83,7 +83,7 @@ def run(
     options = {key: value for key, value in locals().items() if value is not None}
     for own in ("experiment", "out", "dry_run", "quiet", "json_", "set_"):
         options.pop(own, None)
-    from ldbench.commands import run_command
+    from ldbench.cli.commands import run_command
     from ldbench.experiment.options import experiment_from_options
 
     chosen, name = experiment_from_options(experiment, options, set_ or [])
@@ -99,7 +99,7 @@ def report(
     all_figures: Annotated[bool, typer.Option("--all-figures", help="Draw every figure of a large grid.")] = False,
 ) -> None:
     """Print the table of a results folder and write its HTML page and CSV files."""
-    from ldbench.commands import report_command
+    from ldbench.cli.commands import report_command
 
     raise typer.Exit(report_command(directory, as_json=json_, all_figures=all_figures))
 
@@ -110,7 +110,7 @@ def verify(
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check every file of a results folder against its checksum. Exit code 1 when one is damaged."""
-    from ldbench.commands import verify_command
+    from ldbench.cli.commands import verify_command
 
     raise typer.Exit(verify_command(directory, as_json=json_))
 
@@ -138,8 +138,8 @@ def profile(
     options = {
         key: value for key, value in locals().items() if value is not None and key not in ("out", "json_", "energy")
     }
+    from ldbench.cli.profile import profile_command
     from ldbench.experiment.validation import experiment_from_dict
-    from ldbench.profile_command import profile_command
 
     raise typer.Exit(profile_command(experiment_from_dict(options), out, as_json=json_, metered=energy))
 
@@ -147,7 +147,7 @@ def profile(
 @app.command()
 def doctor(json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Try what this machine can do, and say how to close each gap. Exit code 0 when training works, 1 when not."""
-    from ldbench.commands import doctor_command
+    from ldbench.cli.commands import doctor_command
 
     raise typer.Exit(doctor_command(as_json=json_))
 

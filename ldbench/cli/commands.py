@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ldbench.cli.progress import ConsoleProgress, cell_title
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
-from ldbench.progress import ConsoleProgress, cell_title
 
 if TYPE_CHECKING:
     from ldbench.records.plan_file import Outcome
