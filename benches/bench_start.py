@@ -20,14 +20,14 @@ from . import common
 class Start:
     """Seconds of a whole process."""
 
-    params = (["import ldbench", "import ldbench.dropping.engine", "--help"],)
+    params = (["import ldbench", "from ldbench import LayerDropper", "--help"],)
     param_names = ("what",)
     version = "1"
     timeout = 300
 
     def track_seconds(self, what: str) -> dict[str, object]:
         code = (
-            "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli.app import main; main()"
+            "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli import main; main()"
             if what == "--help"
             else what
         )

@@ -43,7 +43,7 @@ DISK_FULL_EVERY = 5
 def command(out: Path, costs: Path | None) -> list[str]:
     """The grid's command line; ``costs`` is a table to decide by."""
     table = [] if costs is None else ["--cost-table", str(costs)]
-    return [sys.executable, "-c", "from ldbench.cli.app import main; main()", *GRID, *table, "--out", str(out)]
+    return [sys.executable, "-c", "from ldbench.cli import main; main()", *GRID, *table, "--out", str(out)]
 
 
 def run(out: Path, costs: Path | None) -> None:

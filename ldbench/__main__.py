@@ -1,5 +1,5 @@
 """``python -m ldbench``."""
 
-from ldbench.cli.app import main
+from ldbench.cli import main
 
 main()

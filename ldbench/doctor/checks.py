@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldbench.doctor.checks import machine, software
+from ldbench.doctor import machine, software
 from ldbench.doctor.software import FAIL, GAP, OK, UNTRIED, Check, one_line
 from ldbench.errors import clean
 

@@ -14,7 +14,7 @@ from typing import Any
 @lru_cache(maxsize=1)
 def _git_commit() -> str | None:
     """Commit of the checkout ldbench runs from, "+dirty" appended when it has changes; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]

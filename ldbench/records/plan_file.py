@@ -31,7 +31,7 @@ class Outcome:
 
 def _key(experiment: Experiment) -> dict[str, Any]:
     """What decides the cells of a plan: the experiment, the weights it begins with, and the default recipes."""
-    recipes = (resources.files("ldbench") / "recipes.py").read_bytes()
+    recipes = (resources.files("ldbench.models") / "recipes.py").read_bytes()
     init = init_identity(experiment.init)
     whole: dict[str, Any] = plain(
         {"experiment": experiment.to_dict(), "init": init, "recipes": hashlib.sha256(recipes).hexdigest()}

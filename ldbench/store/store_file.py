@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import ldbench
 from ldbench.io.atomic import flush
 from ldbench.io.checksums import Damaged, read_sealed, write_sealed
 from ldbench.store.activation_store import ActivationStore
@@ -22,11 +21,9 @@ from ldbench.store.activation_store import ActivationStore
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """SHA-256 over ldbench's own source files, kernels included, hexadecimal: a commit's name says nothing about edits."""
-    from ldbench import kernels
-
     digest = hashlib.sha256()
-    for package in (ldbench, kernels):
-        folder = Path(str(package.__file__)).parent
+    package = Path(__file__).parents[1]
+    for folder in (package, package / "kernels"):  # which is a link in a checkout, and not followed from the package
         for file in sorted(folder.rglob("*.py")):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
