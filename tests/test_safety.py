@@ -81,7 +81,7 @@ def test_the_search_finds_what_it_is_for() -> None:
 
 
 def test_pickles_only_use_is_a_reader_without_names() -> None:
-    tree = ast.parse((Path(str(package.__file__)).parent / "batches.py").read_text())
+    tree = ast.parse((Path(str(package.__file__)).parent / "data/cifar_pickle.py").read_text())
     used = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("pickle.")]  # fmt: skip
     assert used == ["pickle.Unpickler"]
     (reader,) = [
