@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = ("tests/test_delta_norm.py", "tests/test_gather.py", "tests/test_cache.py")
+FILES = ("tests/kernels/test_delta_norm.py", "tests/kernels/test_gather.py", "tests/store/test_activation_store.py")
 MOST_PROCESSES = 6
 ENDING = 4.0  # seconds that the test which runs when time is up may take, before its process is killed
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torchvision.datasets as tv
-from hostile import everything_below, ldbench, refused
-from report_records import make_record, write_cell
-from test_readers import cifar_files, write_cifar  # noqa: F401
+from support.cifar import write_cifar
+from support.hostile import everything_below, ldbench, refused
+from support.report_records import make_record, write_cell
 
 import ldbench as package
 from ldbench import kernels
@@ -167,7 +167,7 @@ def test_a_planted_store_is_never_taken_for_one(mark: Path, tmp_path: Path) -> N
 
 
 def test_a_cost_table_of_anything_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldbench.runner.run_grid import preparation
+    from ldbench.runner import preparation
 
     for table in ({}, [], None, {"flops": [{}], "tiers": 3}, {"flops": "x", "tiers": {}}):
         write_sealed(tmp_path / "table.json", {"what": {"model": "m"}, "table": table})

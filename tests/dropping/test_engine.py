@@ -1,0 +1,226 @@
+"""Dropping: what leaves training is really gone, what stays is untouched, and skipping the forward pass changes nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.loops import BATCH, SAMPLES, Net, Training, cheap_store, data, state
+from torch import Tensor, nn
+
+from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
+from ldbench.costs.table import CostTable
+from ldbench.store.budget import StoreBudget
+
+DROP_TWO = ((0.25, 1), (0.5, 2))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_dropped_parameters_gradients_and_statistics_never_move_again(optimizer: str) -> None:
+    training = Training(FixedSchedule(DROP_TWO), optimizer=optimizer)
+    training.epoch()
+    training.epoch()
+    training.epoch()
+    assert training.dropper.cut == 2
+    before = state(training.model)
+    gone = [*training.model.first.parameters(), *training.model.second.parameters()]
+    for p in gone:
+        assert p.grad is None
+        assert not p.requires_grad
+        assert p not in training.optimizer.state
+        assert all(p is not q for group in training.optimizer.param_groups for q in group["params"])
+    training.epoch()
+    training.model.train()
+    training.model(data()[0])  # even a forward pass of the whole model in train mode must not wake them
+    for name, value in training.model.state_dict().items():
+        if name.startswith(("first", "second")):
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(training.model.head.weight, before["head.weight"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_freeze_and_store_end_with_the_same_weights_within_rounding(dropout: float) -> None:
+    stored = Training(FixedSchedule(DROP_TWO), "store", dropout).run()
+    frozen = Training(FixedSchedule(DROP_TWO), "freeze", dropout).run()
+    assert stored.dropper.cut == frozen.dropper.cut == 2
+    for (name, a), b in zip(stored.model.state_dict().items(), frozen.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+    untouched = Training(FixedSchedule(()), "store", dropout).run()
+    assert not torch.allclose(untouched.model.head.weight, stored.model.head.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_cached_activations_are_the_prefixs_output_in_evaluation_mode() -> None:
+    training = Training(FixedSchedule(DROP_TWO)).run()
+    training.model.eval()
+    images, targets = data()
+    seen = 0
+    for x, y, index in training.dropper.loader(99):
+        with torch.no_grad():
+            direct = training.model.second(training.model.first(images[index]))
+        torch.testing.assert_close(x, direct.flatten(1) if x.dim() == 2 else direct, rtol=1e-5, atol=1e-6)
+        assert torch.equal(y, targets[index])
+        seen += len(index)
+    assert seen == SAMPLES
+
+
+def test_a_second_drop_reads_the_first_store_and_not_the_images() -> None:
+    training = Training(FixedSchedule(DROP_TWO))
+    while training.dropper.cut == 0:
+        training.epoch()
+    training.dropper.feed = None  # type: ignore[assignment]
+    training.run()
+    assert training.dropper.cut == 2
+
+
+def test_batchnorm_statistics_at_a_drop_are_the_populations() -> None:
+    training = Training(FixedSchedule(((0.5, 1),)))
+    while training.dropper.cut == 0:
+        training.epoch()
+    norm, conv = training.model.first[1], training.model.first[0]
+    with torch.no_grad():
+        out = conv(data()[0])
+    torch.testing.assert_close(norm.running_mean, out.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, out.var((0, 2, 3)), rtol=0.05, atol=1e-4)  # averaged over minibatches
+    assert norm.momentum == 0.1
+
+
+def test_order_and_dropout_do_not_depend_on_what_was_dropped() -> None:
+    runs = [Training(FixedSchedule(drops), dropout=0.5) for drops in ((), DROP_TWO)]
+    orders = [[index.tolist() for epoch in range(2) for _, _, index in run.dropper.loader(epoch)] for run in runs]
+    assert orders[0] == orders[1]
+    masks: list[list[Tensor]] = [[], []]
+    for run, seen in zip(runs, masks, strict=True):
+        run.model.drop.register_forward_hook(lambda m, x, y, seen=seen: seen.append((y == 0) & (x[0] != 0)))
+        run.run()
+    assert runs[1].dropper.cut == 2
+    assert len(masks[0]) == len(masks[1]) == runs[0].dropper.total_steps
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    assert not torch.equal(masks[0][0], masks[0][1])  # and a new mask every step
+
+
+@pytest.mark.parametrize(("dtype", "drift"), [("fp16", 0.05), ("bf16", 0.2), ("int8", 0.2)])
+def test_narrow_stores_train_close_to_the_exact_one(dtype: str, drift: float) -> None:
+    exact = Training(FixedSchedule(DROP_TWO)).run()
+    narrow = Training(FixedSchedule(DROP_TWO), cache_dtype=dtype).run()
+    assert narrow.dropper.peak_store_bytes < exact.dropper.peak_store_bytes
+    limit = {"fp16": 2**-11, "bf16": 2**-8, "int8": 0.02}[dtype]
+    assert all(drop.store_relative_error == 0.0 for drop in exact.dropper.drops)
+    assert all(0.0 < drop.store_relative_error <= limit for drop in narrow.dropper.drops)
+    images, targets = data()
+    losses = []
+    for run in (exact, narrow):
+        run.model.eval()
+        with torch.no_grad():
+            losses.append(float(nn.functional.cross_entropy(run.model(images), targets)))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=drift)
+
+
+def test_a_store_on_disk_trains_to_the_same_bits_and_is_deleted(tmp_path: Path) -> None:
+    device = Training(FixedSchedule(DROP_TWO)).run()
+    disk = Training(FixedSchedule(DROP_TWO), cache_budget=StoreBudget(0, 0, 10**9), folder=tmp_path).run()
+    assert {drop.store_tier for drop in disk.dropper.drops} == {"disk"}
+    assert len(list(tmp_path.iterdir())) == 1  # the first store went when the second was made
+    for a, b in zip(device.model.state_dict().values(), disk.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    disk.dropper.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_while_building_falls_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldbench.store.activation_store import ActivationStore
+
+    def no_memory(self: ActivationStore, *arguments: object) -> Tensor:
+        if self.tier == "device":
+            raise MemoryError
+        return allocate(self, *arguments)  # type: ignore[arg-type]
+
+    allocate = ActivationStore._allocate
+    monkeypatch.setattr(ActivationStore, "_allocate", no_memory)
+    training = Training(FixedSchedule(DROP_TWO), folder=tmp_path).run()
+    assert [drop.store_tier for drop in training.dropper.drops] == ["disk", "disk"]
+
+
+def test_a_drop_that_cannot_pay_is_not_made_and_says_why() -> None:
+    training = Training(FixedSchedule(((0.6, 2),)), epochs=2)
+    table = cheap_store(training.model)
+    training.dropper.costs = CostTable.from_dict(table.to_dict() | {"inference": [1e9] * 4})
+    training.run()
+    assert training.dropper.cut == 0
+    assert "does not pay" in training.dropper.declined[0]["reason"]
+
+
+def test_the_model_is_whole_and_ordinary_again_after_close() -> None:
+    training = Training(FixedSchedule(DROP_TWO)).run()
+    training.dropper.close()
+    training.model.train()
+    assert all(module.training for module in training.model.modules())
+    assert all(p.requires_grad for p in training.model.parameters())
+    plain = Net()
+    plain.load_state_dict(training.model.state_dict())
+    images = data()[0]
+    assert torch.equal(plain.eval()(images), training.model.eval()(images))
+
+
+def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
+    run = Training(FixedSchedule(())).run()
+    torch.manual_seed(3)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-2)
+    images, targets = data()
+    for epoch in range(4):
+        for _, _, index in run.dropper.loader(epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[index]), targets[index]).backward()
+            optimizer.step()
+    for a, b in zip(run.model.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
+    training = Training(LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6).run()
+    assert training.dropper.costs is not None
+    assert training.dropper.checks[0]["change"]
+    assert training.dropper.drops or training.dropper.declined
+
+
+def test_map_style_data_sets_can_feed_the_loop() -> None:
+    tensors = data()
+    plain = Training(FixedSchedule(DROP_TWO)).run()
+    torch.manual_seed(3)
+    training = Training(FixedSchedule(DROP_TWO))
+    training.dropper = LayerDropper(
+        training.model, training.optimizer, torch.utils.data.TensorDataset(*tensors), batch_size=BATCH, epochs=4,
+        policy=FixedSchedule(DROP_TWO), check_every=2, costs=cheap_store(training.model),
+    )  # fmt: skip
+    training.run()
+    for a, b in zip(plain.model.state_dict().values(), training.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("wrong", ["tensors of different length", "no length", "no duration"])
+def test_wrong_arguments_are_refused(wrong: str) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    images, targets = data()
+    feeds = {
+        "tensors of different length": (images, targets[:5]),
+        "no length": iter([]),
+        "no duration": (images, targets),
+    }
+    length = {} if wrong == "no duration" else {"epochs": 1}
+    with pytest.raises((ValueError, TypeError)):
+        LayerDropper(model, optimizer, feeds[wrong], batch_size=4, **length)
+
+
+def test_a_stale_gradient_cannot_move_a_dropped_parameter() -> None:
+    """Momentum or weight decay on a parameter that kept its gradient is how frozen layers drift elsewhere."""
+    training = Training(FixedSchedule(((0.25, 1),)), epochs=2)
+    while training.dropper.cut == 0:
+        training.epoch()
+    weight = training.model.first[0].weight
+    before = weight.clone()
+    weight.grad = torch.ones_like(weight)
+    training.optimizer.step()
+    assert torch.equal(weight, before)
