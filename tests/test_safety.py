@@ -178,7 +178,7 @@ def test_a_cost_table_of_anything_is_one_line(tmp_path: Path, monkeypatch: pytes
 def test_a_planted_data_file_is_never_unpickled_even_with_the_right_checksum(
     mark: Path,
     tmp_path: Path,
-    cifar_files: dict[str, bytes],  # noqa: F811
+    cifar_files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = write_cifar(tmp_path, cifar_files)
