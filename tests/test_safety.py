@@ -67,7 +67,7 @@ def test_the_package_neither_pickles_nor_runs_text_but_in_the_places_named_here(
     assert found == {
         ("models.py", "importlib.import_module"),  # --model package.module:factory, which says so
         ("__init__.py", "import_module"),  # ldbench's own modules, by name out of a table
-        ("batches.py", "import pickle"),  # a reader that refuses every name; see below
+        ("cifar_pickle.py", "import pickle"),  # a reader that refuses every name; see below
     }
 
 
@@ -151,7 +151,7 @@ def test_planted_pickles_are_named_as_damaged_and_never_run(mark: Path, tmp_path
         named = {Path(entry["path"]).name for entry in json.loads(verified.out)["damaged"]}
         assert named >= {*planted, "table.json", "experiment.json"}
         assert refused(ldbench("run", root / "experiment.json", "--dry-run"))
-        assert refused(ldbench("run", "--model", "tiny_nets:net", "--dataset", "digits", "--image-size", "8", "--cost-table", root / "costs", "--dry-run", "--json"))  # fmt: skip
+        assert refused(ldbench("run", "--model", "support.tiny_nets:net", "--dataset", "digits", "--image-size", "8", "--cost-table", root / "costs", "--dry-run", "--json"))  # fmt: skip
         with pytest.raises(Damaged):
             read_checkpoint(odd / "checkpoint.safetensors")
 

@@ -6,17 +6,10 @@ import dataclasses
 import hashlib
 import json
 import re
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-if typing.TYPE_CHECKING:
-    pass
-
-
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
-
-
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 
 

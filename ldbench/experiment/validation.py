@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-from ldbench.errors import UserError, nearest, shown
-from ldbench.experiment.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
-
-if TYPE_CHECKING:
-    from ldbench.experiment.config import Experiment
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.coercion import coerce, seed_list
-
-if typing.TYPE_CHECKING:
-    pass
-
+from ldbench.experiment.config import Experiment
+from ldbench.experiment.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "adam", "adamw"),
@@ -30,16 +22,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stream": STREAMS,
     "stream_schedule": STREAM_SCHEDULES,
 }
-
-
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
-
-
 NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
                 "checkpoint_minutes", "memory")  # fmt: skip
-
-
 BELOW_ONE = ("momentum", "dropout", "label_smoothing", "warmup_fraction")
 
 

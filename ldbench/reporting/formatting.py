@@ -9,8 +9,6 @@ from typing import Any
 from ldbench.errors import clean
 
 Row = Mapping[str, Any]
-
-
 FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 
 

@@ -17,14 +17,8 @@ from ldbench.errors import UserError, shown
 from ldbench.kernels import row_stride, scale_count
 
 Tier = Literal["device", "pinned", "disk"]
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-
-
 AUTO_SHARE = 0.5  # of what is free: the other half is for the live stages, the next store and other people
-
-
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 

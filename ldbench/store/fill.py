@@ -14,8 +14,6 @@ from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
 
 Source = Callable[[Tensor], Tensor]
-
-
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 

@@ -29,7 +29,7 @@ from ldbench.runner.preparation import Preparation
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {
-    "model": ["resnet18", ["vgg11", "resnet18"], "tiny_nets:net"], "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
+    "model": ["resnet18", ["vgg11", "resnet18"], "support.tiny_nets:net"], "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
     "method": ["full", ["full", "short"], ["learn-and-drop", "freeze"], "schedule"], "seeds": [1, 3, [0, 7]],
     "short_budgets": [0.5, [0.25, 0.5]], "epochs": [1, 12], "batch_size": [1, 128], "lr": [0.1, 1], "weight_decay": [0, 0.1],
     "momentum": [0.9], "augment": list(CHOICES["augment"]), "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
@@ -176,7 +176,7 @@ def test_a_command_is_a_plan_or_one_line(command: str, arguments: list[list[str]
 sizes = st.sampled_from([None, 1, 8, 16, 31, 32])
 contradictions = st.fixed_dictionaries(
     {
-        "model": st.sampled_from(["resnet18", "tiny_nets:net", "tiny_nets:absent", "vgg11", "squeezenet1_1"]),
+        "model": st.sampled_from(["resnet18", "support.tiny_nets:net", "support.tiny_nets:absent", "vgg11", "squeezenet1_1"]),
         "dataset": st.sampled_from(["digits", "synthetic:1x8x8:2:9", "synthetic:4x16x16:3:30", "synthetic:3x9999x9999:2:99999999", "folder:.", "mnist"]),
         "method": st.sampled_from([["full"], ["learn-and-drop"], ["freeze"], ["learn-and-drop", "freeze"]]),
     },
@@ -193,7 +193,7 @@ contradictions = st.fixed_dictionaries(
 @settings(max_examples=25)
 @given(contradictions)
 @example({"model": "resnet18", "dataset": "digits", "method": "full", "width": 64.0, "image_size": 32})
-@example({"model": "tiny_nets:failing", "dataset": "digits", "method": "full", "image_size": 8})
+@example({"model": "support.tiny_nets:failing", "dataset": "digits", "method": "full", "image_size": 8})
 def test_options_that_contradict_each_other_are_refused_before_anything_runs(table: dict[str, Any]) -> None:
     with workplace(checked=True) as folder:
         (folder / "e.json").write_text(json.dumps(table))
@@ -289,7 +289,15 @@ def test_what_is_no_folder_of_results_is_one_line(command: str, put: Callable[[P
         put_loop(place / "cells")
     before = sorted(tmp_path.rglob("*"))
     if command == "run":
-        arguments: list[object] = ["run", "--model", "tiny_nets:net", "--dataset", "digits", "--out", place / "cells"]
+        arguments: list[object] = [
+            "run",
+            "--model",
+            "support.tiny_nets:net",
+            "--dataset",
+            "digits",
+            "--out",
+            place / "cells",
+        ]
     else:
         arguments = [command, place] if command != "profile" else ["profile", "--out", place / "cells"]
     ended = ldbench(*arguments)

@@ -7,20 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.cost_table import FLOPS, TABLE
 
 from ldbench.costs.break_even import StorePlan, best_cut
 from ldbench.costs.profile import cut_rows, plot, stage_rows
-from ldbench.costs.table import CostTable, TierCost
 from ldbench.dropping.account import FlopLedger
-from ldbench.stages.flops import StageFlops
 from ldbench.store.budget import StoreBudget
 
-FLOPS = [StageFlops(10, 20, 11, (4,)), StageFlops(30, 60, 31, (4,)), StageFlops(5, 10, 6, (2,))]
-TABLE = CostTable(
-    stages=["a", "b", "c"], batch_size=10, forward=[1.0, 3.0, 0.5], backward=[1.0, 6.0, 1.0],
-    inference=[0.5, 1.5, 0.25], steps=[13.225, 8.125, 1.425], input_seconds=0.25,
-    tiers={"device": TierCost(0.01, 0.0, 0.001)}, flops=FLOPS, normalised=[True, False, False],
-)  # fmt: skip
 PLAN = StorePlan(100, "fp32", StoreBudget(10**9, 0, 0))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from support.cost_table import TABLE
 from torch import nn
 
 from ldbench.costs.break_even import StorePlan
@@ -107,8 +108,6 @@ def test_without_a_figure_there_is_the_reason(meter: EnergyMeter, reason: str) -
 
 
 def test_the_profile_says_what_a_cut_saves_in_joules() -> None:
-    from test_profile import TABLE
-
     plan = StorePlan(100, "fp32", StoreBudget(10**9, 0, 0))
     energy = StageEnergy([5.0, 20.0, 3.0], [29.0, 22.0, 4.0], [0.1] * 3, None, "test")
     cuts = cut_rows(TABLE, plan, [True] * 3, energy)

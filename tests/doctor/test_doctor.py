@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from support.fake_nvml import Clock, FakeNvml, Gpu
 
-from ldbench.cli.app import app as cli
+from ldbench.cli import app as cli
 from ldbench.doctor import checks as doctor
 from ldbench.doctor import machine
 from ldbench.doctor import software as checks
@@ -132,12 +132,12 @@ def test_gpus_are_told_with_driver_mig_and_co_tenants(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("no_gpu")
 def test_unreadable_cpu_energy_comes_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldbench.meters import choose, powercap
+    from ldbench.meters import powercap, select
 
     def closed(*arguments: object) -> None:
         raise Unavailable("energy_uj is not readable by this user (root only on most systems)")
 
-    monkeypatch.setattr(choose, "package_counters", closed)
+    monkeypatch.setattr(select, "package_counters", closed)
     monkeypatch.setattr(powercap, "package_counters", closed)
     for told in (machine.check_energy(), machine.check_powercap()):
         assert told.status == GAP

@@ -207,7 +207,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("residual"), "tiny_nets:residual_net")
+    return Bench(tmp_path_factory.mktemp("residual"), "support.tiny_nets:residual_net")
 
 
 @pytest.mark.parametrize("method", ["autofreeze+store", "egeria", "apf+store", "freezeout+store"])

@@ -82,7 +82,7 @@ def test_training_goes_on_where_checkpoints_and_stores_find_no_room(bench: Bench
 def test_a_disk_too_full_for_the_result_ends_in_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     options = [
         "--model",
-        "tiny_nets:net",
+        "support.tiny_nets:net",
         "--dataset",
         "digits",
         "--image-size",
@@ -118,7 +118,7 @@ def test_a_disk_too_full_for_the_result_ends_in_one_line_and_the_same_command_go
     assert not list(tmp_path.glob("r/cells/*/result.json"))
     assert not list(tmp_path.glob("r/**/.*.part"))
     table = {
-        "model": "tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 60, "test_size": 20, "epochs": 1,
+        "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 60, "test_size": 20, "epochs": 1,
         "batch_size": 20, "method": "full",
     }  # fmt: skip
     run_experiment(experiment_from_dict(table), tmp_path / "r", ConsoleProgress(Console(), quiet=True))
@@ -214,7 +214,7 @@ def test_data_that_changed_between_runs_is_refused_before_anything_is_mixed(tmp_
             pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i:02}.png")
     table = {
-        "model": "tiny_nets:net", "dataset": f"folder:{tmp_path / 'images'}", "method": "full", "epochs": 1,
+        "model": "support.tiny_nets:net", "dataset": f"folder:{tmp_path / 'images'}", "method": "full", "epochs": 1,
         "batch_size": 8, "seeds": 1,
     }  # fmt: skip
     quiet = ConsoleProgress(Console(), quiet=True)
@@ -254,7 +254,7 @@ def test_a_clock_that_jumps_leaves_every_duration_sane(
 
 def test_a_newer_record_is_named_set_aside_and_its_cell_run_again(tmp_path: Path) -> None:
     table = {
-        "model": "tiny_nets:net",
+        "model": "support.tiny_nets:net",
         "image_size": 8,
         "train_size": 40,
         "test_size": 20,

@@ -39,13 +39,13 @@ from ldbench.training.checkpointing import CHECKPOINT, Keeper
 from ldbench.training.interrupts import Interrupted
 
 TABLE: dict[str, Any] = {
-    "model": "tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50, "epochs": 3,
+    "model": "support.tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50, "epochs": 3,
     "batch_size": 20, "check_every": 2, "scenario": "fine-tune", "pretrain_dataset": "digits[0-3]", "pretrain_size": 512,
     "pretrain_epochs": 2, "method": ["full", "short", "learn-and-drop", "freeze", "schedule"], "short_budgets": [0.5],
     "policy": {"schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.9, "patience": 1}},
     "seeds": 2, "threads": torch.get_num_threads(),
 }  # fmt: skip
-SPEC = ModelSpec("tiny_nets:net", 1, 8, 5)
+SPEC = ModelSpec("support.tiny_nets:net", 1, 8, 5)
 QUIET = ConsoleProgress(Console(), quiet=True)
 
 
@@ -397,7 +397,7 @@ def test_published_weights_are_fetched_only_when_asked_and_run_no_code(
     with pytest.raises(UserError, match="add --download to fetch https"):
         torchvision_weights("resnet18", download=False)
     with pytest.raises(UserError, match="no architecture of torchvision"):
-        torchvision_weights("tiny_nets:net", download=True)
+        torchvision_weights("support.tiny_nets:net", download=True)
 
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -240,7 +240,7 @@ def test_lost_work_is_counted_apart(bench: Bench, tmp_path: Path) -> None:
 # --- real processes --------------------------------------------------------------------------------------------------
 
 TABLE = {
-    "model": "tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 400, "test_size": 60, "epochs": 20,
+    "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 400, "test_size": 60, "epochs": 20,
     "batch_size": 20, "method": ["full", "schedule"], "policy": {"schedule": {"drops": [[0.3, 0.3], [0.6, 0.6]]}},
     "cache_budget": "0,0,100MB", "save_model": "final", "eval_every": 10, "checkpoint_minutes": 0.001,
 }  # fmt: skip
