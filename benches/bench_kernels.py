@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from ldbench.devices import synchronize
 from ldbench.kernels import DeltaNormPlan, delta_norms, gather_rows, quantize_rows, row_stride
 
 from . import common
+from .places import synchronize
+
+timeout = 300
 
 
 class _Norms:
     """Norms of all layers with the snapshot updated, by turns of two sets of parameters, so that they always moved."""
-
-    timeout = 300
 
     def setup(self, model: str, *_: str) -> None:
         where = common.device()
@@ -46,11 +46,10 @@ class DeltaNorms(_Norms):
 
     params = (["vgg11_bn", "resnet50"], ["ldbench", "foreach"], [common.machine_key()])
     param_names = ("parameters of", "by", "device")
+    version = "2"
 
     def time_norms(self, model: str, by: str, device: str) -> None:
         self.run(by)
-
-    time_norms.version = "2"  # type: ignore[attr-defined]
 
 
 class DeltaNormsRatio(_Norms):
@@ -58,6 +57,8 @@ class DeltaNormsRatio(_Norms):
 
     params = (["resnet18"], [common.machine_key()])
     param_names = ("parameters of", "device")
+    unit = "of the foreach lines"
+    version = "2"
 
     def track_norms_over_foreach(self, model: str, device: str) -> dict[str, object]:
         def pair() -> tuple[Callable[[], None], Callable[[], None]]:
@@ -66,14 +67,10 @@ class DeltaNormsRatio(_Norms):
 
         return common.ratio_samples(pair)
 
-    track_norms_over_foreach.unit = "of the foreach lines"  # type: ignore[attr-defined]
-    track_norms_over_foreach.version = "2"  # type: ignore[attr-defined]
-
 
 class _Gather:
     """A minibatch of 128 from a store behind VGG's second stage, by what the rows are kept in."""
 
-    timeout = 300
     shape = (64, 8, 8)
 
     def setup(self, rows: str, *_: str) -> None:
@@ -103,12 +100,11 @@ class GatherRows(_Gather):
 
     params = (["fp32", "fp16", "int8"], ["ldbench", "indexing"], [common.machine_key()])
     param_names = ("rows", "by", "device")
+    version = "2"
+    sample_time = 0.05
 
     def time_gather(self, rows: str, by: str, device: str) -> None:
         self.run(by)
-
-    time_gather.version = "2"  # type: ignore[attr-defined]
-    time_gather.sample_time = 0.05  # type: ignore[attr-defined]
 
 
 class GatherRatio(_Gather):
@@ -116,6 +112,8 @@ class GatherRatio(_Gather):
 
     params = (["fp32", "fp16", "int8"], [common.machine_key()])
     param_names = ("rows", "device")
+    unit = "of indexing"
+    version = "2"
 
     def track_gather_over_indexing(self, rows: str, device: str) -> dict[str, object]:
         def pair() -> tuple[Callable[[], None], Callable[[], None]]:
@@ -123,6 +121,3 @@ class GatherRatio(_Gather):
             return lambda: self.run("ldbench"), lambda: self.run("indexing")
 
         return common.ratio_samples(pair)
-
-    track_gather_over_indexing.unit = "of indexing"  # type: ignore[attr-defined]
-    track_gather_over_indexing.version = "2"  # type: ignore[attr-defined]

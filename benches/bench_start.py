@@ -8,13 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ldbench.experiment.grid import cells
-from ldbench.experiment.validation import experiment_from_dict
-from ldbench.io.checksums import write_sealed
-from ldbench.models.recipes import default_recipe
-from ldbench.reporting.report import write_report
-
 from . import common
+from .places import cells, default_recipe, experiment_from_dict, write_report, write_sealed
 
 
 class Start:
@@ -22,19 +17,14 @@ class Start:
 
     params = (["import ldbench", "from ldbench import LayerDropper", "--help"],)
     param_names = ("what",)
+    unit = "seconds"
     version = "1"
     timeout = 300
 
     def track_seconds(self, what: str) -> dict[str, object]:
-        code = (
-            "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli import main; main()"
-            if what == "--help"
-            else what
-        )
+        shown = "import sys; sys.argv = ['ldbench', '--help']; from ldbench.cli import main; main()"
+        code = shown if what == "--help" else what
         return common.samples(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True), 2)
-
-    track_seconds.unit = "seconds"  # type: ignore[attr-defined]
-    track_seconds.version = "1"  # type: ignore[attr-defined]
 
 
 class Report:
@@ -44,16 +34,16 @@ class Report:
     param_names = ("records",)
     version = "1"
     timeout = 600
+    number = repeat = 1
 
     def setup(self, records: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        methods = ["full", "short", "learn-and-drop"]
         table = {
             "model": ["resnet18", "vgg11_bn"],
-            "method": methods,
+            "method": ["full", "short", "learn-and-drop"],
             "short_budgets": [0.5],
-            "seeds": list(range(records // 6)),
         }
+        table |= {"seeds": list(range(records // 6))}
         for cell in cells(experiment_from_dict(table), default_recipe):
             folder = Path(self.folder.name) / "cells" / cell.cell_id
             folder.mkdir(parents=True)
@@ -73,7 +63,3 @@ class Report:
 
     def time_report(self, records: int) -> None:
         write_report(Path(self.folder.name))
-
-    time_report.version = "1"  # type: ignore[attr-defined]
-    time_report.number = 1  # type: ignore[attr-defined]
-    time_report.repeat = 1  # type: ignore[attr-defined]

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import torch
 
-from ldbench.devices import synchronize
 from ldbench.meters import NullEnergyMeter, energy_meter, measure
-from ldbench.stages.flops import count_stage_flops
-from ldbench.stages.split import split_stages
 
 from . import common
+from .places import building_seconds, count_stage_flops, split_stages, synchronize
+
+timeout = 300
 
 
 class TrainingStep:
@@ -22,8 +22,8 @@ class TrainingStep:
 
     params = (common.MODELS, ["none", "half", "all but one"], [common.machine_key()])
     param_names = ("model", "dropped", "device")
-    version = "1"
-    timeout = 300
+    unit = "seconds"
+    version = "2"
 
     def setup(self, model: str, dropped: str, device: str) -> None:
         self.engine = common.dropper(model)
@@ -49,17 +49,14 @@ class TrainingStep:
     track_step_over_plain_loop.unit = "of a plain step"  # type: ignore[attr-defined]
     track_step_over_plain_loop.version = "3"  # type: ignore[attr-defined]
 
-    track_step_seconds.unit = "seconds"  # type: ignore[attr-defined]
-    track_step_seconds.version = "2"  # type: ignore[attr-defined]
-
 
 class TrainingEnergy:
     """Joules of a GPU for 1,000 samples of training; without a meter there is nothing to run."""
 
     params = (common.MODELS, ["none", "half"], [common.machine_key()])
     param_names = ("model", "dropped", "device")
+    unit = "joules"
     version = "1"
-    timeout = 300
 
     def setup(self, model: str, dropped: str, device: str) -> None:
         if not torch.cuda.is_available() or isinstance(energy_meter(common.device()), NullEnergyMeter):
@@ -81,17 +78,14 @@ class TrainingEnergy:
             joules.append(1000 * block.energy_joules / count)
         return {"samples": joules, "number": 1}
 
-    track_joules_per_1000_samples.unit = "joules"  # type: ignore[attr-defined]
-    track_joules_per_1000_samples.version = "1"  # type: ignore[attr-defined]
-
 
 class CacheBuilding:
     """Seconds to drop the first half of the stages, statistics and store included."""
 
     params = (common.MODELS, [common.machine_key()])
     param_names = ("model", "device")
+    unit = "seconds"
     version = "1"
-    timeout = 300
 
     def track_build_seconds(self, model: str, device: str) -> dict[str, object]:
         seconds = []
@@ -99,12 +93,9 @@ class CacheBuilding:
             engine = common.dropper(model)
             engine._drop(len(engine.stages) // 2, "benchmark", 0.0, "device")
             synchronize(engine.device)
-            seconds.append(engine.cache_build_seconds)
+            seconds.append(building_seconds(engine))
             engine.close()
         return {"samples": seconds[1:], "number": 1}  # the first one warms up
-
-    track_build_seconds.unit = "seconds"  # type: ignore[attr-defined]
-    track_build_seconds.version = "1"  # type: ignore[attr-defined]
 
 
 class Stages:
@@ -112,8 +103,8 @@ class Stages:
 
     params = (["vgg11_bn", "resnet18", "resnet50"],)
     param_names = ("model",)
+    unit = "FLOPs per sample"
     version = "1"
-    timeout = 300
 
     def setup(self, model: str) -> None:
         self.network = common.network(model)
@@ -121,14 +112,9 @@ class Stages:
     def time_split(self, model: str) -> None:
         split_stages(self.network)
 
-    time_split.version = "1"  # type: ignore[attr-defined]
-
     def track_forward_flops(self, model: str) -> int:
         stages = split_stages(copy.deepcopy(self.network))
         return sum(stage.forward for stage in count_stage_flops(stages, (1, common.SIDE, common.SIDE)))
-
-    track_forward_flops.unit = "FLOPs per sample"  # type: ignore[attr-defined]
-    track_forward_flops.version = "1"  # type: ignore[attr-defined]
 
 
 class PeakMemory:
@@ -136,8 +122,8 @@ class PeakMemory:
 
     params = (common.MODELS, [common.machine_key()])
     param_names = ("model", "device")
+    unit = "bytes"
     version = "1"
-    timeout = 300
 
     def track_peak_bytes(self, model: str, device: str) -> int:
         engine = common.dropper(model)
@@ -149,6 +135,3 @@ class PeakMemory:
         if engine.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    track_peak_bytes.unit = "bytes"  # type: ignore[attr-defined]
-    track_peak_bytes.version = "1"  # type: ignore[attr-defined]

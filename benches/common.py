@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ldbench.devices import keep_freed_memory, synchronize
-from ldbench.dropping.engine import LayerDropper
-from ldbench.models.fit import ModelSpec
-from ldbench.models.zoo import build_model
-from ldbench.policies.base import NeverDrop
-from ldbench.stages.split import split_stages
+from .places import LayerDropper, ModelSpec, NeverDrop, build_model, keep_freed_memory, split_stages, synchronize
 
 MODELS = ["vgg11_bn", "resnet18"]
 BATCH, IMAGES, SIDE, CLASSES = 64, 256, 32, 10
@@ -34,30 +30,31 @@ def machine_key() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, width: float = 0.25) -> nn.Module:
     """A narrow network with fixed weights."""
     torch.manual_seed(0)
-    return build_model(ModelSpec(name, 1, SIDE, CLASSES, width=0.25)).to(device()).train()
+    return build_model(ModelSpec(name, 1, SIDE, CLASSES, width=width)).to(device()).train()
 
 
-def dropper(name: str) -> LayerDropper:
+def random_data(count: int) -> tuple[Tensor, Tensor]:
+    """So many random images and their classes."""
+    images = torch.randn(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return images.to(device()), (torch.arange(count) % CLASSES).to(device())
+
+
+def dropper(name: str, width: float = 0.25, images: int = IMAGES, batch: int = BATCH) -> LayerDropper:
     """An engine around ``network`` that never drops by itself."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
-    targets = (torch.arange(IMAGES) % CLASSES).to(device())
-    model = network(name)
+    model = network(name, width)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    return LayerDropper(model, optimizer, (images, targets), batch_size=BATCH, epochs=1000, policy=NeverDrop())
+    return LayerDropper(model, optimizer, random_data(images), batch_size=batch, epochs=1000, policy=NeverDrop())
 
 
 def plain_step(name: str, cut: int) -> Callable[[], None]:
     """One step by hand of what is left behind ``cut``, over tensors that hold what it reads."""
-    stages, generator = split_stages(network(name)), torch.Generator().manual_seed(0)
-    inputs = torch.randn(IMAGES, 1, SIDE, SIDE, generator=generator).to(device())
+    stages, (inputs, targets) = split_stages(network(name)), random_data(IMAGES)
     with torch.no_grad():
         inputs = stages[:cut](inputs)
     live = stages[cut:]
-    targets = (torch.arange(IMAGES) % CLASSES).to(device())
     optimizer = torch.optim.SGD(live.parameters(), 0.05, momentum=0.9)
 
     def step() -> None:
@@ -82,7 +79,7 @@ def train_step(engine: LayerDropper) -> None:
 def samples(work: Callable[[], object], repeats: int = 9, least_seconds: float = 0.03) -> dict[str, object]:
     """Seconds of ``work`` in the form that gives asv a median and an interval.
 
-    A sample is the fastest of three spans of at least ``least_seconds``: what disturbs a measurement only ever adds to it.
+    A sample is the fastest of three spans of at least ``least_seconds``: what disturbs a measurement only adds to it.
     """
     work()
     count = max(1, math.ceil(least_seconds / max(_span(work, 1), 1e-6)))
@@ -91,11 +88,11 @@ def samples(work: Callable[[], object], repeats: int = 9, least_seconds: float =
 
 def ratio_samples(
     pair: Callable[[], tuple[Callable[[], object], Callable[[], object]]], repeats: int = 9, least_seconds: float = 0.03
-) -> dict[str, object]:  # fmt: skip
-    """Seconds of a piece of work over those of its peer, in turns: what slows the machine for a minute slows both alike.
+) -> dict[str, object]:
+    """Seconds of a piece of work over those of its peer, in turns: what slows the machine for a while slows both alike.
 
-    ``pair`` makes both anew for every sample, at other addresses: one process is lucky or unlucky with where its buffers
-    lie (16 % of a gather), and an interval that holds one process's luck alone calls the next one a change.
+    ``pair`` makes both anew for every sample, at other addresses: one process is lucky or unlucky with where its
+    buffers lie (16 % of a gather), and an interval that holds one process's luck alone calls the next one a change.
     """
     ratios, ballast = [], []
     for sample in range(repeats):
@@ -107,6 +104,12 @@ def ratio_samples(
         spans = [[_span(work, count) / count for work, count in zip(works, counts, strict=True)] for _ in range(3)]
         ratios.append(min(span[0] for span in spans) / min(span[1] for span in spans))
     return {"samples": ratios, "number": 1}
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "p25": low, "p75": high, "n": len(values)}
 
 
 def _span(work: Callable[[], object], count: int) -> float:

@@ -1,4 +1,4 @@
-"""What the engine itself costs, and whether predicted savings are realised: ratios from interleaved runs on this machine.
+"""What the engine itself costs, and whether predicted savings are realised: ratios from interleaved runs.
 
     python -m benches.engine_overhead [--pairs 7] [--out FILE.json]
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -41,6 +40,8 @@ from ldbench.training.loop import run_cell
 from ldbench.training.optim import build_optimizer, learning_rate_factor
 from ldbench.training.setup import Resident, model_spec
 
+from .common import quartiles
+
 
 class Images(Dataset[tuple[Tensor, int]]):
     """The same images one by one through torchvision's transforms, as tutorials do it."""
@@ -60,7 +61,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 def by_hand(
     cell: Cell, data: Resident, device: torch.device, loader: DataLoader[tuple[Tensor, Tensor]] | None = None
 ) -> float:
-    """Seconds of a minimal loop: no engine, no counters. Without ``loader`` it normalises resident uint8 minibatches."""
+    """Seconds of a minimal loop: no engine, no counters. Without ``loader`` it normalises resident uint8 images."""
     torch.manual_seed(derive_seed(cell.seed, "weights"))
     model = build_model(model_spec(cell, data.dataset)).to(device).train()
     optimizer = build_optimizer(cell, [list(model.parameters())])
@@ -100,8 +101,7 @@ def ratios(pairs: int, first: Callable[[], float], second: Callable[[], float]) 
         else:
             a, b = first(), second()
         found.append(a / b)
-    low, middle, high = statistics.quantiles(found, n=4)
-    return {"median": middle, "p25": low, "p75": high, "min": min(found), "max": max(found), "n": pairs}
+    return quartiles(found) | {"min": min(found), "max": max(found)}
 
 
 def main() -> None:
@@ -112,20 +112,16 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    experiment = experiment_from_dict(
-        {
-            "model": "resnet18", "dataset": f"synthetic:1x32x32:10:{arguments.images}", "width": arguments.width, "epochs": 1,
-            "batch_size": 128, "method": ["full", "schedule"], "eval_every": "last", "check_every": 4,
-            "policy": {"schedule": {"drops": [[0.25, 0.4], [0.5, 0.7]]}},
-        }
-    )  # fmt: skip
+    values = {
+        "model": "resnet18", "dataset": f"synthetic:1x32x32:10:{arguments.images}", "width": arguments.width,
+        "epochs": 1, "batch_size": 128, "method": ["full", "schedule"], "eval_every": "last", "check_every": 4,
+        "policy": {"schedule": {"drops": [[0.25, 0.4], [0.5, 0.7]]}},
+    }  # fmt: skip
+    experiment = experiment_from_dict(values)
     device = resolve_device("auto")
     keep_freed_memory()
-    result: dict[str, object] = {
-        "environment": environment(device),
-        "images": arguments.images,
-        "width": arguments.width,
-    }
+    result: dict[str, object] = {"environment": environment(device), "images": arguments.images}
+    result["width"] = arguments.width
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         preparation = Preparation(experiment, folder, device)
@@ -135,31 +131,30 @@ def main() -> None:
         def engine(cell: Cell) -> float:
             return float(run_cell(cell, data, costs, folder, device=device).result["train_seconds"])
 
-        by_hand(full, data, device)  # warm up
-        result["loop / itself"] = ratios(
-            arguments.pairs, lambda: by_hand(full, data, device), lambda: by_hand(full, data, device)
-        )
+        def loop() -> float:
+            return by_hand(full, data, device)
+
+        loop()  # warm up
+        result["loop / itself"] = ratios(arguments.pairs, loop, loop)
         print("loop / itself:", result["loop / itself"], flush=True)
-        result["engine / loop"] = ratios(arguments.pairs, lambda: engine(full), lambda: by_hand(full, data, device))
+        result["engine / loop"] = ratios(arguments.pairs, lambda: engine(full), loop)
         print("engine / loop:", result["engine / loop"], flush=True)
-        loader = DataLoader(Images(data), cell_batch := full.batch_size, shuffle=True, drop_last=True, num_workers=0)
-        assert cell_batch
+        loader = DataLoader(Images(data), full.batch_size, shuffle=True, drop_last=True)
         result["engine / DataLoader"] = ratios(3, lambda: engine(full), lambda: by_hand(full, data, device, loader))
         print("engine / DataLoader:", result["engine / DataLoader"], flush=True)
 
         longer = [dataclasses.replace(cell, epochs=6) for cell in (full, schedule)]
         shares: list[tuple[float, float]] = []  # of full's time: really saved, and predicted
         for turn in range(max(3, arguments.pairs)):
-            runs = {cell.method: run_cell(cell, data, costs, folder, device=device).result for cell in longer[:: 1 - 2 * (turn % 2)]}  # fmt: skip
+            in_turn = longer[:: 1 - 2 * (turn % 2)]
+            runs = {cell.method: run_cell(cell, data, costs, folder, device=device).result for cell in in_turn}
             whole, stored = runs["full"], runs["schedule"]
             assert stored["drops"], "the schedule was declined: nothing to compare"
-            shares.append((
-                1 - stored["train_seconds"] / whole["train_seconds"],
-                stored["predicted_saved_seconds"] / (costs.steps[0] * whole["steps"]),
-            ))  # fmt: skip
+            predicted = stored["predicted_saved_seconds"] / (costs.steps[0] * whole["steps"])
+            shares.append((1 - stored["train_seconds"] / whole["train_seconds"], predicted))
         quotients = [realised / predicted for realised, predicted in shares]
         result["realised / predicted"] = {
-            "median": statistics.median(quotients), "min": min(quotients), "max": max(quotients), "n": len(quotients),
+            "median": statistics.median(quotients), "min": min(quotients), "max": max(quotients), "n": len(shares),
             "saved_share": statistics.median(realised for realised, _ in shares),
         }  # fmt: skip
         print("realised / predicted:", result["realised / predicted"], flush=True)
@@ -167,7 +162,6 @@ def main() -> None:
         scored = run_cell(learn, data, costs, folder, device=device).result
         result["scoring share"] = scored["scoring_seconds"] / scored["train_seconds"]
         print("scoring share:", result["scoring share"])
-    assert all(math.isfinite(q) for q in quotients)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

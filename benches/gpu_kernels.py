@@ -1,11 +1,11 @@
-"""What the kernels reach on this machine, against a device copy and against the obvious PyTorch lines, in one JSON file.
+"""What the kernels reach on this machine, against a device copy and the obvious PyTorch lines, in one JSON file.
 
     python -m benches.gpu_kernels --out FILE.json [--seconds 95] [--device cuda:0]
 
-On a GPU a timing is that of many launches in one CUDA graph with inputs rotated past the L2: a median with p20, p80 and n.
-Beside them: errors against float64, 1,000 replays that must agree to the bit, and what a call costs the host. On a CPU
-the same code times the plain PyTorch path at small sizes. What comes last (compiled peers, other block sizes) is left out
-where ``--seconds`` run short.
+On a GPU a timing is that of many launches in one CUDA graph with inputs rotated past the L2: a median with p20, p80
+and n. Beside them: errors against float64, 1,000 replays that must agree to the bit, and what a call costs the host. On
+a CPU the same code times the plain PyTorch path at small sizes. What comes last (compiled peers, other block sizes) is
+left out where ``--seconds`` run short.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class Sizes(NamedTuple):
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-GPU = Sizes(
-    ("resnet18", "resnet152", "vgg19"), {"resnet152": FLOATS, "vgg19": (torch.float32,)}, 1000, 8 * 10**9, 2 * 10**9, 1024, 30
-)  # fmt: skip
+PRECISE = {"resnet152": FLOATS, "vgg19": (torch.float32,)}
+GPU = Sizes(("resnet18", "resnet152", "vgg19"), PRECISE, 1000, 8 * 10**9, 2 * 10**9, 1024, 30)
 CPU = Sizes(("squeezenet1_1",), {"squeezenet1_1": (torch.float32,)}, 3, 2**24, 2**24, 16, 3)
 
 
@@ -68,13 +67,7 @@ def measure(results: Results, device: torch.device, sizes: Sizes) -> None:
         return kernel_delta.speed(device, copy, net, repeats=sizes.repeats, **more)
 
     def gather(case: str, **more: Any) -> dict[str, Any]:
-        found = kernel_gather.speed(
-            kernel_gather.CASES[case],
-            device,
-            copy,
-            repeats=sizes.repeats,
-            **store | more,
-        )
+        found = kernel_gather.speed(kernel_gather.CASES[case], device, copy, repeats=sizes.repeats, **store | more)
         if on_gpu:
             torch.cuda.empty_cache()
         return found
@@ -86,25 +79,24 @@ def measure(results: Results, device: torch.device, sizes: Sizes) -> None:
     if not on_gpu:
         return
     results.put("pinned", kernel_gather.pinned(device, sizes.pinned_bytes))
-    more = {"compile_seconds": COMPILING}
-    several(results, "compiled gather", dict.fromkeys(list(kernel_gather.CASES)[::3], gather), COMPILING, more)
-    several(results, "compiled delta", {"resnet18": delta}, COMPILING + 5, more)
+    some = dict.fromkeys(list(kernel_gather.CASES)[::3], gather)
+    several(results, "compiled gather", some, COMPILING, compile_seconds=COMPILING)
+    several(results, "compiled delta", {"resnet18": delta}, COMPILING + 5, compile_seconds=COMPILING)
     for block in BLOCKS:
-        several(results, f"gather by {block}", {TARGETS["gather"]["case"]: gather}, 4, {"block": block})
-        several(results, f"delta by {block}", {TARGETS["delta"]["case"]: delta}, 4, {"block": block})
+        several(results, f"gather by {block}", {TARGETS["gather"]["case"]: gather}, 4, block=block)
+        several(results, f"delta by {block}", {TARGETS["delta"]["case"]: delta}, 4, block=block)
 
 
 def several(
-    results: Results, name: str, works: Mapping[str, Callable[..., dict[str, Any]]], needs: float = 0.0,
-    more: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """Put what the works find, as each is done; with ``needs`` (seconds) those are left out, by name, for which no time is left."""
+    results: Results, name: str, works: Mapping[str, Callable[..., dict[str, Any]]], needs: float = 0.0, **more: Any
+) -> None:
+    """Put what the works find with ``more``, as each is done; one that needs more seconds than are left is left out."""
     found: dict[str, Any] = {}
     for case, work in works.items():
         if needs and results.left < needs:
             found[case] = {"left_out": f"{max(results.left, 0):.0f} s left, it may take {needs:.0f}"}
         else:
-            found[case] = work(case, **(more or {}))
+            found[case] = work(case, **more)
         results.put(name, found)
 
 

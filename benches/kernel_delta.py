@@ -1,4 +1,4 @@
-"""delta_norms on this machine: right against float64, the same bits every time, and how fast beside the obvious lines."""
+"""delta_norms on this machine: right against float64, the same bits every time, how fast beside the obvious lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldbench.kernels import DeltaNormPlan, delta_norms
 
-from .kernel_timing import REPEATS, Call, against, as_graph, bounded, host_seconds, rotations, timed
+from .kernel_timing import REPEATS, Call, add_compiled, against, as_graph, host_seconds, rotations, timed
 
 REPLAYS = 1000  # for determinism
 UNIT = 2.0**-24
@@ -44,7 +44,7 @@ def foreach_lines(params: list[Tensor], snapshots: list[Tensor]) -> Tensor:
 
 
 def correct(device: torch.device, net: str, dtype: torch.dtype, n: int = REPLAYS) -> dict[str, Any]:
-    """Largest relative error against float64 in units of 2^-24, snapshots equal to the bit, and replays equal to the bit."""
+    """Largest relative error against float64 in units of 2^-24; whether snapshots and replays are equal to the bit."""
     params, snapshots, layers, n_layers = parameters(net, device)
     params, snapshots = ([t.to(dtype) for t in ts] for ts in (params, snapshots))
     squares = torch.zeros(n_layers, 2, dtype=torch.float64, device=device)
@@ -78,10 +78,15 @@ def replays(plan: DeltaNormPlan, norms: Tensor, device: torch.device, n: int) ->
 
 
 def speed(
-    device: torch.device, copy: float | None, net: str, *, repeats: int = REPEATS, block: int | None = None,
+    device: torch.device,
+    copy: float | None,
+    net: str,
+    *,
+    repeats: int = REPEATS,
+    block: int | None = None,
     compile_seconds: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
-    """Seconds of a call that updates the snapshots, beside foreach, and beside the compiled lines if they compile in time.
+) -> dict[str, Any]:
+    """Seconds of a call that updates the snapshots, beside foreach and, if they compile in time, the compiled lines.
 
     Args:
         block: elements per program instead of the plan's own.
@@ -101,17 +106,7 @@ def speed(
             pairs.append((thetas, snapshots))
     for call in calls["kernel"]:
         call()  # compiles, and builds the tables that capture needs
-    compiled_error = ""
-    if compile_seconds:
-        compiled = torch.compile(foreach_lines, dynamic=False)
-        try:
-            with bounded(compile_seconds):
-                for thetas, snapshots in pairs:
-                    compiled(thetas, snapshots)
-            calls["compiled"] = [lambda p=p, s=s: compiled(p, s) for p, s in pairs]
-        except Exception as error:  # a peer that does not compile is a finding, not the end of the run
-            compiled_error = " ".join(repr(error).split())[:200]
-            torch._dynamo.reset()
+    compiled_error = add_compiled(calls, foreach_lines, pairs, compile_seconds)
     if block is not None:
         calls.pop("foreach")
     found = against(timed(calls, device, repeats), "kernel", BYTES * numel, copy)

@@ -1,4 +1,4 @@
-"""gather_rows on this machine: right against float64, and how fast beside the obvious lines, on the device and over the bus."""
+"""gather_rows on this machine: right against float64, how fast beside the obvious lines, on the device and over the bus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldbench.kernels import gather_rows, row_stride
 
-from .kernel_timing import REPEATS, Call, against, bounded, host_seconds, timed
+from .kernel_timing import REPEATS, Call, add_compiled, against, host_seconds, timed
 
 INT8, HALF, BF16, SINGLE = torch.int8, torch.float16, torch.bfloat16, torch.float32
 
@@ -40,7 +40,7 @@ CASES = {
 
 
 class Store:
-    """Random rows on a device, with scales where they are int8, and minibatches of indices that reach the store's end."""
+    """Random rows on a device, with scales where they are int8, and minibatches of indices that reach the end."""
 
     def __init__(self, case: Case, device: torch.device, store_bytes: int, batch: int, pinned: bool = False) -> None:
         self.case, self.batch = case, batch
@@ -106,13 +106,20 @@ class Store:
 
 
 def speed(
-    case: Case, device: torch.device, copy: float | None, *, store_bytes: int, batch: int, repeats: int = REPEATS,
-    compile_seconds: float = 0.0, block: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    case: Case,
+    device: torch.device,
+    copy: float | None,
+    *,
+    store_bytes: int,
+    batch: int,
+    repeats: int = REPEATS,
+    compile_seconds: float = 0.0,
+    block: int | None = None,
+) -> dict[str, Any]:
     """Correctness of one minibatch, then seconds of the kernel and of its peers.
 
     "kernel" is the launch alone on a GPU (the public call with its checks is ``host``'s matter), "x[idx]" the copy of a
-    row without conversion, "eager" the obvious lines, "compiled" the same compiled, if that is done in ``compile_seconds``.
+    row without conversion, "eager" the obvious lines, "compiled" the same compiled, if ``compile_seconds`` are enough.
     """
     store = Store(case, device, store_bytes, batch)
     found: dict[str, Any] = {"samples": store.samples, "batch": batch, "relative_error": store.error()}
@@ -123,30 +130,17 @@ def speed(
     if block is None:
         plain = "x[idx]" if case.stored == case.wanted else "eager"
         calls[plain] = [lambda i=i: store.lines(i) for i in store.sets]
-    compiled_error = ""
-    if compile_seconds:
-        compiled = torch.compile(store.lines, dynamic=False)
-        try:
-            with bounded(compile_seconds):
-                compiled(store.sets[0])
-            calls["compiled"] = [lambda i=i: compiled(i) for i in store.sets]
-        except Exception as error:  # a peer that does not compile is a finding, not the end of the run
-            compiled_error = " ".join(repr(error).split())[:200]
-            torch._dynamo.reset()
-    return (
-        found | against(timed(calls, device, repeats), "kernel", store.moved, copy) | {"compiled_error": compiled_error}
-    )
+    found["compiled_error"] = add_compiled(calls, store.lines, [(i,) for i in store.sets], compile_seconds)
+    return found | against(timed(calls, device, repeats), "kernel", store.moved, copy)
 
 
 def pinned(device: torch.device, store_bytes: int, batch: int = 256) -> dict[str, Any]:
-    """int8 rows in pinned host memory read by the kernel, against a gather on the host and a copy, launches included."""
+    """int8 rows in pinned host memory read by the kernel, against a gather on the host and a copy, with launches."""
     case = Case((64, 32, 32), INT8, BF16)
     stride = row_stride(case.numel, INT8, pinned=True)
     samples = store_bytes // stride
-    rows, some = (
-        torch.empty(samples, stride, dtype=INT8, pin_memory=True),
-        torch.randint(-127, 128, (512, stride), dtype=INT8),
-    )
+    rows = torch.empty(samples, stride, dtype=INT8, pin_memory=True)
+    some = torch.randint(-127, 128, (512, stride), dtype=INT8)
     for part in rows.split(len(some)):
         part.copy_(some[: len(part)])
     scales = torch.rand(samples, case.shape[0]).pin_memory()

@@ -1,11 +1,11 @@
 """Both kernels at odd sizes and at the very ends of their buffers, to be run under compute-sanitizer.
 
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m benches.kernel_memcheck [--out FILE.json]
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m benches.kernel_memcheck
 
 Without the caching allocator every tensor is an allocation of its own, so that a read past its end is an error that
-memcheck sees. Rows start at odd places, samples end at the store's last byte, and scales at that of theirs. Every result
-is compared with float64. On a CPU, with TRITON_INTERPRET=1 and LDBENCH_KERNELS=triton, the kernels run in Triton's
-interpreter, which tells of no such reads.
+memcheck sees. Rows start at odd places, samples end at the store's last byte, and scales at that of theirs. Every
+result is compared with float64. On a CPU, with TRITON_INTERPRET=1 and LDBENCH_KERNELS=triton, the kernels run in
+Triton's interpreter, which tells of no such reads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ FEW = 8  # roundings of float32 that a norm may be off
 DELTAS = [(1,), (4095, 4096, 4097), (0, 3, 12289), (64, 1, 1000)]  # elements of the tensors of a plan
 
 
-def gather_error(shape: tuple[int, ...], padded: bool, last: bool, stored: torch.dtype, wanted: torch.dtype, device: torch.device) -> float:  # fmt: skip
+def gather_error(
+    shape: tuple[int, ...], padded: bool, last: bool, stored: torch.dtype, wanted: torch.dtype, device: torch.device
+) -> float:
     """Largest relative error of one minibatch, in units of the result's rounding; at most 1 is right."""
     samples, numel = 5, math.prod(shape)
     stride = row_stride(numel, stored) if padded else numel
@@ -59,9 +61,8 @@ def gather_error(shape: tuple[int, ...], padded: bool, last: bool, stored: torch
     exact = rows[indices].double()
     exact = exact.view(len(indices), *shape[1:], shape[0]).permute(0, 3, 1, 2) if last else exact.view(-1, *shape)
     if scales is not None:
-        exact = exact * scales[indices].double().view(
-            len(indices), -1, *[1] * (len(shape) - 1)
-        )  # one per channel or sample
+        of_channels = (len(indices), -1, *[1] * (len(shape) - 1))  # or one of a sample
+        exact = exact * scales[indices].double().view(of_channels)
     return ((found - exact).abs() / exact.abs().clamp(min=1e-30)).max().item() / ROUNDING[wanted]
 
 
@@ -69,8 +70,8 @@ def delta_error(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
     """Largest relative error of the norms of a plan with these tensors, in units of 2^-23; some are right."""
     thetas, snapshots = ([torch.randn(n, device=device).to(dtype) for n in sizes] for _ in range(2))
     norms = delta_norms(DeltaNormPlan(thetas, snapshots, [0] * len(sizes), 1), update=False)
-    exact = torch.stack([_norm(t.double() - s.double() for t, s in zip(thetas, snapshots, strict=True)),
-                         _norm(s.double() for s in snapshots)])  # fmt: skip
+    moved = _norm(t.double() - s.double() for t, s in zip(thetas, snapshots, strict=True))
+    exact = torch.stack([moved, _norm(s.double() for s in snapshots)])
     delta_norms(DeltaNormPlan(thetas, snapshots, [0] * len(sizes), 1))
     if not all(map(torch.equal, thetas, snapshots)):
         return math.inf
@@ -87,9 +88,7 @@ def all_cases(device: torch.device) -> dict[str, Callable[[], float]]:
     for sizes, dtype in itertools.product(DELTAS, (torch.float32, torch.float16)):
         works[f"delta_norms {sizes} {dtype}"] = lambda s=sizes, d=dtype: delta_error(s, d, device) / FEW
     for (shape, padded, last), (stored, wanted) in itertools.product(GATHERS, STORED.items()):
-        name = (
-            f"gather_rows {shape} {stored} -> {wanted}{' padded' if padded else ''}{' channels_last' if last else ''}"
-        )
+        name = f"gather_rows {shape} {stored} -> {wanted}" + padded * " padded" + last * " channels_last"
         works[name] = functools.partial(gather_error, shape, padded, last, stored, wanted, device)
     return works
 
@@ -100,9 +99,7 @@ def main() -> int:
     device, results = device_of(chosen.device), Results(chosen.out, chosen.seconds)
     results.put("environment", surroundings(device))
     if not use_triton(device):
-        results.cannot(
-            "without a GPU set TRITON_INTERPRET=1 and LDBENCH_KERNELS=triton: these are checks of the kernels"
-        )
+        results.cannot("the kernels do not run here: without a GPU set TRITON_INTERPRET=1 and LDBENCH_KERNELS=triton")
         return 0
     errors: dict[str, float] = {}
     wrong: dict[str, float] = {}

@@ -1,8 +1,9 @@
-"""Timing that the kernel scripts use: many launches in one CUDA graph, turns between peers, medians with p20, p80 and n."""
+"""Timing for the kernel scripts: many launches in one CUDA graph, turns between peers, medians with p20, p80 and n."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import statistics
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-Call = Callable[[], object]
+Call = Callable[..., object]
 LAUNCHES = 20  # at least so many in one graph: a launch on an idle GPU costs 10 us, which would hide in a single one
 REPEATS = 30  # timed replays per figure
 
@@ -32,7 +33,10 @@ def one(call: Call, device: torch.device) -> float:
 
 
 def as_graph(calls: Sequence[Call]) -> Call:
-    """The calls, one after another, as one CUDA graph. Each is made once outside of it first. Raises what capture raises."""
+    """The calls, one after another, as one CUDA graph; each is made once outside of it first.
+
+    Raises what capture raises.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -52,9 +56,12 @@ def repeated(variants: Sequence[Call], launches: int = LAUNCHES) -> list[Call]:
 
 
 def timed(
-    calls: Mapping[str, Sequence[Call]], device: torch.device, repeats: int = REPEATS, launches: int = LAUNCHES,
+    calls: Mapping[str, Sequence[Call]],
+    device: torch.device,
+    repeats: int = REPEATS,
+    launches: int = LAUNCHES,
     graphs: bool = True,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Seconds of one call of each name; a name has a variant per set of inputs, used in rotation.
 
     On a GPU ``launches`` calls are captured in one CUDA graph, whose replays are timed by events and divided; "in" says
@@ -88,9 +95,10 @@ def _in_turn(calls: Sequence[Call]) -> Call:
 
 
 def host_seconds(call: Call, device: torch.device, repeats: int = 7, span: float = 0.15) -> dict[str, Any]:
-    """What a call costs the host: wall clock over many calls that nobody waits for, on inputs so small that the GPU keeps up.
+    """What a call costs the host: wall clock over many calls that nobody waits for.
 
-    ``span`` seconds of calls, 3 to 300, make one of ``repeats`` samples.
+    Its inputs are to be so small that the GPU keeps up. ``span`` seconds of calls, 3 to 300, make one of ``repeats``
+    samples.
     """
     _several(call, 3, device)  # compiles
     calls = min(300, max(3, int(span / _several(call, 3, device))))
@@ -129,10 +137,10 @@ def rotations(size: int, device: torch.device) -> int:
 def against(times: dict[str, dict[str, Any]], ours: str, moved: int, copy: float | None) -> dict[str, Any]:
     """The times, with bandwidth as a share of the copy and each peer's time over ours."""
     mine = times[ours]["median_seconds"]
-    return {
-        "times": times, "bytes": moved, "bytes_per_second": moved / mine, "share_of_copy": moved / mine / copy if copy else None,
-        "times_faster_than": {name: row["median_seconds"] / mine for name, row in times.items() if name != ours},
-    }  # fmt: skip
+    rate = moved / mine
+    found = {"times": times, "bytes": moved, "bytes_per_second": rate, "share_of_copy": rate / copy if copy else None}
+    peers = {name: row["median_seconds"] / mine for name, row in times.items() if name != ours}
+    return found | {"times_faster_than": peers}
 
 
 class TookTooLong(Exception):
@@ -141,7 +149,7 @@ class TookTooLong(Exception):
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Break the block off after ``seconds``, in the main thread. Raises ``TookTooLong`` there, or what the block makes of it."""
+    """Break the block off after ``seconds``, in the main thread, where ``TookTooLong`` is raised in it."""
 
     def ring(number: int, frame: object) -> None:
         raise TookTooLong(f"not done within {seconds:.0f} s")
@@ -153,3 +161,19 @@ def bounded(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def add_compiled(calls: dict[str, list[Call]], lines: Call, inputs: Sequence[tuple[Any, ...]], seconds: float) -> str:
+    """Add ``lines`` compiled to the calls, a variant per inputs; the reason why not, where that fails or takes longer."""
+    if not seconds:
+        return ""
+    compiled = torch.compile(lines, dynamic=False)
+    try:
+        with bounded(seconds):
+            for each in inputs:
+                compiled(*each)
+    except Exception as error:  # a peer that does not compile is a finding, not the end of the run
+        torch._dynamo.reset()
+        return " ".join(repr(error).split())[:200]
+    calls["compiled"] = [functools.partial(compiled, *each) for each in inputs]
+    return ""

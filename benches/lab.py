@@ -4,13 +4,14 @@
 
 Needs a checkout, what ldbench imports, pytest and hypothesis, and Fashion-MNIST under DATA as torchvision lays it out
 (gzipped files will do); no network, and no place to write but FOLDER. The parts, in the order that a reader wants them:
-machine (ceilings, the doctor), tests (of the kernels on the device, and under compute-sanitizer), kernels (against a device
-copy and their peers), meter, steps, trainings. Each is a process with a bound; one that cannot end in time is left for
-another call, and one that is killed keeps what it had written. The same line goes on: what is done is kept, and what
-failed, was cut short or left out is tried again.
+machine (ceilings, the doctor), tests (of the kernels on the device, and under compute-sanitizer), kernels (against a
+device copy and their peers), meter, steps, trainings. Each is a process with a bound; one that cannot end in time is
+left for another call, and one that is killed keeps what it had written. The same line goes on: what is done is kept,
+and what failed, was cut short or left out is tried again.
 
-FOLDER ends with ``lab.json`` (machine, versions, every figure with its n) and ``lab.tar.gz`` (records and logs). Exit code
-0: all is done; 1: a part failed; 3: something is left for another call. ``--device cpu`` rehearses it at small sizes.
+FOLDER ends with ``lab.json`` (machine, versions, every figure with its n) and ``lab.tar.gz`` (records and logs). Exit
+code 0: all is done; 1: a part failed; 3: something is left for another call. ``--device cpu`` rehearses it at small
+sizes.
 """
 
 from __future__ import annotations
@@ -60,16 +61,14 @@ def run_part(part: Part, bound: float, folder: Folder, stop: Stop) -> dict[str, 
     began = time.monotonic()
     before = folder.findings(part.name) or {}
     command = [*part.command, "--out", str(folder.result(part.name)), "--seconds", f"{bound:.0f}"]
-    cut = ""
+    cut, env = "", surroundings_for(folder.scratch)
     with folder.log(part.name).open("a") as log:
         running = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=surroundings_for(folder.scratch), start_new_session=True
-        )  # fmt: skip
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=env, start_new_session=True
+        )
         while running.poll() is None:
-            cut = (
-                "stopped" if stop.came else f"not done within {bound:.0f} s" if time.monotonic() > began + bound else ""
-            )
-            if cut:
+            if stop.came or time.monotonic() > began + bound:
+                cut = "stopped" if stop.came else f"not done within {bound:.0f} s"
                 end(running)
                 break
             time.sleep(0.05)
@@ -127,24 +126,17 @@ def call(folder: Folder, planned: Sequence[Part], seconds: float, commit: str | 
                 known[part.name] = entry
         else:
             print(f"{part.name} ... at most {bound:.0f} s", flush=True)
-            told = {
-                "call": state["calls"],
-                "date": state["date"],
-                "git_commit": state["git_commit"],
-                "asked": part.asked,
-            }
-            known[part.name] = run_part(part, bound, folder, stop) | told
-            print(
-                f"  {known[part.name]['state']} after {known[part.name]['seconds']} s {known[part.name]['reason']}",
-                flush=True,
-            )
+            told = {"call": state["calls"], "asked": part.asked}
+            told |= {name: state[name] for name in ("date", "git_commit")}
+            entry = known[part.name] = run_part(part, bound, folder, stop) | told
+            print(f"  {entry['state']} after {entry['seconds']} s {entry['reason']}", flush=True)
         state["minutes"] = round(before + (time.monotonic() - began) / 60, 2)
         state["machine"] = machine(folder, planned)
         folder.write()
 
 
 def settled(entry: Mapping[str, Any], part: Part) -> bool:
-    """Whether another call has nothing to do for a part: it is done as asked for, or this machine has nothing to find."""
+    """Whether another call has nothing to do for a part: it is done as asked for, or there is nothing to find here."""
     return entry.get("state") in ("done", "unavailable") and entry.get("asked", "") == part.asked
 
 
@@ -180,10 +172,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="of the trainings; 16 on a GPU by default")
     parser.add_argument("--commit", default=os.environ.get("LDBENCH_COMMIT"), help="of a copy without its history")
     options = parser.parse_args()
-    if options.device == "cpu":
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # small sizes: threads that wait for each other cost more than they do
+    if options.device == "cpu":  # small sizes: threads that wait for each other cost more than they do
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Folder(options.out.resolve())
     root = str(Path(options.data_root).resolve()) if options.data_root else None
     planned = parts(options.device, root, folder.work, options.seeds, options.epochs)

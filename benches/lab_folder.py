@@ -1,4 +1,4 @@
-"""The lab's folder: one summary and one archive, both whole at any time, and beside them the work of a call that runs."""
+"""The lab's folder: one summary and one archive, both whole at any time, beside the work of a call that runs."""
 
 from __future__ import annotations
 

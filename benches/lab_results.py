@@ -1,4 +1,4 @@
-"""What a part of the lab's run has found so far: one JSON file that is whole at any time, and the seconds left to it."""
+"""What a part of the lab's run has found so far, in one JSON file that is whole at any time, and its seconds left."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Results:
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions as the records have them; the driver's version from NVML where the system's files lack it."""
+    """Hardware and versions as the records have them; the driver's version from NVML where the system lacks it."""
     found = environment(device)
     if device.type == "cuda" and found["driver"] is None:
         with contextlib.suppress(Unavailable):
@@ -59,7 +59,10 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name, current from now on: events, streams and graphs belong to the current one. Raises ``UserError``."""
+    """The device of this name, current from now on: events, streams and graphs belong to the current one.
+
+    Raises ``UserError``.
+    """
     device = resolve_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -2,10 +2,10 @@
 
     python -m benches.lab_steps [--out FILE.json] [--seconds 60] [--device cuda:0]
 
-VGG-11-BN and ResNet-18 at full width on 32 x 32 images, batch 128, bfloat16 autocast, channels last, the store in bfloat16 on
-the device; eager, SGD with momentum. Steps are not synchronised one by one, as in training: a figure is the median over
-spans of 20 steps. Joules are those of a window of more than 5 s, divided by its steps. Images are random: zeros would
-draw less power.
+VGG-11-BN and ResNet-18 at full width on 32 x 32 images, batch 128, bfloat16 autocast, channels last, the store in
+bfloat16 on the device; eager, SGD with momentum. Steps are not synchronised one by one, as in training: a figure is the
+median over spans of 20 steps. Joules are those of a window of more than 5 s, divided by its steps. Images are random:
+zeros would draw less power.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ldbench.meters import NullEnergyMeter, energy_meter, measure
 from ldbench.models.fit import ModelSpec
 from ldbench.models.zoo import build_model
 from ldbench.policies.base import NeverDrop
+from ldbench.store.budget import StoreOptions
 from ldbench.training.optim import autocast_for
 
 from .kernel_timing import summary
@@ -63,10 +64,16 @@ class Steps:
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
         self.device = device
         self.engine = LayerDropper(
-            network, optimizer, (images, targets), batch_size=sizes.batch, epochs=10_000, policy=NeverDrop(),
-            autocast=autocast_for(sizes.precision, device), channels_last=True,
-            cache_dtype="bf16" if sizes.precision == "bf16" else "fp32",
-        )  # fmt: skip
+            network,
+            optimizer,
+            (images, targets),
+            batch_size=sizes.batch,
+            epochs=10_000,
+            policy=NeverDrop(),
+            autocast=autocast_for(sizes.precision, device),
+            channels_last=True,
+            store=StoreOptions(dtype=sizes.precision),
+        )
         last = len(self.engine.stages) - 1
         cut = {"none": 0, "half": last // 2, "all but one": last}[dropped]
         if cut:
@@ -112,11 +119,8 @@ class Steps:
                 synchronize(self.device)  # once a span: the window must not end long after its steps were queued
                 done += span
         energy = window.energy
-        found: dict[str, Any] = {
-            "unavailable_reason": energy.unavailable_reason,
-            "steps": done,
-            "seconds": window.seconds,
-        }
+        found: dict[str, Any] = {"steps": done, "seconds": window.seconds}
+        found["unavailable_reason"] = energy.unavailable_reason
         if energy.joules is not None and energy.bound_joules is not None:
             found |= {"joules_per_step": energy.joules / done, "bound_joules_per_step": energy.bound_joules / done}
             found |= {"watts": energy.joules / window.seconds, "method": energy.method, "flags": list(energy.flags)}

@@ -4,8 +4,8 @@
 
 One engine per cut and two for the whole network, the second as the noise floor; they take turns, a quarter of an epoch
 each, in a new order every round. A block is a cost table, measured by the code that ``ldbench profile`` and the trainer
-use, and some rounds right after it: on a shared machine two windows minutes apart differ by more than the prediction errs.
-Random images: contents do not change the time of a step.
+use, and some rounds right after it: on a shared machine two windows minutes apart differ by more than the prediction
+errs. Random images: contents do not change the time of a step.
 """
 
 from __future__ import annotations
@@ -14,35 +14,25 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ldbench.costs.break_even import StorePlan
 from ldbench.costs.profile import cut_rows
 from ldbench.devices import synchronize
 from ldbench.dropping.engine import LayerDropper
-from ldbench.models.fit import ModelSpec
-from ldbench.models.zoo import build_model
-from ldbench.policies.base import NeverDrop
 from ldbench.records.environment import environment
+from ldbench.stages.split import legal_cuts
 from ldbench.store.budget import resolve_budget
 
 from . import common
+from .common import quartiles
 
 STEPS = 8  # a turn: long against the clock, short against a slow spell of the machine
 ROUNDS = 5  # after each cost table
-
-
-def engine(model: str, width: float, images: torch.Tensor, targets: torch.Tensor, batch: int) -> LayerDropper:
-    """An engine that never drops by itself."""
-    torch.manual_seed(0)
-    network: nn.Module = build_model(ModelSpec(model, 1, images.shape[-1], 10, width=width)).to(images.device).train()
-    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
-    data = (images, targets)
-    return LayerDropper(network, optimizer, data, batch_size=batch, epochs=1000, policy=NeverDrop())
 
 
 def turn(dropper: LayerDropper) -> float:
@@ -69,23 +59,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device, count = common.device(threads=2), STEPS * options.batch_size
-    images = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    targets = (torch.arange(count) % 10).to(device)
-    whole = engine(options.model, options.width, images, targets, options.batch_size)
+    folder = Path(tempfile.gettempdir())
+
+    def engine() -> LayerDropper:
+        return common.dropper(options.model, options.width, count, options.batch_size)
+
+    whole = engine()
     last = len(whole.stages) - 1
     cuts = sorted({max(1, round(last * share)) for share in (0.25, 0.5, 0.75, 1.0)})
-    engines = {"full": whole, "full again": engine(options.model, options.width, images, targets, options.batch_size)}
+    engines = {"full": whole, "full again": engine()}
     for cut in cuts:
-        engines[f"cut {cut}"] = engine(options.model, options.width, images, targets, options.batch_size)
-        engines[f"cut {cut}"].costs = whole._cost_table()
+        engines[f"cut {cut}"] = engine()
         engines[f"cut {cut}"]._drop(cut, "benchmark", 0.0, "device")
-    plan = StorePlan(count, "fp32", resolve_budget(None, device, whole.folder))
+    plan = StorePlan(count, "fp32", resolve_budget(None, device, folder))
     names, shuffle = list(engines), random.Random(0)
     ratios: dict[str, list[float]] = {name: [] for name in ("epoch", "full again", *(f"cut {cut}" for cut in cuts))}
     shares: dict[int, list[tuple[float, float]]] = {cut: [] for cut in cuts}
     for block in range(-1, options.blocks):
-        whole.costs = None
-        table = whole._cost_table()
+        table = whole._measure_costs(folder, "fp32")
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(ROUNDS):
             shuffle.shuffle(names)
@@ -94,7 +85,7 @@ def main() -> None:
         if block < 0:
             continue  # warms up
         step = {name: statistics.median(times) for name, times in seconds.items()}
-        predicted = {row.cut: row for row in cut_rows(table, plan, whole.legal)}
+        predicted = {row.cut: row for row in cut_rows(table, plan, legal_cuts(whole.stages))}
         ratios["epoch"].append(table.step_seconds(0) / step["full"])
         ratios["full again"].append(step["full again"] / step["full"])
         for cut in cuts:
@@ -103,12 +94,13 @@ def main() -> None:
             shares[cut].append((row.saved_share or 0.0, saved / STEPS / step["full"]))
         print({name: round(values[-1], 3) for name, values in ratios.items()}, flush=True)
     result: dict[str, object] = {
-        "model": options.model, "width": options.width, "blocks": options.blocks, "environment": environment(device),
-        "noise floor: full again / full": summary(ratios["full again"]),
-        "predicted / measured seconds of an epoch": summary(ratios["epoch"]),
-    }  # fmt: skip
+        **{name: getattr(options, name) for name in ("model", "width", "blocks")},
+        "environment": environment(device),
+        "noise floor: full again / full": quartiles(ratios["full again"]),
+        "predicted / measured seconds of an epoch": quartiles(ratios["epoch"]),
+    }
     for cut in cuts:
-        result[f"predicted / measured saving, cut {cut} of {last}"] = summary(ratios[f"cut {cut}"]) | {
+        result[f"predicted / measured saving, cut {cut} of {last}"] = quartiles(ratios[f"cut {cut}"]) | {
             "predicted_share": statistics.median(p for p, _ in shares[cut]),
             "measured_share": statistics.median(m for _, m in shares[cut]),
         }
@@ -116,12 +108,6 @@ def main() -> None:
         print(f"{name}: {value}")
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "p25": low, "p75": high, "n": len(values)}
 
 
 if __name__ == "__main__":

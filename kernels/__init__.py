@@ -1,6 +1,6 @@
 """The operations that layer dropping adds to training; readable alone, nothing from ldbench in it.
 
-Triton kernels serve CUDA tensors, plain PyTorch the rest; ``LDBENCH_KERNELS=reference`` or ``triton`` forces one of them.
+Triton kernels serve CUDA tensors, plain PyTorch the rest; ``LDBENCH_KERNELS=reference`` or ``triton`` forces one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``delta_norms`` as Triton kernels: all parameters of a dtype in one launch, then one launch that adds up each layer."""
+"""``delta_norms`` as Triton kernels: all parameters of a dtype in one launch, then one launch adds up each layer."""
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .layout import signature
 from .plan import DeltaNormPlan
 from .tables import Tables, build_tables, check_pairs
 
+Tensors = Sequence[Tensor]
 _TRITON_DTYPES = (tl.float32, tl.float16, tl.bfloat16, tl.float64)  # as in DTYPES
 REDUCE_BLOCK = 2048
 # Sums of squares that single precision holds without loss to underflow or overflow.
@@ -54,8 +55,8 @@ def _store_sums(sums, slot, theta, prev):
 
 @triton.jit
 def chunk_sums(chunks, sums, DTYPE: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: one row of ``Tables.chunks``. A full chunk at 16-byte addresses is moved without a mask, since a mask
-    of unknown length rules out 16-byte loads."""
+    """One program: one row of ``Tables.chunks``. A full chunk at 16-byte addresses is moved without a mask, since a
+    mask of unknown length rules out 16-byte loads."""
     row = chunks + tl.program_id(0).to(tl.int64) * 4
     param, snapshot = tl.load(row), tl.load(row + 1)
     count, slot = tl.load(row + 2), tl.load(row + 3)
@@ -94,14 +95,14 @@ def layer_norms(sums, offsets, out, BLOCK: tl.constexpr):
 
 
 def launch(
-    params: Sequence[Tensor], snapshots: Sequence[Tensor], tables: Tables, sums: Tensor, out: Tensor, update: bool, block: int
-) -> None:  # fmt: skip
+    params: Tensors, snapshots: Tensors, tables: Tables, sums: Tensor, out: Tensor, update: bool, block: int
+) -> None:
     """Fill ``out`` float32 [L, 2] by way of ``sums``, scratch like ``tables.sums``.
 
     Pairs without a common dense order go through PyTorch, which allocates; nothing else does.
 
-    Two small kernels rather than a last-program-done counter: no ordering between programs to rely on, and no counter that
-    a failed launch could leave behind. Cost: one launch of a few microseconds.
+    Two small kernels rather than a last-program-done counter: no ordering between programs to rely on, and no counter
+    that a failed launch could leave behind. Cost: one launch of a few microseconds.
     """
     warps = max(1, min(8, block // 256))
     with torch.cuda.device_of(out):  # Triton launches on the current device
@@ -119,8 +120,8 @@ def launch(
 
 @torch.no_grad()
 def _strided_sums(
-    params: Sequence[Tensor], snapshots: Sequence[Tensor], strided: Sequence[tuple[int, int]], sums: Tensor, update: bool
-) -> None:  # fmt: skip
+    params: Tensors, snapshots: Tensors, strided: Sequence[tuple[int, int]], sums: Tensor, update: bool
+) -> None:
     for i, row in strided:
         theta, prev = params[i].double(), snapshots[i].double()
         torch.stack([(theta - prev).square_().sum(), prev.square().sum()], out=sums[row])
@@ -130,10 +131,19 @@ def _strided_sums(
 
 @torch.library.custom_op("ldbench::delta_norms", mutates_args=("snapshots", "sums", "out"))
 def delta_norms_op(
-    params: Sequence[Tensor], snapshots: Sequence[Tensor], layers: Sequence[int], built_for: Tensor,
-    chunks: Sequence[Tensor], strided: Sequence[int], offsets: Tensor, sums: Tensor, out: Tensor, update: bool, block: int,
-) -> None:  # fmt: skip
-    """``launch`` as the compiler and the FLOP counter see it; the arguments from ``built_for`` to ``sums`` are ``Tables``.
+    params: Tensors,
+    snapshots: Tensors,
+    layers: Sequence[int],
+    built_for: Tensor,
+    chunks: Tensors,
+    strided: Sequence[int],
+    offsets: Tensor,
+    sums: Tensor,
+    out: Tensor,
+    update: bool,
+    block: int,
+) -> None:
+    """``launch`` as the compiler and the FLOP counter see it; ``built_for`` to ``sums`` are ``Tables``.
 
     A compiled graph may pass copies of the tensors the tables were built for; then tables for the copies are built.
     """
@@ -159,8 +169,8 @@ def delta_norm_flops(params: Sequence[Sequence[int]], *_: object, **__: object) 
 def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool) -> Tensor:
     """``ldbench.kernels.delta_norms`` with ``out`` given, by these kernels.
 
-    The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: its handling of
-    long tensor lists costs more host time (3 us per tensor) than the rest of the call.
+    The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: its
+    handling of long tensor lists costs more host time (3 us per tensor) than the rest of the call.
     """
     tables = plan.tables(update)
     if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None:
@@ -168,8 +178,6 @@ def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool) -> Tensor:
         launch(plan.params, plan.snapshots, tables, plan.scratch(tables), out, update, plan.block)
         return out
     strided = [number for pair in tables.strided for number in pair]
-    delta_norms_op(
-        plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets,
-        tables.sums, out, update, plan.block,
-    )  # fmt: skip
+    built = (tables.signature, tables.chunks, strided, tables.offsets, tables.sums)
+    delta_norms_op(plan.params, plan.snapshots, plan.layer_list, *built, out, update, plan.block)
     return out

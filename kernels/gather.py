@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -29,8 +30,8 @@ VECTOR = 16  # int8 elements in a 16-byte load
 
 @triton.jit
 def locate(program, indices, tiles, stride, numel, BLOCK: tl.constexpr):
-    """For a program (int32): the row it reads, where that row begins in the store and its copy in the result (elements),
-    and its first element within the row (int32: a row has fewer than 2**31 elements; the store and the result may not)."""
+    """For a program (int32): the row it reads, where that row begins in the store and its copy in the result
+    (elements), and its first element within the row (int32: only a row has surely fewer than 2**31 elements)."""
     sample = (program // tiles).to(tl.int64)
     start = (program % tiles) * BLOCK
     row = tl.load(indices + sample).to(tl.int64)
@@ -56,9 +57,9 @@ def gather(
 ):
     """out[b, i] = rows[indices[b], i] * scales[indices[b], channel(i)], without the scale where CHANNELS is 0.
 
-    channel(i) = i % CHANNELS where LAST, else i // SPATIAL; both constants, since a division by a variable costs more than
-    the memory traffic. A row has ``width`` elements to read, padding included, and ``numel`` to write: ``width`` and
-    ``stride`` divisible by 16 (Triton looks) give 16-byte loads, ``numel`` divisible by 16 gives 16-byte stores.
+    channel(i) = i % CHANNELS where LAST, else i // SPATIAL; both constants, since a division by a variable costs more
+    than the memory traffic. A row has ``width`` elements to read, padding included, and ``numel`` to write: ``width``
+    and ``stride`` divisible by 16 (Triton looks) give 16-byte loads, ``numel`` divisible by 16 gives 16-byte stores.
     """
     row, source, target, start = locate(tl.program_id(0), indices, tiles, stride, numel, BLOCK)
     if GROUP > 1:  # so many neighbours share a channel: one scale per thread instead of one per element
@@ -80,8 +81,8 @@ def gather(
 def launch(
     rows: Tensor, indices: Tensor, scales: Tensor | None, out: Tensor, channels_last: bool, block: int = BLOCK
 ) -> None:
-    """Fill ``out`` [B, ...], dense with a sample after the other and each in the order of its row, from arguments already
-    checked; rows may be pinned while the rest is on a GPU."""
+    """Fill ``out`` [B, ...], dense with a sample after the other and each in the order of its row, from arguments
+    already checked; rows may be pinned while the rest is on a GPU."""
     samples, numel = out.shape[0], math.prod(out.shape[1:])
     if not samples * numel:
         return
@@ -94,11 +95,10 @@ def launch(
     block = max(16, min(block, 1 << (numel - 1).bit_length()))
     tiles = -(-numel // block)  # triton.cdiv and next_power_of_2 take 6 us each
     with torch.cuda.device_of(out):  # Triton launches on the current device
-        gather[(samples * tiles,)](
-            rows, indices.contiguous(), factors, out, tiles, rows.stride(0), rows.shape[1], numel,
-            channels, spatial, last, group, _TRITON_DTYPES[out.dtype], block,
-            num_warps=max(1, min(8, block // 512)), enable_fp_fusion=True,
-        )  # fmt: skip
+        warps = max(1, min(8, block // 512))
+        arguments = (rows, indices.contiguous(), factors, out, tiles, rows.stride(0), rows.shape[1], numel)
+        constants = (channels, spatial, last, group, _TRITON_DTYPES[out.dtype], block)
+        gather[(samples * tiles,)](*arguments, *constants, num_warps=warps, enable_fp_fusion=True)
 
 
 def serves(rows: Tensor, wanted: torch.dtype, numel: int) -> bool:
@@ -107,47 +107,54 @@ def serves(rows: Tensor, wanted: torch.dtype, numel: int) -> bool:
     return known and rows.stride(1) == 1 and numel < 2**31 - BLOCK
 
 
+def _minibatch(
+    samples: int, shape: Sequence[int], dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(samples, *shape, dtype=dtype, device=device, memory_format=layout)
+
+
 def _gathered(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    rows: Tensor,
+    indices: Tensor,
+    scales: Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
     device: torch.device,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if not capturing(device):
         check_range(indices, len(rows))
     if indices.device != device:
-        # Pinned memory would be read by the device after this call, when the caller may have written the next indices there.
+        # Pinned memory is read by the device after this call, when the caller may have put the next indices there.
         indices = (indices.clone() if indices.is_pinned() else indices).to(device, non_blocking=True)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty(indices.shape[0], *shape, dtype=dtype, device=device, memory_format=layout)
+    out = _minibatch(indices.shape[0], shape, dtype, channels_last, device)
     launch(rows, indices, scales, out, channels_last)
     return out
 
 
-@torch.library.custom_op("ldbench::gather_rows", mutates_args=())
-def gather_rows_op(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
-    device: torch.device,
-) -> Tensor:  # fmt: skip
-    """``gather_rows`` as the compiler and the FLOP counter see it."""
-    return _gathered(rows, indices, scales, shape, dtype, channels_last, device)
+# ``gather_rows`` as the compiler and the FLOP counter see it.
+gather_rows_op = torch.library.custom_op("ldbench::gather_rows", _gathered, mutates_args=())
 
 
 @gather_rows_op.register_fake
-def _(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
-    device: torch.device,
-) -> Tensor:  # fmt: skip
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(indices.shape[0], *shape, dtype=dtype, device=device, memory_format=layout)
+def _(rows: Tensor, indices: Tensor, scales: Tensor | None, *wanted: Any) -> Tensor:
+    return _minibatch(indices.shape[0], *wanted)
 
 
 def gather_rows(
-    rows: Tensor, indices: Tensor, scales: Tensor | None, shape: Sequence[int], dtype: torch.dtype, channels_last: bool,
+    rows: Tensor,
+    indices: Tensor,
+    scales: Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
     device: torch.device,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``ldbench.kernels.gather_rows`` by the kernel, from arguments already checked.
 
-    The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: it costs more
-    host time than the rest of the call.
+    The custom op is taken where somebody watches, the compiler or a dispatch mode such as the FLOP counter: it costs
+    more host time than the rest of the call.
     """
     if not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None:
         return _gathered(rows, indices, scales, shape, dtype, channels_last, device)
@@ -157,7 +164,7 @@ def gather_rows(
 
 @register_flop_formula(torch.ops.ldbench.gather_rows)
 def gather_flops(
-    rows: Sequence[int], indices: Sequence[int], scales: Sequence[int] | None, shape: Sequence[int], *_: object, **__: object
-) -> int:  # fmt: skip
+    rows: object, indices: Sequence[int], scales: Sequence[int] | None, shape: Sequence[int], *_: object, **__: object
+) -> int:
     """One multiplication per element where there are scales; conversions are free, as in PyTorch's counter."""
     return 0 if scales is None else indices[0] * math.prod(shape)

@@ -1,4 +1,4 @@
-"""Where tensors lie in memory: their order, what they share, and whether anything about it changed since the last look."""
+"""Where tensors lie in memory: their order, what they share, and whether anything of it changed since the last look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def coalesced(tensor: Tensor) -> tuple[tuple[int, int], ...]:
-    """(stride, size) of the fewest loops that visit the tensor's places, innermost first, in whatever order the tensor has them.
+    """(stride, size) of the fewest loops that visit the tensor's places, innermost first, in any order it has them.
 
     Two tensors at one address with equal loops hold the same elements, transposed or not.
     """
@@ -71,7 +71,7 @@ class Watch:
     """Remembers where tensors lie and how, and tells whether that still holds; made for being asked at every step.
 
     What is compared at a look are all addresses and, by one call into torch, all dtypes, shapes and strides. Where that
-    call says no, which it also does for changes that do not matter here such as ``requires_grad``, the signature decides.
+    call says no, which it also does for changes that do not matter here (``requires_grad``), the signature decides.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

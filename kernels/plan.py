@@ -21,20 +21,20 @@ class DeltaNormPlan:
     """What ``delta_norms`` works on, checked once. Tensors may move and change afterwards: every call looks at their
     addresses, dtypes, shapes and strides.
 
-    A plan may serve several streams, each with scratch of its own; that two calls do not update one snapshot at a time is
-    the caller's business. A CUDA graph that holds a call needs the plan as long as it needs the parameters.
+    A plan may serve several streams, each with scratch of its own; that two calls do not update one snapshot at a time
+    is the caller's business. A CUDA graph that holds a call needs the plan as long as it needs the parameters.
 
     Args:
         params: parameters of any shape, strides and floating dtype, all on one device.
         snapshots: one tensor per parameter with its shape and dtype, in memory of its own.
-        layers: layer of each parameter, from 0 to ``n_layers - 1``; several parameters may share one. Parameters that are
-            views of the same elements (tied weights, transposed or not) count once in a layer, and once in each of several.
+        layers: layer of each parameter, from 0 to ``n_layers - 1``; several parameters may share one. Parameters that
+            are views of the same elements (tied weights, transposed or not) count once in each layer.
         n_layers: number of layers; one without parameters has norm 0.
         block: elements per program of the kernel, a power of two; tests make it small.
 
     Raises:
-        ValueError: lengths, shapes, dtypes or devices that do not match, snapshots that share memory with each other, with
-            a parameter or within themselves (``expand``), a layer out of range.
+        ValueError: lengths, shapes, dtypes or devices that do not match, snapshots that share memory with each other,
+            with a parameter or within themselves (``expand``), a layer out of range.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class DeltaNormPlan:
 
         Raises:
             ValueError: what changed no longer matches.
-            RuntimeError: while a CUDA graph is captured, the tables were never built or a tensor changed since, or there was
-                no call with this ``update`` outside.
+            RuntimeError: while a CUDA graph is captured, the tables were never built or a tensor changed since, or
+                there was no call with this ``update`` outside.
         """
         if not torch.compiler.is_compiling():
             return self._current_tables(update)

@@ -1,4 +1,4 @@
-"""Parameter-delta norms and the gather of cached activations in plain PyTorch: the oracle of the tests and the CPU path."""
+"""Parameter-delta norms and the gather of cached activations in plain PyTorch: oracle of the tests and path of CPUs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def delta_norms(plan: DeltaNormPlan, out: Tensor, update: bool = True) -> Tensor
         thetas, prevs = ([tensors[i] for i in group] for tensors in (plan.params, plan.snapshots))
         if dtype.itemsize < 4:  # a difference rounded to half precision is off by more than the norm may be
             thetas, prevs = ([tensor.float() for tensor in tensors] for tensors in (thetas, prevs))
-        moved = _norms(torch._foreach_sub(thetas, prevs), lambda i, t=thetas, p=prevs: t[i].double() - p[i].double())  # type: ignore[misc]
+        moved = _norms(
+            torch._foreach_sub(thetas, prevs),
+            lambda i, t=thetas, p=prevs: t[i].double() - p[i].double(),  # type: ignore[misc]
+        )
         norms = _norms(prevs, lambda i, p=prevs: p[i].double())  # type: ignore[misc]
         layers = torch.tensor([plan.layer_list[i] for i in group], device=device)
         squares.index_add_(0, layers, torch.stack([moved, norms], dim=1).square())
@@ -104,14 +107,14 @@ def gather_rows(
 
 
 def scale_count(shape: Sequence[int]) -> int:
-    """How many scales an int8 row of one sample has: one per channel, and a single one where a channel holds fewer than 16
-    values, since four bytes for so few would make the store larger than a float32 one."""
+    """How many scales an int8 row of one sample has: one per channel, and a single one where a channel holds fewer than
+    16 values, since four bytes for so few would make the store larger than a float32 one."""
     return shape[0] if math.prod(shape[1:]) >= VALUES_PER_SCALE else 1
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 rows with one scale per sample and channel, or per sample for small maps (``scale_count``); the error is
-    at most half a scale step.
+    """Symmetric int8 rows with one scale per sample and channel, or per sample for small maps (``scale_count``); the
+    error is at most half a scale step.
 
     Plain PyTorch on every device: a store is written once and read every epoch.
 

@@ -24,8 +24,8 @@ class Tables:
 
     Attributes:
         signature: int64 on the host, the tensors the tables were built for as `layout.signature` writes them.
-        chunks: per entry of ``DTYPES`` int64 [chunks, 4]: address of the parameter's and of the snapshot's chunk (bytes),
-            elements in it, and its row of ``sums``.
+        chunks: per entry of ``DTYPES`` int64 [chunks, 4]: address of the parameter's and of the snapshot's chunk
+            (bytes), elements in it, and its row of ``sums``.
         strided: (index of the parameter, row of ``sums``) of pairs without a common dense order.
         offsets: int64 [n_layers + 1], the rows of ``sums`` where each layer begins and ends.
         sums: float64 [rows, 2], scratch: each chunk's sums of squares, of the movement and of the snapshot.
@@ -102,8 +102,8 @@ def build_tables(
 
 
 def check_pairs(params: Sequence[Tensor], snapshots: Sequence[Tensor]) -> None:
-    """Raise ``ValueError`` unless every snapshot has its parameter's shape, dtype and device, all are on one device and the
-    dtypes are known."""
+    """Raise ``ValueError`` unless every snapshot has its parameter's shape, dtype and device, all are on one device and
+    the dtypes are known."""
     for i, (param, snapshot) in enumerate(zip(params, snapshots, strict=True)):
         if (param.shape, param.dtype, param.device) != (snapshot.shape, snapshot.dtype, snapshot.device):
             raise ValueError(f"snapshots[{i}] differs from params[{i}] in shape, dtype or device")

@@ -30,9 +30,10 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(error: BaseException, *, kind: bool = False) -> str:
+    """What an exception says, on one line of at most 300 characters; with its ``kind`` in front where that helps."""
+    name, said = type(error).__name__, " ".join(str(error).split())[:300]
+    return f"{name}: {said}" if kind and said else said or name
 
 
 def clean(value: Any) -> str:

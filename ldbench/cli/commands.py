@@ -164,12 +164,10 @@ def _in_groups(rows: list[dict[str, Any]]) -> Table:
 
 
 def _planned(cell: Cell, done: bool) -> dict[str, Any]:
-    title = cell_title(cell.method, cell.budget)
-    return {
-        "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset, "scenario": cell.scenario,
-        "method": cell.method, "title": title,
-        "budget": cell.budget, "seed": cell.seed, "epochs": cell.epochs, "finished": done,
-    }  # fmt: skip
+    row = {name: getattr(cell, name) for name in ("cell_id", "model", "dataset", "scenario", "method")}
+    row |= {"title": cell_title(cell.method, cell.budget)}
+    row |= {name: getattr(cell, name) for name in ("budget", "seed", "epochs")}
+    return row | {"finished": done}
 
 
 def _check_results(directory: Path) -> None:

@@ -52,11 +52,12 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     energy = NOT_ASKED
     if metered:
         images = torch.arange(min(cell.batch_size, len(data.train)))
+        optimizer = build_optimizer(cell, [list(model.parameters())])
+        loss = torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
+        autocast = autocast_for(cell.precision, device)
         energy = measure_stage_energy(
-            stages, lambda: data.train.batch(images), build_optimizer(cell, [list(model.parameters())]),
-            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=device,
-            autocast=autocast_for(cell.precision, device),
-        )  # fmt: skip
+            stages, lambda: data.train.batch(images), optimizer, loss, device=device, autocast=autocast
+        )
     sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
     by_stage = stage_rows(table, sizes, energy)
     by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages), energy)
@@ -82,38 +83,29 @@ def _print_profile(found: dict[str, Any], title: str) -> None:
     screen.print(f"{escape(title)}: {found['epoch_seconds']:.3g} s per epoch of {found['train_size']} images")
     table = Table("stage", "forward ms", "backward ms", "J", "forward MFLOPs", "parameters", "output kB", box=None)
     for row in found["stages"]:
-        table.add_row(
-            escape(row["stage"]), f"{1e3 * row['forward_seconds']:.2f}", f"{1e3 * row['backward_seconds']:.2f}",
-            _joules(row["joules"]),
-            f"{row['forward_flops'] / 1e6:.2f}", f"{row['parameters']:,}", f"{row['activation_bytes'] / 1e3:.1f}",
-        )  # fmt: skip
+        times = (f"{1e3 * row[f'{way}_seconds']:.2f}" for way in ("forward", "backward"))
+        flops, bytes_out = f"{row['forward_flops'] / 1e6:.2f}", f"{row['activation_bytes'] / 1e3:.1f}"
+        table.add_row(escape(row["stage"]), *times, _three(row["joules"]), flops, f"{row['parameters']:,}", bytes_out)
     screen.print(table)
-    cuts = Table(
-        "drop up to",
-        "saves s/epoch",
-        "of an epoch",
-        "GFLOPs/epoch",
-        "J/epoch",
-        "store MB",
-        "in",
-        "build s",
-        "pays after epochs",
-        box=None,
-    )
+    saves = ("saves s/epoch", "of an epoch", "GFLOPs/epoch", "J/epoch")
+    cuts = Table("drop up to", *saves, "store MB", "in", "build s", "pays after epochs", box=None)
     for row in found["cuts"]:
-        never = row["break_even_epochs"] is None
+        share, pays = row["saved_share"], row["break_even_epochs"]
         cuts.add_row(
             f"{row['cut']}: {escape(row['after'])}" + ("" if row["legal"] else " (shares a parameter: not possible)"),
-            "-" if row["saved_seconds"] is None else f"{row['saved_seconds']:.3g}",
-            "-" if row["saved_share"] is None else f"{100 * row['saved_share']:.0f} %",
-            f"{row['saved_flops'] / 1e9:.1f}", _joules(row["saved_joules"]), f"{row['store_bytes'] / 1e6:.1f}", row["store_tier"] or "fits nowhere",
-            "-" if row["build_seconds"] is None else f"{row['build_seconds']:.3g}",
-            "never" if never else f"{row['break_even_epochs']:.2f}",
-        )  # fmt: skip
+            _three(row["saved_seconds"]),
+            "-" if share is None else f"{100 * share:.0f} %",
+            f"{row['saved_flops'] / 1e9:.1f}",
+            _three(row["saved_joules"]),
+            f"{row['store_bytes'] / 1e6:.1f}",
+            row["store_tier"] or "fits nowhere",
+            _three(row["build_seconds"]),
+            "never" if pays is None else f"{pays:.2f}",
+        )
     screen.print(cuts)
     if found["energy_unavailable_reason"]:
         screen.print(f"Energy unavailable: {found['energy_unavailable_reason']}", markup=False, soft_wrap=True)
 
 
-def _joules(value: float | None) -> str:
+def _three(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"

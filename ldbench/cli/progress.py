@@ -49,7 +49,7 @@ class ConsoleProgress:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell]) -> None:
-        """Open the line of a cell, the ``number``-th of ``total``; ``later`` are those this process may run after it."""
+        """Open the line of a cell, the ``number``-th of ``total``; ``later``: those this process may run after it."""
         self._epochs, self._later = epochs_run(cell), sum(map(epochs_run, later))
         self._cell_began = self._epoch_began = time.monotonic()
         method = cell_title(cell.method, cell.budget)

@@ -13,13 +13,18 @@ STATISTICS_SAMPLES = 8192  # BatchNorm statistics settle long before; bounds the
 
 @dataclass(frozen=True)
 class CutChoice:
-    """The cut the break-even rule takes, or why it takes none (``cut`` is then the present one)."""
+    """The cut that is taken, or why none is (``cut`` is then the present one).
+
+    Attributes:
+        saving_seconds: over the steps that remain, building the store taken off.
+        tier: where the store should lie; None: no store is made, dropped stages go on running forward.
+    """
 
     cut: int
     reason: str
     saving_seconds: float = 0.0
     build_seconds: float = 0.0
-    tier: Tier = "device"
+    tier: Tier | None = "device"
 
 
 @dataclass(frozen=True)

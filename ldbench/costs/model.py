@@ -1,66 +1,91 @@
-"""What a step costs at every cut, and how many more steps a drop pays for."""
+"""What a step costs at every cut of this network, as its drops are weighed by."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple
+from typing import Any
 
-from ldbench.costs.break_even import StorePlan
+from ldbench.costs.break_even import CutChoice, StorePlan, best_cut
 from ldbench.costs.table import CostTable
-from ldbench.stages.flops import StageFlops
-from ldbench.store.budget import Tier
+from ldbench.store.budget import StoreBudget
 
 
-def step_flops(table: Sequence[StageFlops], cut: int, *, store: bool) -> int:
-    """FLOPs per sample of a training step with ``cut`` stages gone; without a store they still run forward."""
-    forward = sum(stage.forward for stage in table[cut if store else 0 :])
-    return forward + table[cut].backward_first + sum(stage.backward for stage in table[cut + 1 :])
+class CostModel:
+    """The cost table, measured when it is first needed, and the bytes a store may take, settled when they are first asked for.
 
-
-@dataclass(frozen=True)
-class StepCosts:
-    """Seconds and FLOPs of a step at each cut.
-
-    Attributes:
-        plan: what the store may be; None for freezing, where dropped stages still run forward.
+    Args:
+        table: measured before; None: ``measure`` makes it.
+        measure: measures the table.
+        budget: allowed per tier, or a function that finds out.
     """
 
-    table: CostTable
-    plan: StorePlan | None
+    def __init__(
+        self,
+        table: CostTable | None,
+        measure: Callable[[], CostTable],
+        budget: StoreBudget | Callable[[], StoreBudget],
+    ) -> None:
+        self._table, self._measure, self._budget = table, measure, budget
 
-    def seconds(self, cut: int, tier: Tier | None = None) -> float:
-        """One step; ``tier``: where the store lies, by default the first with room. Infinite where none has any."""
-        if self.plan is None:
-            return self.table.step_seconds(cut) + sum(self.table.inference[:cut])
-        if cut and tier is None:
-            tier = self.plan.budget.tier_for(self.plan.store_bytes(self.table, cut))
-            if tier is None:
-                return math.inf
-        return self.table.step_seconds(cut, self.plan.source_seconds(self.table, cut, tier or "device"))
+    @property
+    def known(self) -> CostTable | None:
+        """The table, if there is one yet."""
+        return self._table
 
-    def flops(self, cut: int) -> int:
-        """FLOPs of one step."""
-        return self.table.batch_size * step_flops(self.table.flops, cut, store=self.plan is not None)
+    @property
+    def table(self) -> CostTable:
+        """The table, measured now where there is none yet."""
+        if self._table is None:
+            self._table = self._measure()
+        return self._table
 
-    def savings(self, current: int) -> list[float]:
-        """For every cut the share of the present step's seconds that a step there takes less, at least 0."""
-        now = self.seconds(current, None if self.plan is None else self.plan.current_tier)
-        cuts = range(len(self.table.flops))
-        return [0.0 if cut <= current else max(0.0, 1 - self.seconds(cut) / now) for cut in cuts]
+    @property
+    def budget(self) -> StoreBudget:
+        """Bytes a store may take in each tier."""
+        if not isinstance(self._budget, StoreBudget):
+            self._budget = self._budget()
+        return self._budget
 
-    def extra_steps(self, spend: float, before: int, cut: int, remaining: int, seconds: float, flops: int) -> int:
-        """Steps that ``spend`` of a drop's saving pays for, in seconds and in FLOPs; at most as many as remain.
+    def choose_store(
+        self, current: int, stopped: int, remaining: int, legal: Sequence[bool], exact: bool, plan: StorePlan
+    ) -> CutChoice:
+        """The cut that the break-even rule takes, up to ``stopped``, see ``best_cut``."""
+        return best_cut(self.table, plan, current, stopped, remaining, legal, exact)
 
-        The bound matters when nearly everything is dropped: a saving would then pay for thousands of steps of the last
-        layers alone, which learn next to nothing from them.
+    def choose_freeze(self, current: int, stopped: int, remaining: int, legal: Sequence[bool]) -> CutChoice:
+        """The last legal cut up to ``stopped``: skipping backward passes costs nothing that would have to be weighed.
 
-        Args:
-            before, cut: stages gone before and after the drop.
-            remaining: steps that were left.
-            seconds: predicted to be saved over them, building included.
-            flops: that building took.
+        What it saves is told where the table is known; nothing is measured for that.
         """
-        saved = remaining * (self.flops(before) - self.flops(cut)) - flops
-        steps = min(seconds / self.seconds(cut), saved / self.flops(cut))
-        return max(0, math.floor(min(spend * steps, remaining)))
+        cut = max((c for c in range(current, stopped + 1) if legal[c]), default=current)
+        saving = 0.0
+        if self._table is not None:
+            saving = remaining * (frozen_step_seconds(self._table, current) - frozen_step_seconds(self._table, cut))
+        return CutChoice(cut, "frozen", saving, tier=None)
+
+    def no_room_for(self, size: int) -> None:
+        """A store of ``size`` bytes fitted nowhere: none of that size is planned again."""
+        self._budget = StoreBudget(*(min(free, size - 1) for free in astuple(self.budget)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Table and budget as far as they are known, JSON-ready: what was decided by goes on deciding.
+
+        What is free on a machine differs from day to day, and with it the cuts that fit.
+        """
+        return {
+            "table": None if self._table is None else self._table.to_dict(),
+            "budget": asdict(self._budget) if isinstance(self._budget, StoreBudget) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer."""
+        if state["table"] is not None:
+            self._table = CostTable.from_dict(state["table"])
+        if state["budget"] is not None:
+            self._budget = StoreBudget(**state["budget"])
+
+
+def frozen_step_seconds(table: CostTable, cut: int) -> float:
+    """Seconds of a step with the first ``cut`` stages frozen: they still run forward, in evaluation mode."""
+    return table.step_seconds(cut) + sum(table.inference[:cut])

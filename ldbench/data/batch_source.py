@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Training samples by index."""
 
     def __len__(self) -> int: ...
@@ -20,7 +20,7 @@ class Feed(Protocol):
         ...
 
 
-class TensorFeed:
+class TensorSource:
     """Images and targets held as tensors, one row per sample, already normalised."""
 
     def __init__(self, images: Tensor, targets: Tensor, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class TensorFeed:
         return self.images[where], self.targets[where]
 
 
-class DatasetFeed:
+class DatasetSource:
     """A map-style ``torch.utils.data.Dataset`` of (image, target) items, read item by item in the calling process."""
 
     def __init__(self, dataset: Dataset[Any], device: torch.device) -> None:
@@ -52,12 +52,12 @@ class DatasetFeed:
         return images.to(self.device, non_blocking=True), torch.as_tensor(targets).to(self.device)
 
 
-def as_feed(data: Any, device: torch.device) -> Feed:
-    """A feed from (images, targets) tensors, a map-style data set, or something that is a feed already."""
+def as_batch_source(data: Any, device: torch.device) -> BatchSource:
+    """A source of minibatches from (images, targets) tensors, a map-style data set, or what is one already."""
     if hasattr(data, "batch") and hasattr(data, "__len__"):
         return data  # type: ignore[no-any-return]
     if isinstance(data, Sequence) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return TensorFeed(data[0], data[1], device)
+        return TensorSource(data[0], data[1], device)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return DatasetFeed(data, device)
+        return DatasetSource(data, device)
     raise TypeError(f"data must be (images, targets) tensors or a map-style Dataset, not {type(data).__name__}")

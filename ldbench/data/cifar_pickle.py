@@ -1,7 +1,7 @@
 """CIFAR-10's batches are pickles of 2009: read here without a pickle's power to call what it likes.
 
-A pickle is a program whose only way out is to name a function or class. Every name is refused but the three that NumPy's
-arrays are made of, and these stand for inert holders of what follows them: nothing of NumPy runs, nor anything else.
+A pickle is a program whose only way out is to name a function or class. Every name is refused but the three that
+NumPy's arrays are made of, and these stand for inert holders of what follows them: nothing of NumPy or else runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ldbench.errors import one_line
 
 
 class NoBatch(Exception):
@@ -50,7 +52,7 @@ def read_batch(data: bytes) -> dict[str, Any]:
     except NoBatch:
         raise
     except Exception as error:  # whatever a damaged or malicious pickle makes the reader stumble over
-        raise NoBatch(f"{type(error).__name__}: {error}"[:200]) from error
+        raise NoBatch(one_line(error, kind=True)) from error
 
 
 def _array(held: _Held) -> NDArray[np.uint8]:

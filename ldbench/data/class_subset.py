@@ -1,4 +1,4 @@
-"""Some classes of a data set: ``fashion-mnist[5-9]``, ``digits[0,2,7-9]``, labels renumbered from 0 in their own order."""
+"""Some classes of a data set: ``fashion-mnist[5-9]``, ``digits[0,2,7-9]``, labels renumbered from 0 in their order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _ChosenPool:
 
 
 def select(name: str, source: Source, ranges: list[tuple[int, int]]) -> Source:
-    """``source`` with the chosen classes alone. Raises ``UserError`` for classes it does not have, or without images."""
+    """``source`` with the chosen classes alone. Raises ``UserError`` for classes it lacks, or without images."""
     have = len(source.class_names)
     if ranges[-1][1] >= have:
         raise UserError(f"data set {shown(name)}: there is no class {ranges[-1][1]}: its classes are 0 to {have - 1}")

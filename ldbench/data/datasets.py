@@ -1,7 +1,7 @@
 """Data sets by name: the same images, in the same splits and sizes, for every seed and method.
 
-What the files look like is known to `ldbench.data.readers` and `ldbench.data.image_folder`; here their images are chosen,
-brought to one size, split, and described.
+What the files look like is known to `ldbench.data.readers` and `ldbench.data.image_folder`; here their images are
+chosen, brought to one size, split, and described.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def load_dataset(
 
     Args:
         name: one of DATASET_NAMES; "folder:PATH"; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test);
-            each may choose some of its classes, "mnist[5-9]", see `ldbench.data.class_subset`. Sizes apply to what is chosen.
+            each may choose some of its classes, "mnist[5-9]", see `ldbench.data.class_subset`. Sizes apply after that.
         root: see data_root.
         download: fetch what is missing into ``root``.
         image_size: side in pixels to bring the images to (bilinear, antialiased; 28 to 32 is padding instead). None:

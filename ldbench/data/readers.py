@@ -1,7 +1,7 @@
 """Data sets that come as arrays: digits, IDX files, CIFAR-10, random images. Each becomes a `Source`.
 
-Downloads and checksums are torchvision's; what is added is that nothing is unpickled, and that every failure is one line
-that says what to do.
+Downloads and checksums are torchvision's; what is added is that nothing is unpickled, and that every failure is one
+line that says what to do.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _fetch_idx(kind: type[tv.MNIST], folder: Path) -> None:
 
 
 def read_cifar10(root: Path, download: bool) -> Source:
-    """CIFAR-10 in its "python version": pickled batches, whose checksums are compared before `ldbench.data.cifar_pickle` reads them."""
+    """CIFAR-10 in its "python version": pickled batches, read by `cifar_pickle` where the checksums agree."""
     folder = root / tv.CIFAR10.base_folder
     meta = (tv.CIFAR10.meta["filename"], tv.CIFAR10.meta["md5"])
     files = [*((file, md5) for file, md5 in tv.CIFAR10.train_list + tv.CIFAR10.test_list), meta]

@@ -1,7 +1,7 @@
-"""Which samples can be drawn when: all of them all the time, or chunks that arrive one after another beside a bounded memory.
+"""Which samples can be drawn when: all of them all the time, or chunks in turn beside a bounded memory.
 
-Everything is a pure function of the seed, so every method of a seed meets the same stream and remembers the same samples,
-and a run can be gone on with in any chunk.
+Everything is a pure function of the seed, so every method of a seed meets the same stream and remembers the same
+samples, and a run can be gone on with in any chunk.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def arrival_order(labels: Tensor, seed: int, stream: str) -> Tensor:
 
 
 def chunked(labels: Tensor, seed: int, *, chunks: int, memory: int, stream: str = "shuffled") -> Stream:
-    """A stream of ``chunks`` equal chunks, each together with a memory of at most ``memory`` samples from those before it.
+    """A stream of ``chunks`` equal chunks, each together with a memory of at most ``memory`` samples seen before.
 
-    The memory is a uniform sample without replacement of everything seen before the chunk, as a reservoir would hold it:
-    the ``memory`` samples with the smallest keys, one random key a sample. Whatever leaves it never comes back. Up to
-    ``chunks - 1`` samples at the end are left out, so that all chunks are of one size.
+    The memory is a uniform sample without replacement of everything seen before the chunk, as a reservoir would hold
+    it: the ``memory`` samples with the smallest keys, one random key a sample. Whatever leaves it never comes back. Up
+    to ``chunks - 1`` samples at the end are left out, so that all chunks are of one size.
     """
     size = len(labels) // chunks
     order = arrival_order(labels, seed, stream)
@@ -85,7 +85,7 @@ def chunked(labels: Tensor, seed: int, *, chunks: int, memory: int, stream: str 
 
 
 def full_steps(stream: Stream, batch_size: int, epochs: int) -> int:
-    """Steps of ``epochs`` whole epochs over every set of the stream; the last, smaller minibatch of an epoch is left out."""
+    """Steps of ``epochs`` whole epochs over every set of the stream; an epoch's last, smaller minibatch is left out."""
     return epochs * sum(len(chosen) // batch_size for chosen in stream.sets)
 
 

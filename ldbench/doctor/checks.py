@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldbench.doctor import machine, software
-from ldbench.doctor.software import FAIL, GAP, OK, UNTRIED, Check, one_line
-from ldbench.errors import clean
+from ldbench.doctor.software import FAIL, GAP, OK, UNTRIED, Check
+from ldbench.errors import clean, one_line
 
 CHECKS: tuple[tuple[str, Callable[[], Check | list[Check]]], ...] = (
     ("Python", software.check_python),
@@ -58,5 +58,5 @@ def _run_all() -> Iterator[Check]:
             with warnings.catch_warnings(action="ignore"):  # what is wrong stands in the findings
                 made = check()
         except Exception as error:  # whatever is broken here, the other checks still run
-            made = Check(name, FAIL, one_line(error), "close the gaps above first")
+            made = Check(name, FAIL, one_line(error, kind=True), "close the gaps above first")
         yield from made if isinstance(made, list) else [made]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ldbench.errors import one_line
+
 OK, GAP, FAIL, UNTRIED = "ok", "gap", "fail", "not tried"
 LEAST_PYTHON = (3, 11)
 MATCHING_WHEELS = (
@@ -35,11 +37,6 @@ class Check:
     cure: str = ""
 
 
-def one_line(error: BaseException) -> str:
-    """Kind and message of an error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def check_python() -> Check:
     """The interpreter."""
     found = f"{platform.python_version()} at {sys.executable}"
@@ -53,7 +50,7 @@ def check_torch() -> Check:
     try:
         import torch
     except Exception as error:
-        return Check("torch", FAIL, one_line(error), "pip install torch torchvision")
+        return Check("torch", FAIL, one_line(error, kind=True), "pip install torch torchvision")
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPU only"
     return Check(
         "torch", OK, f"{torch.__version__} {built}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
@@ -68,7 +65,7 @@ def check_torchvision() -> Check:
 
         torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     except Exception as error:
-        return Check("torchvision", FAIL, one_line(error), MATCHING_WHEELS)
+        return Check("torchvision", FAIL, one_line(error, kind=True), MATCHING_WHEELS)
     return Check("torchvision", OK, str(torchvision.__version__))
 
 
@@ -114,7 +111,8 @@ def check_cuda() -> Check:
         return Check("CUDA", GAP, f"there is a driver but torch sees no GPU: {why}", cure)
     x = torch.randn(64, 64, device="cuda")
     torch.testing.assert_close((x @ x).cpu(), x.cpu() @ x.cpu(), rtol=1e-2, atol=1e-2)
-    return Check("CUDA", OK, f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}: a matrix product is right")  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return Check("CUDA", OK, f"{torch.version.cuda}, cuDNN {cudnn}: a matrix product is right")
 
 
 def check_triton() -> Check:

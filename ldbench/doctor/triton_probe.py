@@ -1,4 +1,4 @@
-"""A smallest Triton kernel, run as ``python -m ldbench.doctor.triton_probe``: prints how it ran, ends with an error where it does not."""
+"""A smallest Triton kernel: ``python -m ldbench.doctor.triton_probe`` runs it, or ends with an error."""
 
 from __future__ import annotations
 

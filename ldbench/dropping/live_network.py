@@ -1,37 +1,98 @@
-"""The live stages as one callable: random masks from streams of their own, and freshly compiled code after every drop."""
+"""The network that trains: the live stages as one callable, with random masks from streams of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldbench.seeds import derive_seed
+from ldbench.stages.residual import RandomDepth
 from ldbench.stages.split import has_randomness
 
-if TYPE_CHECKING:
-    from ldbench.dropping.engine import LayerDropper
 
+class LiveNetwork:
+    """Runs the stages that are left; code compiled for the network before a drop is never used again.
 
-def live_network(dropper: LayerDropper) -> Callable[[Tensor], Tensor]:
-    """A fresh callable for the stages that are left: compiled code that assumed the old network is never reused."""
-    first, live = dropper.cut, list(dropper.stages)[dropper.cut :]
-    random = [has_randomness(stage) for stage in live]
-    base, depth = derive_seed(dropper.seed, "dropout"), dropper.depth
+    Args:
+        stages: the whole network's.
+        seed: of dropout: a stream per step and stage, so that the masks are the same whatever else was dropped.
+        compiled: compile the live stages.
+        runs_dropped: send minibatches through the dropped stages first, in evaluation mode and without gradients.
+        depth: leaves residual blocks out at random; None: none.
+    """
 
-    def run(x: Tensor) -> Tensor:
-        for offset, stage in enumerate(live):
-            if random[offset]:  # a stream per step and stage: the same masks whatever else was dropped
-                torch.manual_seed((base + dropper.step_count * 1_000_003 + (first + offset) * 7919) % 2**63)
-            x = stage(x) if depth is None else depth.run(first + offset, stage, x)
+    def __init__(
+        self,
+        stages: nn.Sequential,
+        seed: int,
+        *,
+        compiled: bool = False,
+        runs_dropped: bool = False,
+        depth: RandomDepth | None = None,
+    ) -> None:
+        self.stages, self.depth, self.runs_dropped = stages, depth, runs_dropped
+        self._seed, self._wants_compiled = derive_seed(seed, "dropout"), compiled
+        self.advance(0)
+
+    def advance(self, cut: int) -> None:
+        """The first ``cut`` stages are dropped from now on."""
+        self._cut, self._live = cut, list(self.stages)[cut:]
+        self._random = [has_randomness(stage) for stage in self._live]
+        self._dropped = [m for stage in self.stages[:cut] for m in stage.modules()] if self.runs_dropped else []
+        self._compiled: Any = torch.compile(nn.Sequential(*self._live)) if self._wants_compiled else None
+
+    def __call__(self, x: Tensor, step: int) -> Tensor:
+        """The network's output for a minibatch of step number ``step``, from 0."""
+        if self.runs_dropped and self._cut:
+            x = self._through_dropped(x)
+        base = self._seed + step * 1_000_003
+        if self._compiled is not None:
+            if any(self._random):
+                torch.manual_seed(base % 2**63)
+            return self._compiled(x)  # type: ignore[no-any-return]
+        for place, (stage, random) in enumerate(zip(self._live, self._random, strict=True), start=self._cut):
+            if random:
+                torch.manual_seed((base + place * 7919) % 2**63)
+            x = stage(x) if self.depth is None else self.depth.run(place, stage, x)
         return x
 
-    def run_compiled(x: Tensor) -> Tensor:
-        if any(random):
-            torch.manual_seed((base + dropper.step_count * 1_000_003) % 2**63)
-        return compiled(x)  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def _through_dropped(self, x: Tensor) -> Tensor:
+        for module in self._dropped:  # a model.train() since the last step has woken them
+            if module.training:
+                module.training = False
+        for stage in self.stages[: self._cut]:
+            x = stage(x)
+        return x
 
-    compiled: Any = torch.compile(nn.Sequential(*live)) if dropper.compile else None
-    return run_compiled if dropper.compile else run
+    def draw(self, step: int, survival: Callable[[int], Sequence[float] | None]) -> None:
+        """Decide which residual blocks step number ``step`` leaves out; ``survival``: their probabilities, given how many."""
+        if self.depth is not None:
+            self.depth.draw(step, survival(len(self.depth.places)) or [])
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """Stages whose branch the step that was drawn leaves out."""
+        return self.depth.skipped if self.depth is not None else frozenset()
+
+    @property
+    def skipped_steps(self) -> list[int]:
+        """Per stage, how many steps left its branch out."""
+        return self.depth.skipped_steps if self.depth is not None else [0] * len(self.stages)
+
+    def count_step(self) -> None:
+        """The step that was drawn was made."""
+        if self.depth is not None:
+            self.depth.count()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state."""
+        return {"skipped_steps": list(self.skipped_steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer."""
+        if self.depth is not None:
+            self.depth.skipped_steps = list(state["skipped_steps"])

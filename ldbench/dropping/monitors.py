@@ -1,58 +1,24 @@
-"""What rules other than ours look at: summed gradients, activations against a snapshot's, scalars that get nowhere.
-
-Each watcher is made only for a policy that asks for it (``Policy.needs``), what it costs counts as training, and its
-state is part of the checkpoint.
-"""
+"""What policies go by: gradients, outputs against a snapshot's, scalars that get nowhere, and layer-change scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldbench.seeds import sample_order
-from ldbench.stages.split import stage_groups
+from ldbench.dropping.monitor import Levels, Monitor, ParameterMonitor
+from ldbench.dropping.scores import ScoreTracker
+from ldbench.stages.split import stage_groups, stage_parameters
+from ldbench.stages.train_mode import evaluating
+from ldbench.store.fill import Autocast
 
-if TYPE_CHECKING:
-    from ldbench.dropping.engine import LayerDropper
-from ldbench.dropping.parameter_state import Levels, OfParameters
-
-
-class Watcher(Protocol):
-    """One kind of measurement."""
-
-    flops: list[int]  # that the last check took itself, per stage
-    probed: int  # samples that the last check sent through the network
-
-    def after_step(self) -> None:
-        """Called after every optimizer step, gradients still there."""
-        ...
-
-    def check(self, progress: float) -> Levels:
-        """The figure of each stage; None for dropped ones and where there is none at this check."""
-        ...
-
-    def drop(self, cut: int) -> None:
-        """The first ``cut`` stages are gone."""
-        ...
-
-    def begin_chunk(self) -> None:
-        """Other samples can be drawn from now on."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON values and tensors."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer, on a fresh watcher of which ``drop`` was told already."""
-        ...
+Probe = Callable[[int], Tensor]
 
 
-class GradientWatcher(OfParameters):
+class GradientMonitor(ParameterMonitor):
     """L1 norm per stage of the gradient summed over an interval, the run being divided into ``intervals`` of them.
 
     Memory: one copy of the live parameters; one addition to each of its elements per step.
@@ -71,15 +37,15 @@ class GradientWatcher(OfParameters):
             torch._foreach_add_([total for total, _ in seen], [gradient for _, gradient in seen])
 
     @torch.no_grad()
-    def check(self, progress: float) -> Levels:
+    def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
         interval = math.floor(progress * self.intervals + 1e-9)
         if interval <= self.done:
-            return [None] * len(self.parameters)
+            return {"gradient": [None] * len(self.parameters)}
         self.done = interval
         totals = self.live("sum")
         norms = self._by_stage(torch._foreach_norm(totals, 1))
         torch._foreach_zero_(totals)
-        return norms
+        return {"gradient": norms}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "done": self.done}
@@ -89,7 +55,7 @@ class GradientWatcher(OfParameters):
         self.done = int(state["done"])
 
 
-class PerturbationWatcher(OfParameters):
+class PerturbationMonitor(ParameterMonitor):
     """Share of each stage's scalars whose effective perturbation |E| / A is below ``threshold``.
 
     E and A are the exponential moving averages, with weight ``memory`` on the past, of a scalar's movement between two
@@ -104,12 +70,8 @@ class PerturbationWatcher(OfParameters):
         for last, p in zip(self.live("last"), self.live_parameters(), strict=True):
             last.copy_(p.detach())
 
-    def after_step(self) -> None:
-        """Only the movement between checks counts."""
-
     @torch.no_grad()
-    def check(self, progress: float) -> Levels:
-        del progress
+    def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
         last, mean, magnitude = (self.live(name) for name in ("last", "mean", "magnitude"))
         settled = []
         for p, before, average, size in zip(self.live_parameters(), last, mean, magnitude, strict=True):
@@ -120,10 +82,11 @@ class PerturbationWatcher(OfParameters):
             settled.append((average.abs() <= self.threshold * size).sum())
         counts = self._by_stage(settled)
         sizes = [max(1, sum(p.numel() for p in stage)) for stage in self.parameters]
-        return [None if count is None else count / size for count, size in zip(counts, sizes, strict=True)]
+        shares = [None if count is None else count / size for count, size in zip(counts, sizes, strict=True)]
+        return {"settled": shares}
 
 
-class PlasticityWatcher:
+class PlasticityMonitor(Monitor):
     """Distance of each stage's output from a snapshot's, on a fixed probe batch in evaluation mode.
 
     The similarity-preserving loss of Tung and Mori 2019 (arXiv:1907.09682): ||G - G'||_F^2 / b^2 with G the b x b matrix of
@@ -138,23 +101,15 @@ class PlasticityWatcher:
         autocast: gives the context the forward pass runs in.
     """
 
-    def __init__(
-        self, stages: nn.Sequential, samples: int, renewal: int, source: Callable[[int], Tensor],
-        autocast: Callable[[], Any],
-    ) -> None:  # fmt: skip
+    def __init__(self, stages: nn.Sequential, samples: int, renewal: int, source: Probe, autocast: Autocast) -> None:
+        super().__init__(len(stages))
         self.stages, self.samples, self.renewal = stages, samples, renewal
         self.source, self.autocast = source, autocast
-        self.dropped = self.age = 0
+        self.age = 0
         self.reference: list[Tensor | None] = []
-        self.flops = [0] * len(stages)
-        self.probed = 0
-
-    def after_step(self) -> None:
-        """Only activations count."""
 
     @torch.no_grad()
-    def check(self, progress: float) -> Levels:
-        del progress
+    def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
         now = self._similarities()
         distances = [
             None if a is None or b is None else (a - b).square().sum() / len(a) ** 2
@@ -164,14 +119,11 @@ class PlasticityWatcher:
             self.reference, self.age = now, 0
         else:
             self.age += 1
-        return [None if distance is None else float(distance) for distance in distances]
+        return {"plasticity": [None if distance is None else float(distance) for distance in distances]}
 
     def _similarities(self) -> list[Tensor | None]:
-        modes = [(module, module.training) for module in self.stages.modules()]
         found: list[Tensor | None] = [None] * self.dropped
-        try:
-            for stage in self.stages[self.dropped :]:
-                stage.eval()
+        with evaluating(self.stages):
             x = self.source(self.samples)
             self.probed = len(x)
             for place in range(self.dropped, len(self.stages)):
@@ -180,13 +132,10 @@ class PlasticityWatcher:
                 rows = x.detach().float().flatten(1)
                 self.flops[place] = 2 * len(rows) ** 2 * rows.shape[1]
                 found.append(nn.functional.normalize(rows @ rows.t()))
-        finally:
-            for module, training in modes:
-                module.training = training
         return found
 
     def drop(self, cut: int) -> None:
-        self.dropped = cut
+        super().drop(cut)
         self.reference = [None if s < cut else g for s, g in enumerate(self.reference)]
         self.flops[:cut] = [0] * cut
 
@@ -203,23 +152,78 @@ class PlasticityWatcher:
         self.reference = [None if g is None else g.to(device) for g in state["reference"]]
 
 
-def make_watchers(dropper: LayerDropper) -> dict[str, Watcher]:
-    """What the dropper's policy needs, by the name of its field in ``Observation``."""
-    made: dict[str, Watcher] = {}
-    parameters = stage_groups(dropper.stage_parameters)
+class Monitors:
+    """Everything that a policy needs measured.
 
-    def probe(samples: int) -> Tensor:
-        active = dropper.active
-        return dropper.activations.peek(active[sample_order(len(active), 0, 0)[:samples]])
+    Args:
+        stages: the network's.
+        needs: name of a measurement -> its settings, see ``Policy.needs``.
+        probe: gives what the first live stage reads, for a probe batch of so many samples.
+        autocast: gives the context the forward pass runs in.
 
-    for name, settings in dropper.policy.needs.items():
-        if name == "gradient":
-            made[name] = GradientWatcher(parameters, int(settings["intervals"]))
-        elif name == "settled":
-            made[name] = PerturbationWatcher(parameters, settings["threshold"], settings["memory"])
-        elif name == "plasticity":
-            samples, renewal = int(settings["samples"]), int(settings["renewal"])
-            made[name] = PlasticityWatcher(dropper.stages, samples, renewal, probe, dropper.autocast)
-        elif name not in ("scores", "saving"):
-            raise ValueError(f"the policy needs {name!r}, which nothing here measures")
-    return made
+    Attributes:
+        log: one entry per check, in order: step, stages dropped, and the figures by name.
+
+    Raises:
+        ValueError: something is needed that nothing here measures.
+    """
+
+    def __init__(
+        self, stages: nn.Sequential, needs: Mapping[str, Mapping[str, float]], probe: Probe, autocast: Autocast
+    ) -> None:
+        parameters = stage_parameters(stages)
+        self._monitors: dict[str, Monitor] = {}
+        for name, settings in needs.items():
+            if name == "scores":
+                self._monitors[name] = ScoreTracker(parameters)
+            elif name == "gradient":
+                self._monitors[name] = GradientMonitor(stage_groups(parameters), int(settings["intervals"]))
+            elif name == "settled":
+                threshold, memory = settings["threshold"], settings["memory"]
+                self._monitors[name] = PerturbationMonitor(stage_groups(parameters), threshold, memory)
+            elif name == "plasticity":
+                samples, renewal = int(settings["samples"]), int(settings["renewal"])
+                self._monitors[name] = PlasticityMonitor(stages, samples, renewal, probe, autocast)
+            else:
+                raise ValueError(f"the policy needs {name!r}, which nothing here measures")
+        self._summed_rate = 0.0
+        self.log: list[dict[str, Any]] = []
+
+    def after_step(self, rate: float) -> None:
+        """An optimizer step was made at this learning rate."""
+        for monitor in self._monitors.values():
+            monitor.after_step()
+        self._summed_rate += rate
+
+    def check(self, progress: float) -> dict[str, Levels]:
+        """The figures of each stage, by their names in ``Observation``."""
+        levels: dict[str, Levels] = {}
+        for monitor in self._monitors.values():
+            levels |= monitor.check(progress, self._summed_rate)
+        self._summed_rate = 0.0
+        return levels
+
+    def passes(self) -> list[tuple[int, list[int]]]:
+        """Of the last check: samples sent through the network, and further FLOPs per stage, of each measurement."""
+        return [(monitor.probed, monitor.flops) for monitor in self._monitors.values()]
+
+    def drop(self, cut: int) -> None:
+        """The first ``cut`` stages are gone."""
+        for monitor in self._monitors.values():
+            monitor.drop(cut)
+
+    def begin_chunk(self) -> None:
+        """Other samples can be drawn from now on."""
+        for monitor in self._monitors.values():
+            monitor.begin_chunk()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values and tensors."""
+        monitors = {name: monitor.state_dict() for name, monitor in self._monitors.items()}
+        return {"summed_rate": self._summed_rate, "log": list(self.log), "monitors": monitors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer, on fresh monitors of which ``drop`` was told already."""
+        self._summed_rate, self.log[:] = state["summed_rate"], state["log"]
+        for name, monitor in self._monitors.items():
+            monitor.load_state_dict(state["monitors"][name])

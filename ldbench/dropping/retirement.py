@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldbench.stages.train_mode import remember_modes
 from ldbench.store.fill import Autocast, Source
 
 
 def remember(segment: nn.Module) -> Callable[[], None]:
     """Returns what puts the segment's buffers and modes back as they are now: undoes a drop that fell through."""
     buffers = [(buffer, buffer.clone()) for buffer in segment.buffers()]
-    modes = [(module, module.training) for module in segment.modules()]
+    restore_modes = remember_modes(segment)
 
     def undo() -> None:
         for buffer, before in buffers:
             buffer.copy_(before)
-        for module, training in modes:
-            module.training = training
+        restore_modes()
 
     return undo
 
@@ -60,14 +59,12 @@ def refresh_statistics(segment: nn.Sequential, batches: Sequence[Tensor], source
     return sum(len(indices) for indices in batches)
 
 
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for ``train``: a later ``model.train()`` must not wake a dropped stage's BatchNorm or dropout."""
-    del mode
-    return module
-
-
 def retire(stages: Iterable[nn.Module], parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Take stages out of training for good: gradients, optimizer entries and state, and train mode."""
+    """Take stages out of training for good: gradients, optimizer entries and state, and train mode.
+
+    Nothing is patched: a ``model.train()`` sets the flags of dropped modules again, as of any others. Whoever sends a
+    minibatch through dropped stages puts them into evaluation mode first (``LiveNetwork``, ``Activations``).
+    """
     gone = {id(p): p for p in parameters}
     for group in optimizer.param_groups:  # an emptied group stays: schedulers count the groups
         group["params"] = [p for p in group["params"] if id(p) not in gone]
@@ -77,14 +74,10 @@ def retire(stages: Iterable[nn.Module], parameters: Iterable[nn.Parameter], opti
         parameter.requires_grad_(False)
     for stage in stages:
         stage.eval()
-        for module in stage.modules():
-            module.__dict__["train"] = types.MethodType(_stay_in_eval, module)
 
 
 def release(stages: Iterable[nn.Module]) -> None:
-    """Give retired stages back their ordinary behaviour (``train`` and ``requires_grad``)."""
+    """Let the parameters of retired stages be trained again."""
     for stage in stages:
-        for module in stage.modules():
-            module.__dict__.pop("train", None)
         for parameter in stage.parameters():
             parameter.requires_grad_(True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldbench.dropping.monitor import Levels, Monitor
 from ldbench.kernels import DeltaNormPlan, delta_norms
 
 # Root mean square below which a stage counts as zero-initialised: no usual initialisation is that small.
@@ -38,7 +39,7 @@ def continuation_score(net: float, path: float, window: int) -> float:
     return min(1.0, max(0.0, (net / path - walk) / (1 - walk)))
 
 
-class ScoreTracker:
+class ScoreTracker(Monitor):
     """Keeps the last ``window`` parameter snapshots of the live stages and scores them at every check.
 
     Memory: ``window`` copies of the live parameters. One check reads parameters and two snapshots and writes one; it
@@ -52,7 +53,8 @@ class ScoreTracker:
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], window: int = 4) -> None:
         if window < 2:
             raise ValueError(f"window must be at least 2, not {window}")
-        self.window, self.dropped, self.stages = window, 0, len(parameters)
+        super().__init__(len(parameters))
+        self.window, self.stages = window, len(parameters)
         self._parameters = [list(stage) for stage in parameters]
         self._ring: list[list[Tensor]] = []  # oldest first, each a flat list over the live stages
         self._plans: dict[int, DeltaNormPlan] = {}  # by identity of the snapshot list
@@ -69,9 +71,12 @@ class ScoreTracker:
         self._ring.append(snapshot)
         self._plans[id(snapshot)] = DeltaNormPlan(tensors, snapshot, layers, self.stages)
 
+    def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
+        return vars(self.score(summed_rate)).copy()
+
     @torch.no_grad()
-    def check(self, summed_lr: float) -> Scores:
-        """Scores against the previous check. ``summed_lr`` is the learning rate summed over the steps since then."""
+    def score(self, summed_rate: float) -> Scores:
+        """Scores against the previous check. ``summed_rate`` is the learning rate summed over the steps since then."""
         newest, oldest = self._ring[-1], self._ring[0]
         full = len(self._ring) == self.window
         last = delta_norms(self._plan(newest), update=False)
@@ -87,7 +92,7 @@ class ScoreTracker:
         for s in range(self.dropped, self.stages):
             moved, norm = both[0][s]
             floor = RMS_FLOOR * math.sqrt(sum(p.numel() for p in self._parameters[s]))
-            change[s] = moved / max(norm, floor) / max(summed_lr, 1e-12)
+            change[s] = moved / max(norm, floor) / max(summed_rate, 1e-12)
             if full:
                 ahead[s] = continuation_score(both[1][s][0], sum(step[s] for step in self.steps), self.window)
         return Scores(change, ahead)
@@ -98,18 +103,18 @@ class ScoreTracker:
     def drop(self, cut: int) -> None:
         """Forget the first ``cut`` stages: their snapshots are freed, their scores are None from now on."""
         gone = sum(len(stage) for stage in self._parameters[self.dropped : cut])
-        self.dropped, self._plans = cut, {}
+        super().drop(cut)
+        self._plans = {}
         self._ring = [snapshot[gone:] for snapshot in self._ring]
         tensors, layers = self._live()
         for snapshot in self._ring:
             self._plans[id(snapshot)] = DeltaNormPlan(tensors, snapshot, layers, self.stages)
 
     def state_dict(self) -> dict[str, Any]:
-        """Snapshots (tensors), step norms and progress; enough to go on with the same bits."""
+        """Snapshots (tensors) and step norms; enough to go on with the same bits."""
         return {"dropped": self.dropped, "steps": self.steps, "ring": [list(snapshot) for snapshot in self._ring]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer, given the same stages."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.dropped, self.steps = int(state["dropped"]), [list(step) for step in state["steps"]]
         tensors, layers = self._live()
         self._ring = [

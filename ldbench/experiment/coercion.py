@@ -15,7 +15,7 @@ LARGEST = 2**63 - 1  # what JSON readers, TOML and torch agree on
 
 
 def coerce(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as type ``hint``: int, float, bool, str, a union of these with None, a tuple of one, or ``policy``'s dict.
+    """``value`` as type ``hint``: int, float, bool, str, a union of these with None, a tuple of one, or ``policy``.
 
     A single value stands for a tuple of one. Raises ``UserError`` that begins with ``name``.
     """
@@ -74,7 +74,8 @@ def _kind(hint: Any) -> str:
 
 
 def _check_text(name: str, text: str) -> None:
-    """A file system takes any bytes but NUL, and Python writes bytes that are no UTF-8 as lone surrogates of its own."""
+    """Refuses what no file can be called: a file system takes any bytes but NUL, and those that are no UTF-8 Python
+    writes as lone surrogates of its own."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

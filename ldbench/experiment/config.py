@@ -1,21 +1,32 @@
-"""One frozen description of an experiment: read from TOML and the command line, expanded into cells, hashed canonically."""
+"""What is to be run: the experiment as asked for, and its cells, each named by a hash of what decides its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("cosine", "constant", "step"),
+    "augment": ("none", "flip", "crop", "flip+crop"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
+    "save_model": ("none", "final"),
+    "stream": ("shuffled", "by-class"),  # order of arrival
+    "stream_schedule": ("chunk", "whole"),  # what the learning rate's schedule spans
+}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid of cells (model x data set x scenario x method x seed). ``None`` in a recipe field means the model family's default."""
+    """A grid of cells (model x data set x scenario x method x seed).
+
+    ``None`` in a field of the recipe means the model family's default.
+    """
 
     model: tuple[str, ...] = ("resnet18",)
     dataset: tuple[str, ...] = ("digits",)
@@ -72,10 +83,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, everything that decides its numbers resolved. ``budget`` is set for ``short`` alone.
+    """One training run, everything that decides its numbers resolved. ``budget`` is set where a method trains less.
 
-    Fields with a default are hashed only where they differ from it: a cell that was run before a field existed keeps its
-    name. ``init`` is what ``init_identity`` makes of the option, so that a file's content counts and not its place.
+    Fields with a default are hashed only where they differ from it: a cell that was run before a field existed keeps
+    its name. ``init`` is what ``init_identity`` makes of the option: a file's content counts, not its place.
     """
 
     model: str
@@ -129,6 +140,9 @@ class Cell:
     @property
     def config_hash(self) -> str:
         """SHA-256 over the canonical JSON of every field that is not left at a default, first 12 hex digits."""
+        import hashlib  # here and not above, since --help reads this module and hashes nothing
+        import json
+
         values = {key: value for key, value in dataclasses.asdict(self).items() if not at_default(key, value)}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

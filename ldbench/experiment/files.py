@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, one_line
 
 MOST_BYTES = 16 * 2**20  # a list of a million seeds; anything larger is no experiment
 
@@ -41,7 +41,7 @@ def read_experiment(path: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{path}: not a valid experiment file: nested too deeply") from error
     except ValueError as error:  # both parsers' own errors, bytes that are no UTF-8, numbers of thousands of digits
-        raise UserError(f"{path}: not a valid experiment file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not a valid experiment file: {one_line(error)}") from error
     if not isinstance(table, dict):
         raise UserError(f"{path}: an experiment file holds a table of options")
     return {

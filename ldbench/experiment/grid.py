@@ -7,11 +7,12 @@ import itertools
 import typing
 from collections.abc import Iterator
 
-from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, SHORTENED, STREAM_SCHEDULES, STREAMS, init_identity
+from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
+from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, STREAM_SCHEDULES, STREAMS, init_identity
+from ldbench.policies.registry import replay_source, shortened_methods
 
 if typing.TYPE_CHECKING:
     from ldbench.models.recipes import Recipe
-from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
 
 
 def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> Iterator[Cell]:
@@ -20,15 +21,14 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     ``recipe_of`` gives a model family's default recipe; an option of the experiment overrides each of its fields.
     Raises ``UserError`` when the file of weights to begin with cannot be read.
     """
-    from ldbench.policies.registry import replay_source
-
     methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
+    shortened, early = shortened_methods(), shortened_methods("early")
     init = init_identity(experiment.init)
     for seed, dataset, scenario, model, method in itertools.product(
         experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
     ):
-        if method == "short-early" and not SCENARIOS[scenario].streamed:
+        if method in early and not SCENARIOS[scenario].streamed:
             continue  # there it is short
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)
@@ -47,5 +47,5 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
         values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
-        for budget in experiment.short_budgets if method in SHORTENED else (None,):
+        for budget in experiment.short_budgets if method in shortened else (None,):
             yield Cell(**values, budget=budget)

@@ -12,6 +12,7 @@ from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Experiment
 from ldbench.experiment.files import read_experiment
 from ldbench.experiment.scenarios import SCENARIOS
 from ldbench.experiment.validation import experiment_from_dict
+from ldbench.policies.registry import shortened_methods
 
 # Options that hold lists or either of two types arrive as text; how to write them.
 AS_TEXT = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}
@@ -53,7 +54,7 @@ def _narrow(table: dict[str, Any], options: dict[str, Any]) -> None:
     if not any(scenario.streamed for scenario in chosen):
         unused += OF_STREAMS
         if "method" not in options and isinstance(table.get("method"), list):
-            table["method"] = [name for name in table["method"] if name != "short-early"]
+            table["method"] = [name for name in table["method"] if name not in shortened_methods("early")]
     for key in unused:
         if key not in options:
             table.pop(key, None)

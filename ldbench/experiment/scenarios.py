@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldbench.errors import UserError, shown
+from ldbench.experiment.config import CHOICES
 from ldbench.io.checksums import Damaged, check_regular
 
 TORCHVISION = "torchvision"
@@ -31,14 +32,13 @@ SCENARIOS: dict[str, Scenario] = {
     "online": Scenario(streamed=True),
     "online-fine-tune": Scenario(tuned=True, streamed=True),
 }
-SHORTENED = ("short", "short-early")  # the controls that train less; the second in streams alone
-STREAMS = ("shuffled", "by-class")  # orders of arrival; the first is the default
-STREAM_SCHEDULES = ("chunk", "whole")  # what the learning rate's schedule spans; the first is the default
+STREAMS = CHOICES["stream"]  # the first is the default
+STREAM_SCHEDULES = CHOICES["stream_schedule"]  # the first is the default
 CHUNKS = 5
 
 
 def init_identity(init: str | None) -> str | None:
-    """What weights ``--init`` names, independent of where they lie: "torchvision", or "sha256:" and 16 digits of a file's.
+    """What weights ``--init`` names, wherever they lie: "torchvision", or "sha256:" and 16 digits of a file's.
 
     Raises ``UserError`` when the file cannot be read.
     """

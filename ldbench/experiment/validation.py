@@ -9,19 +9,10 @@ from typing import Any
 
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.coercion import coerce, seed_list
-from ldbench.experiment.config import Experiment
-from ldbench.experiment.scenarios import SCENARIOS, STREAM_SCHEDULES, STREAMS
+from ldbench.experiment.config import CHOICES, OF_STREAMS, Experiment
+from ldbench.experiment.scenarios import SCENARIOS
+from ldbench.policies.registry import shortened_methods
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer": ("sgd", "adam", "adamw"),
-    "schedule": ("cosine", "constant", "step"),
-    "augment": ("none", "flip", "crop", "flip+crop"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
-    "save_model": ("none", "final"),
-    "stream": STREAMS,
-    "stream_schedule": STREAM_SCHEDULES,
-}
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
 NOT_NEGATIVE = ("weight_decay", "momentum", "val_size", "dropout", "label_smoothing", "clip_norm", "warmup_fraction",
@@ -88,15 +79,15 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
         option = f"--{sources[0].replace('_', '-')}"
         raise UserError(f"{origin}: {option} needs a scenario that begins with weights: add --scenario fine-tune")
     streamed = any(SCENARIOS[name].streamed for name in experiment.scenario)
-    if "short-early" in experiment.method and not streamed:
+    early = [name for name in experiment.method if name in shortened_methods("early")]
+    if early and not streamed:
         raise UserError(
-            f"{origin}: method short-early is short where data do not arrive in chunks: add --scenario online"
+            f"{origin}: method {early[0]} is short where data do not arrive in chunks: add --scenario online"
         )
-    for name in ("chunks", "memory", "stream", "stream_schedule"):
+    for name in OF_STREAMS:
         if getattr(experiment, name) is not None and not streamed:
-            raise UserError(
-                f"{origin}: --{name.replace('_', '-')} needs a scenario whose data arrive in chunks: add --scenario online"
-            )
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{origin}: {option} needs a scenario whose data arrive in chunks: add --scenario online")
     if experiment.chunks is not None and not 2 <= experiment.chunks <= 100_000:
         raise UserError(f"{origin}: chunks must be 2 to 100000, not {experiment.chunks}")
     for name in ("pretrain_epochs", "pretrain_size"):

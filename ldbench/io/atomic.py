@@ -15,9 +15,9 @@ _PART = ".part"
 def replacing(path: Path, flushed: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends well, and goes when it does not.
 
-    After the block the new content is on disk (as far as the disk tells the truth): a power cut leaves the old file or the
-    new one, never a mixture. Without ``flushed`` that holds for the end of the process alone, and costs next to nothing.
-    Raises ``OSError``, such as a full disk, with the old file in place.
+    After the block the new content is on disk (as far as the disk tells the truth): a power cut leaves the old file or
+    the new one, never a mixture. Without ``flushed`` that holds for the end of the process alone, and costs next to
+    nothing. Raises ``OSError``, such as a full disk, with the old file in place.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     os.close(handle)

@@ -1,7 +1,7 @@
 """Files that carry schema version and checksum: the SHA-256 of their own bytes, its own 64 digits read as zeros.
 
-One rule for JSON objects, JSON lines (the seal is the first line) and safetensors (it stands in the header's metadata), so
-that any reader can check any file without knowing what it holds. A checksum finds damage and careless edits; it's no
+One rule for JSON objects, JSON lines (the seal is the first line) and safetensors (it stands in the header's metadata),
+so that any reader can check any file without knowing what it holds. A checksum finds damage and careless edits; it's no
 signature.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ldbench.errors import one_line
 from ldbench.io.atomic import write_bytes
 
 SCHEMA_VERSION = 1
@@ -23,9 +24,7 @@ MOST_DEPTH = 50  # of nested objects and lists; honest files have about 5
 MAX_BYTES = 64 * 2**20  # no honest JSON file of a cell comes near this; a larger one would only eat the memory
 ZEROS = "0" * 64
 _BLANK = {"sha256": ZEROS, "schema_version": SCHEMA_VERSION}
-_SEAL = re.compile(
-    rb'"sha256": ?"([0-9a-f]{64})"'
-)  # quotes within JSON text are escaped: only a key of its own matches
+_SEAL = re.compile(rb'"sha256": ?"([0-9a-f]{64})"')  # quotes in JSON text are escaped: only a key of its own matches
 HEAD_BYTES = 100 * 2**20  # the most a safetensors header may take
 _CHUNK = 2**22
 
@@ -107,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], flushed: bool = True) -> None:
-    """Write an object as readable JSON with schema version and checksum, atomically (see `files`). Raises ``OSError``."""
+    """Write an object as readable JSON with schema version and checksum, atomically. Raises ``OSError``."""
     whole = {**_BLANK, **{key: item for key, item in value.items() if key not in _BLANK}}
     write_bytes(path, seal((json.dumps(plain(whole), indent=1, allow_nan=False) + "\n").encode()), flushed)
 
@@ -123,7 +122,7 @@ def parse(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise Damaged(f"cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise Damaged("holds no JSON object")
     if data.count(b"{") + data.count(b"[") > MOST_DEPTH:  # fewer cannot be nested deeper, and counting is quick
@@ -198,7 +197,7 @@ def set_aside(path: Path) -> Path:
 
 
 def read_or_set_aside(path: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The object in a sealed file; None when there is none, or when it's damaged: then it is set aside, and ``note`` told."""
+    """The object in a sealed file; None without one, or where it is damaged: then it is set aside and ``note`` told."""
     if not path.exists():
         return None
     try:

@@ -2,8 +2,8 @@
 
 They are advisory ``flock`` locks: the kernel takes them back when their owner ends, however it ends, so no lock is ever
 stale on a local disk. On NFS (Linux 2.6.12 and later) they hold between machines while the server's lock service works,
-and a machine that dies keeps its locks until the server's lease runs out (about 90 s by default); a mount with ``nolock``
-or ``local_lock`` holds them within one machine alone. Where a file system has no locks at all, ``acquire`` says so.
+and a machine that dies keeps its locks until the server's lease runs out (about 90 s by default); a mount with
+``nolock`` or ``local_lock`` holds them in one machine alone. Where a file system has no locks, ``acquire`` says so.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, note: Callable[[str], None], waiting: str = "") -> Iterator[None]:
-    """Hold the lock on ``folder`` (made if need be) in this block, waiting for it; without locks go on and tell ``note``.
+    """Hold the lock on ``folder`` (made if need be) in this block, waiting for it; without locks, tell ``note``.
 
     ``waiting`` says what is waited for, where that can take long.
     """

@@ -1,7 +1,7 @@
 """A checkpoint: nested state in one sealed safetensors file, tensors as tensors, the rest as JSON in the header.
 
-Nothing is pickled, so reading one from somebody else runs no code. One file is one atomic unit: the last good checkpoint
-stays until the next is whole and on disk.
+Nothing is pickled, so reading one from somebody else runs no code. One file is one atomic unit: the last good
+checkpoint stays until the next is whole and on disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from safetensors.torch import save_model as save
 from torch import Tensor, nn
 
+from ldbench.errors import one_line
 from ldbench.io.atomic import replacing
 from ldbench.io.checksums import SCHEMA_VERSION, ZEROS, Damaged, check_file, check_schema, seal_file
 
@@ -55,8 +56,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path``, whole or not at all.
 
     Args:
-        state: nested dictionaries (text keys), lists, tensors of any dtype and device, and what JSON holds; numbers that
-            are not finite are kept.
+        state: nested dictionaries (text keys), lists, tensors of any dtype and device, and what JSON holds; numbers
+            that are not finite are kept.
 
     Raises:
         OSError: the disk is full, the folder read-only; the checkpoint before is still there.
@@ -82,7 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _put_tensors(json.loads(metadata["state"]), tensors)
     except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
-        raise Damaged(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise Damaged(f"cannot be read: {one_line(error)}") from error
     if not isinstance(state, dict):
         raise Damaged("holds no state")
     return state
@@ -101,7 +102,7 @@ def copy_into(target: Tensor, saved: Tensor) -> None:
 
 
 def save_model(model: nn.Module, path: Path) -> None:
-    """The whole network, atomically; tensors that share memory are stored once under the first name. Raises ``OSError``."""
+    """The whole network, atomically; tensors that share memory stand once, under the first name. Raises ``OSError``."""
     from safetensors import SafetensorError
 
     metadata = {"schema_version": str(SCHEMA_VERSION), "sha256": ZEROS}

@@ -1,4 +1,8 @@
-"""Clock, energy and memory: one shape each, and a null energy meter that says why there is no figure."""
+"""Seconds, joules and bytes of work on a CPU or GPU; without an energy reading, a null meter that says why.
+
+``measure`` meters a block of code. In the package an energy comes with its bound: ``edges`` has the proof for counters,
+``integrals`` for power samples, and ``lag`` measures how late either is.
+"""
 
 from ldbench.meters.block import measure
 from ldbench.meters.clock import TrainClock, peak_memory, reset_peak_memory

@@ -29,27 +29,29 @@ class measure:
             own for every device.
         minimum_seconds: a shorter block has no energy figure: it would be mostly error. Repeat the work instead.
 
-    Entering it for the first time in a process takes up to 7 s a GPU: up to 2 s to watch the idle device for the tick of
-    its counter and its idle power, 2.5 s of matrix products to measure how far the counter lags behind, some tenths of
-    a second to prepare those, and a rest as long as the lag. A CPU takes up to 2 s. Leaving it takes the lag, a tick and
-    about half a second for the idle power. None of this is part of ``seconds``.
+    Entering it for the first time in a process takes up to 7 s a GPU: up to 2 s to watch the idle device for the tick
+    of its counter and its idle power, 2.5 s of matrix products to measure how far the counter lags behind, some tenths
+    of a second to prepare those, and a rest as long as the lag. A CPU takes up to 2 s. Leaving it takes the lag, a tick
+    and about half a second for the idle power. None of this is part of ``seconds``.
 
-    The true energy is within ``energy_joules`` +- ``energy_bound_joules`` whatever the power did in the block, before and
-    after it. The bound covers that a counter moves only at ticks and by steps, and that it lags behind by up to
+    The true energy is within ``energy_joules`` +- ``energy_bound_joules`` whatever the power did in the block, before
+    and after it. The bound covers that a counter moves only at ticks and by steps, and that it lags behind by up to
     ``energy.lag_seconds`` (a delay, or an average over that time); for a GPU without a counter it covers sampling, see
     `ldbench.meters.integrals`. It does not cover
 
-    * the accuracy of the sensor, a few per cent by its maker, with all that it overlooks (some look at the power for part
-      of the time only);
+    * the accuracy of the sensor, a few per cent by its maker, with all that it overlooks (some look at the power for
+      part of the time only);
     * a lag longer than the one measured, such as the tail of an exponential filter. Where it could not be measured, the
       flag "lag_assumed" says so, and a second is taken for it;
     * energy of anything but the devices named: the host of a GPU, fans, power supplies.
     """
 
     def __init__(
-        self, *devices: torch.device | str, synchronize: Callable[[], None] | None = None,
+        self,
+        *devices: torch.device | str,
+        synchronize: Callable[[], None] | None = None,
         minimum_seconds: float = MINIMUM_SECONDS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         named = devices or ("cuda" if torch.cuda.is_available() else "cpu",)
         self.devices = [torch.device(device) for device in named]
         self._synchronize = synchronize

@@ -15,10 +15,10 @@ from ldbench.meters.energy import EnergyMeter
 
 
 class TrainClock:
-    """Seconds of training on a monotonic clock, evaluation left out: the device is synchronised at both edges of a span.
+    """Seconds of training on a monotonic clock, evaluation left out: both edges of a span wait for the device.
 
-    Spans without a ``pause`` between them, such as epochs that are not evaluated, share one energy window: short windows
-    have no figure.
+    Spans without a ``pause`` between them, such as epochs that are not evaluated, share one energy window: short
+    windows have no figure.
 
     Attributes:
         windows: energy windows that were closed.

@@ -2,15 +2,15 @@
 
 E(t) is the energy since some moment long past; it never falls. A counter moves only at ticks, and what it publishes is
 late: at a tick u it shows a value C between E(u - L) and E(u), cut to its resolution q. L is the largest delay, its
-*lag*. A counter that is late by a constant d is of this kind with L = d. So is one that publishes power averaged over the
-last A seconds, with L = A, or L = d + A where it is late as well: a mean of E(u - s) over delays s from 0 to L lies
+*lag*. A counter that is late by a constant d is of this kind with L = d. So is one that publishes power averaged over
+the last A seconds, with L = A, or L = d + A where it is late as well: a mean of E(u - s) over delays s from 0 to L lies
 between E(u - L) and E(u). `ldbench.meters.lag` measures L. At an edge a of a window
 
 * a reading that ended before a was published by then, so it is too small or right:  E(a) >= C_before;
 * a reading begun after a + L tells where the counter stands, and the first one after it that differs was published at
   a tick u > a + L, so it is too large or right:  E(a) <= E(u - L) <= C_after + q.
 
-Both edges a and b give the energy of the window, whatever the power did, whatever the phase and the jitter of the ticks:
+Both edges a and b give the energy of the window, whatever the power did, whatever phase and jitter the ticks have:
 
     C_before(b) - C_after(a) - q  <=  E(b) - E(a)  <=  C_after(b) - C_before(a) + q
 
@@ -34,9 +34,9 @@ from typing import Any, Protocol
 from ldbench.meters.energy import Unavailable
 
 Clock = Callable[[], float]
-Spawn = Callable[
-    [Callable[[], None]], Callable[[], None]
-]  # runs a function beside this one; the result waits for its end
+Sleep = Callable[[float], None]
+# Runs a function beside the caller; the result waits for its end.
+Spawn = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class Counter(Protocol):
@@ -84,10 +84,15 @@ class Calibration:
 
 
 def calibrate(
-    counters: Sequence[Counter], *, ticks: int = 5, least_seconds: float = 0.3, timeout_seconds: float = 2.0,
-    clock: Clock = time.perf_counter, sleep: Callable[[float], None] = time.sleep,
-) -> Calibration:  # fmt: skip
-    """Watch the counters until each has ticked ``ticks`` + 1 times, at least ``least_seconds``, at most ``timeout_seconds``.
+    counters: Sequence[Counter],
+    *,
+    ticks: int = 5,
+    least_seconds: float = 0.3,
+    timeout_seconds: float = 2.0,
+    clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
+) -> Calibration:
+    """Watch the counters until each has ticked ``ticks`` + 1 times, for ``least_seconds`` to ``timeout_seconds``.
 
     Raises ``Unavailable`` when one has not ticked twice by then, or runs backwards.
     """
@@ -138,10 +143,8 @@ class Edge:
             self.problem = str(reason)
         self.seconds = clock()
 
-    def watch(
-        self, lag_seconds: float, poll_seconds: float, timeout_seconds: float, sleep: Callable[[float], None]
-    ) -> None:  # fmt: skip
-        """Wait until ``lag_seconds`` after the edge, then read every counter until it has ticked, or for ``timeout_seconds``."""
+    def watch(self, lag_seconds: float, poll_seconds: float, timeout_seconds: float, sleep: Sleep) -> None:
+        """Wait for ``lag_seconds`` after the edge, then for a tick of every counter, at most ``timeout_seconds``."""
         if self.problem:
             return
         while (left := self.seconds + lag_seconds - self.clock()) > 0:

@@ -36,8 +36,8 @@ class Energy:
             "lag_assumed": the lag could not be measured, and a second or more was taken for it.
             Co-tenants are those seen at an edge; throttling is what the driver counted in the window.
         conditions: per window and device what was seen at both edges.
-        lag_seconds: all energy used longer ago than that is in what is read. Measured, or assumed where ``flags`` say so,
-            or taken for 0 for powercap, whose counters are renewed every millisecond; None where it is not known.
+        lag_seconds: all energy used longer ago than that is in what is read. Measured, or assumed where ``flags`` say
+            so, or taken for 0 for powercap, whose counters are renewed every millisecond; None where it is not known.
     """
 
     joules: float | None
@@ -63,7 +63,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Window:
-    """What one window measured: the energy lies in ``[low_joules, high_joules]``; ``estimate_joules`` is the best guess in it.
+    """What one window measured: the energy lies in ``[low_joules, high_joules]``, best guessed by ``estimate_joules``.
 
     ``invalid`` says why the readings are worth nothing, else None.
     """
@@ -83,7 +83,7 @@ class Window:
 
 
 class EnergyMeter(Protocol):
-    """Adds up the energy of the windows between ``start`` and ``stop``. Neither raises; what fails is told by ``total``."""
+    """Adds up the energy of the windows between ``start`` and ``stop``. Neither raises: ``total`` tells what failed."""
 
     def start(self) -> None:
         """Open a window; the device is synchronised."""
@@ -124,9 +124,14 @@ class NullEnergyMeter:
 
 
 def add_windows(
-    windows: Sequence[Window], *, method: str, tick_seconds: float, lag_seconds: float | None = None,
-    minimum_seconds: float = MINIMUM_SECONDS, idle_watts: tuple[float, float] | None = None,
-) -> Energy:  # fmt: skip
+    windows: Sequence[Window],
+    *,
+    method: str,
+    tick_seconds: float,
+    lag_seconds: float | None = None,
+    minimum_seconds: float = MINIMUM_SECONDS,
+    idle_watts: tuple[float, float] | None = None,
+) -> Energy:
     """The energy of all windows together.
 
     A sum is judged by the mean length of its windows: what goes wrong at an edge does so once an edge, so n windows of
@@ -149,10 +154,17 @@ def add_windows(
         what = "the window lasted" if len(windows) == 1 else f"the {len(windows)} windows lasted on average"
         reason = f"{what} {seconds / len(windows):.2f} s, shorter than the {minimum_seconds:g} s a metered window needs"
     known = Energy(
-        None, None, reason or "", method=method, tick_seconds=tick_seconds, seconds=seconds, windows=len(windows),
-        flags=tuple(sorted(flags)), conditions=tuple(c for window in windows for c in window.conditions),
+        None,
+        None,
+        reason or "",
+        method=method,
+        tick_seconds=tick_seconds,
+        seconds=seconds,
+        windows=len(windows),
+        flags=tuple(sorted(flags)),
+        conditions=tuple(c for window in windows for c in window.conditions),
         lag_seconds=lag_seconds,
-    )  # fmt: skip
+    )
     if reason is not None:
         return known
     joules, bound = sum(w.estimate_joules for w in windows), sum(w.bound_joules for w in windows)

@@ -15,11 +15,11 @@ def visible_uuids(uuids: Sequence[str], environ: Mapping[str, str]) -> list[str]
 
     Args:
         uuids: all GPUs in PCI order.
-        environ: its CUDA_VISIBLE_DEVICES holds numbers, or UUIDs cut short at will. Like CUDA, everything from the first
-            entry that names no device on is left out.
+        environ: its CUDA_VISIBLE_DEVICES holds numbers, or UUIDs cut short at will. Like CUDA, everything from the
+            first entry that names no device on is left out.
 
     Raises:
-        Unavailable: there are several GPUs and they are numbered in CUDA's own order, which the environment does not tell.
+        Unavailable: there are several GPUs, numbered in CUDA's own order, which the environment does not tell.
     """
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     by_number = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(uuids) == 1

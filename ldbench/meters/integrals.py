@@ -2,8 +2,8 @@
 
 A sensor may be late, and it may smooth: at a moment t it knows p(t), a mean of the power P(t - s) over delays s from 0
 to its lag L (`ldbench.meters.lag` measures it; a mean over the last second has at least a second). So the integral S of
-p is late as well: S(t) lies between E(t - L) and E(t), E being the energy up to t, and E(a) between S(a) and S(a + L). The
-energy of a window from a to b is then caught, whatever the power did, by two integrals of p:
+p is late as well: S(t) lies between E(t - L) and E(t), E being the energy up to t, and E(a) between S(a) and S(a + L).
+The energy of a window from a to b is then caught, whatever the power did, by two integrals of p:
 
     S(b) - S(a + L)  <=  E(b) - E(a)  <=  S(b + L) - S(a)
 

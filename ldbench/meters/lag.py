@@ -1,4 +1,4 @@
-"""How late a counter or a power sensor is, measured on a step of the power: an idle device is set to work and kept busy.
+"""How late a counter or a power sensor is, measured on a step of the power: an idle device is made to work.
 
 The step happens after the moment t0 just before the work is launched. What is published in answer rises from the idle
 power to that of the load and has settled, at the latest, a lag L after the step (`ldbench.meters.edges` says what L
@@ -6,21 +6,22 @@ is). So the time from t0 until it has settled for good is L or more: a device th
 power, or is throttled later, makes the lag look longer, never shorter.
 
 Settled is what stays within a band around the steady power, which is that of the last 40 % of the load. The band is 5 %
-of the step, or half as much again as the steady power wanders, or four times its standard deviation. Published power is looked at as means over spans
-of W seconds that begin at every tick, W being a tick or more. With x the begin of the first span after the last one
-outside the band, and ``band`` and ``wander`` as parts of the step,
+of the step, or half as much again as the steady power wanders, or four times its standard deviation. Published power is
+looked at as means over spans of W seconds that begin at every tick, W being a tick or more. With x the begin of the
+first span after the last one outside the band, and ``band`` and ``wander`` as parts of the step,
 
     L  <=  (x - t0 + W / 2) / (1 - band - wander)
 
 * x is the tick after the last one that is known to be too early, so the resolution of a tick is in it;
-* for a sensor that is late by d, a span within the band began at most band x W before the settled power: less than W / 2;
-* for a mean over the last A seconds the last part ``band`` of the ramp is not seen. Of a span that begins at x, the mean
-  falls short by 1 - (x + W / 2) / A while it lies on the ramp, by (A - x)^2 / (2 A W) when it reaches over its end;
-  set equal to ``band``, both give (x + W / 2) / (1 - band) >= A. A delay before the ramp only adds to it;
+* for a sensor that is late by d, a span within the band began at most band x W before the settled power: less than
+  W / 2;
+* for a mean over the last A seconds the last part ``band`` of the ramp is not seen. Of a span that begins at x, the
+  mean falls short by 1 - (x + W / 2) / A while it lies on the ramp, by (A - x)^2 / (2 A W) when it reaches over its
+  end; set equal to ``band``, both give (x + W / 2) / (1 - band) >= A. A delay before the ramp only adds to it;
 * ``wander`` is for noise that lifts a span into the band too early.
 
-Every W gives such a limit, and the smallest is taken. Not seen are a slow tail that holds less than the band, such as that
-of an exponential filter, and a device whose power overshoots by just so much as hides the lag.
+Every W gives such a limit, and the smallest is taken. Not seen are a slow tail that holds less than the band, such as
+that of an exponential filter, and a device whose power overshoots by just so much as hides the lag.
 
 Where the step cannot be made out (no load, an error while it ran, a step small beside idle power or noise), a second is
 assumed, which is the longest average that NVIDIA documents, and said so.
@@ -36,7 +37,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ldbench.meters.edges import Calibration, Clock, Counter
+from ldbench.meters.edges import Calibration, Clock, Counter, Sleep
 from ldbench.meters.energy import Unavailable
 
 ASSUMED_LAG_SECONDS = 1.0
@@ -49,7 +50,6 @@ SPANS_SECONDS = (0.0, 0.04, 0.08, 0.12)  # the least W of each look; 0 is one ti
 LEAST_SPANS = 4
 
 Sample = tuple[float, float]  # seconds, and joules or watts
-Sleep = Callable[[float], None]
 
 
 class Load(Protocol):
@@ -113,9 +113,13 @@ def settling_seconds(curve: Sequence[Sample], began: float, idle_watts: float) -
 
 
 def with_counter_lag(
-    known: Calibration, counter: Counter, load: Load | None, *, clock: Clock = time.perf_counter,
+    known: Calibration,
+    counter: Counter,
+    load: Load | None,
+    *,
+    clock: Clock = time.perf_counter,
     sleep: Sleep = time.sleep,
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     """``known`` with the lag of ``counter``, whose device is idle now, and again when this returns."""
     ticks: list[tuple[float, float, float]] = []  # seconds, joules, and since when it may have been there
     last: Sample | None = None
@@ -152,9 +156,13 @@ def with_power_lag(
 
 
 def _with_lag(
-    known: Calibration, load: Load | None, look: Callable[[], None], curve: Callable[[], list[Sample]], clock: Clock,
+    known: Calibration,
+    load: Load | None,
+    look: Callable[[], None],
+    curve: Callable[[], list[Sample]],
+    clock: Clock,
     sleep: Sleep,
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     assumed = replace(known, lag_seconds=ASSUMED_LAG_SECONDS, lag_assumed=True)
     if load is None:
         return assumed

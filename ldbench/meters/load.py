@@ -21,7 +21,7 @@ class MatrixProducts:
         self._count = 1  # products a piece
 
     def prepare(self) -> float:
-        """Make the matrices and time a product; seconds of work it took. Raises ``RuntimeError``, such as that of torch for too little memory."""
+        """Make the matrices and time a product; seconds it took. Raises ``RuntimeError``, as for too little memory."""
         generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay as they are
         x = torch.randn(SIDE, SIDE, device=self.device, dtype=torch.bfloat16, generator=generator)
         self._matrices = x, torch.empty_like(x)

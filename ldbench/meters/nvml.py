@@ -1,4 +1,4 @@
-"""One NVIDIA GPU as NVML shows it: energy counter, power, and what may spoil a figure. The only module that knows pynvml."""
+"""One NVIDIA GPU as NVML shows it: energy, power, what may spoil a figure. The only module that knows pynvml."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reasons(nvml: Any) -> Iterator[None]:
             nvml.NVML_ERROR_NO_PERMISSION: "this user has no permission to read it from the NVIDIA driver",
             nvml.NVML_ERROR_NOT_SUPPORTED: "this GPU or its driver does not support it",
             nvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the NVIDIA driver is too old for it",
-            nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "NVML library and NVIDIA driver differ in version (reboot after an update?)",
+            nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "NVML and driver differ in version (reboot after an update?)",
             nvml.NVML_ERROR_NOT_FOUND: "NVML does not show this GPU (a MIG slice, or hidden from this container?)",
             nvml.NVML_ERROR_GPU_IS_LOST: "the GPU has fallen off the bus",
         }

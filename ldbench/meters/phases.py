@@ -13,14 +13,13 @@ from ldbench.meters.energy import Energy, EnergyMeter, NullEnergyMeter
 from ldbench.meters.select import energy_meter
 
 PHASES = ("training", "cache_building", "evaluation")
+OF_AN_EPOCH = ("joules", "bound_joules", "unavailable_reason")
 
 
 class PhaseMeters:
     """One meter per phase of a run on ``device``. Cache building lies within training and is counted in both."""
 
-    def __init__(
-        self, device: torch.device, meter: Callable[[torch.device], EnergyMeter] = energy_meter
-    ) -> None:  # fmt: skip
+    def __init__(self, device: torch.device, meter: Callable[[torch.device], EnergyMeter] = energy_meter) -> None:
         self.device = device
         self.meters = {phase: meter(device) for phase in PHASES}
 
@@ -41,13 +40,12 @@ class PhaseMeters:
         Args:
             training: of the whole run, earlier processes included; ``energy_phases`` tells of this process alone.
         """
+        kept = (*OF_AN_EPOCH, "net_joules", "method", "tick_seconds", "lag_seconds")
         return {
-            "energy_joules": training.joules, "energy_bound_joules": training.bound_joules,
-            "energy_unavailable_reason": training.unavailable_reason, "energy_net_joules": training.net_joules,
-            "energy_method": training.method, "energy_tick_seconds": training.tick_seconds,
-            "energy_lag_seconds": training.lag_seconds, "energy_flags": list(training.flags),
+            **{f"energy_{name}": getattr(training, name) for name in kept},
+            "energy_flags": list(training.flags),
             "energy_phases": {phase: summary(meter.total()) for phase, meter in self.meters.items()},
-        }  # fmt: skip
+        }
 
     def epochs(
         self, rows: Sequence[dict[str, Any]], spans: Mapping[int, tuple[int, int]], shared: Collection[int] = ()
@@ -70,16 +68,10 @@ class PhaseMeters:
         metered = [row for row in rows if row["epoch"] in spans]
         windows = meter.sums([spans[row["epoch"]] for row in metered])
         for row, energy in zip(metered, windows, strict=True):
-            row |= {
-                "energy_joules": energy.joules, "energy_bound_joules": energy.bound_joules,
-                "energy_unavailable_reason": energy.unavailable_reason,
-            }  # fmt: skip
+            row |= {f"energy_{name}": getattr(energy, name) for name in OF_AN_EPOCH}
 
 
 def summary(energy: Energy) -> dict[str, Any]:
     """What the record keeps of a phase."""
-    return {
-        "joules": energy.joules, "bound_joules": energy.bound_joules, "net_joules": energy.net_joules,
-        "unavailable_reason": energy.unavailable_reason, "seconds": energy.seconds, "windows": energy.windows,
-        "flags": list(energy.flags),
-    }  # fmt: skip
+    kept = ("joules", "bound_joules", "net_joules", "unavailable_reason", "seconds", "windows")
+    return {name: getattr(energy, name) for name in kept} | {"flags": list(energy.flags)}

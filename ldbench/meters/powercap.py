@@ -1,7 +1,7 @@
 """CPU package energy from the kernel's powercap tree (RAPL). It counts whole packages: every process of the machine.
 
-A zone's ``energy_uj`` is a counter of microjoules that starts again at 0 above ``max_energy_range_uj``. It is read often
-enough to miss no wrap: at least twice in the time a package of 1,000 W, more than any, needs for the range.
+A zone's ``energy_uj`` is a counter of microjoules that starts again at 0 above ``max_energy_range_uj``. It is read
+often enough to miss no wrap: at least twice in the time a package of 1,000 W, more than any, needs for the range.
 """
 
 from __future__ import annotations

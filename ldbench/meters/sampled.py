@@ -1,4 +1,4 @@
-"""Energy by integrating power samples, for a GPU without an energy counter; `ldbench.meters.integrals` has the bound."""
+"""Energy by integrating power samples, for a GPU without an energy counter; ``integrals.py`` has the bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ldbench.meters.edges import Calibration, Clock, Spawn, spawn_thread
+from ldbench.meters.edges import Calibration, Clock, Sleep, Spawn, spawn_thread
 from ldbench.meters.energy import MINIMUM_SECONDS, Energy, Unavailable, Window, add_windows
 from ldbench.meters.integrals import enclose
 
@@ -42,9 +42,8 @@ class Conditions(Protocol):
 
 
 def sample_tick(
-    source: PowerSource, *, least_seconds: float = 1.0, clock: Clock = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Calibration:  # fmt: skip
+    source: PowerSource, *, least_seconds: float = 1.0, clock: Clock = time.perf_counter, sleep: Sleep = time.sleep
+) -> Calibration:
     """Watch the idle device for ``least_seconds``: the longest time without a new value, and mean watts; no lag yet.
 
     Raises ``Unavailable`` when there is no sample at all.
@@ -82,9 +81,15 @@ class SampledMeter:
     """
 
     def __init__(
-        self, source: PowerSource, conditions: Conditions, calibration: Calibration, *,
-        minimum_seconds: float = MINIMUM_SECONDS, clock: Clock = time.perf_counter, spawn: Spawn | None = spawn_thread,
-    ) -> None:  # fmt: skip
+        self,
+        source: PowerSource,
+        conditions: Conditions,
+        calibration: Calibration,
+        *,
+        minimum_seconds: float = MINIMUM_SECONDS,
+        clock: Clock = time.perf_counter,
+        spawn: Spawn | None = spawn_thread,
+    ) -> None:
         self.source, self.minimum_seconds, self.calibration = source, minimum_seconds, calibration
         self.tick_seconds, self.lag_seconds = calibration.tick_seconds, calibration.lag_seconds
         if source.averaged and calibration.lag_assumed:
@@ -142,9 +147,13 @@ class SampledMeter:
 
     def _sum(self, windows: Sequence[Window]) -> Energy:
         return add_windows(
-            windows, method=self.source.method, tick_seconds=self.tick_seconds, lag_seconds=self.lag_seconds,
-            minimum_seconds=self.minimum_seconds, idle_watts=(self.calibration.idle_watts,) * 2,
-        )  # fmt: skip
+            windows,
+            method=self.source.method,
+            tick_seconds=self.tick_seconds,
+            lag_seconds=self.lag_seconds,
+            minimum_seconds=self.minimum_seconds,
+            idle_watts=(self.calibration.idle_watts,) * 2,
+        )
 
     def _run(self) -> None:
         while self._problem is None and not self._reached():

@@ -27,8 +27,8 @@ def energy_meter(
 
     The first call for a device watches it for up to 2 s, and should find it idle: the tick and the idle power are
     measured then and kept for the process. A GPU is then made to work for 2.5 s, which needs 64 MiB of its memory, to
-    measure its meter's lag, and rests for as long as that lag. A CPU's counters are renewed every millisecond; their lag
-    is taken for 0. Where nothing can be read the meter gives no figure but the reason.
+    measure its meter's lag, and rests for as long as that lag. A CPU's counters are renewed every millisecond; their
+    lag is taken for 0. Where nothing can be read the meter gives no figure but the reason.
 
     Args:
         minimum_seconds: mean length of a window below which there is no figure.

@@ -93,11 +93,9 @@ def _construct(spec: ModelSpec) -> nn.Module:
     if kind == "maxvit" and spec.name == "maxvit_t" and spec.image_size % 32 == 0:
         # maxvit_t() fixes windows of 7x7, which fit no image below 224. The same network, with windows that shrink with
         # the image.
-        maxvit: nn.Module = MaxVit(
-            (spec.image_size, spec.image_size), stem_channels=64, partition_size=spec.image_size // 32,
-            block_channels=[64, 128, 256, 512], block_layers=[2, 2, 5, 2], head_dim=32, stochastic_depth_prob=0.2,
-            **options,
-        )  # fmt: skip
+        options |= {"input_size": (spec.image_size, spec.image_size), "partition_size": spec.image_size // 32}
+        options |= {"block_channels": [64, 128, 256, 512], "block_layers": [2, 2, 5, 2]}
+        maxvit: nn.Module = MaxVit(stem_channels=64, head_dim=32, stochastic_depth_prob=0.2, **options)
         return maxvit
     if kind == "maxvit":
         options["input_size"] = (spec.image_size, spec.image_size)
@@ -140,13 +138,9 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _convolution(old: nn.Conv2d, channels_in: int, channels_out: int, **changes: Any) -> nn.Conv2d:
-    geometry: dict[str, Any] = {
-        "kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding, "dilation": old.dilation,
-    }  # fmt: skip
-    return nn.Conv2d(
-        channels_in, channels_out, **(geometry | changes), groups=old.groups, bias=old.bias is not None,
-        device=old.weight.device,
-    )  # fmt: skip
+    names = ("kernel_size", "stride", "padding", "dilation", "groups")
+    geometry = {name: getattr(old, name) for name in names} | changes
+    return nn.Conv2d(channels_in, channels_out, **geometry, bias=old.bias is not None, device=old.weight.device)
 
 
 def _fit_channels(model: nn.Module, channels: int) -> None:

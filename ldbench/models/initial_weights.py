@@ -1,4 +1,4 @@
-"""Weights that training begins with: read, held against the network, and put into it, with an account of every tensor."""
+"""Weights that training begins with: read, held against the network, and put into it, each tensor accounted for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ldbench.errors import UserError, shown
+from ldbench.errors import UserError, one_line, shown
 from ldbench.io.checksums import Damaged, check_file, check_regular
 from ldbench.models.fit import ModelSpec, family
 from ldbench.models.zoo import build_model
 
 _MOST_NAMED = 3
 # The record's fields of a run that begins with random weights.
-RANDOM: dict[str, Any] = dict.fromkeys(
-    ("init_origin", "init_sha256", "init_tensors_taken", "init_tensors_drawn", "pretrain_seconds", "pretrain_dataset",
-     "pretrain_epochs", "pretrain_images", "pretrain_accuracy")
-)  # fmt: skip
+_ORIGIN = ("init_origin", "init_sha256", "init_tensors_taken", "init_tensors_drawn")
+_PRETRAINING = ("pretrain_seconds", "pretrain_dataset", "pretrain_epochs", "pretrain_images", "pretrain_accuracy")
+RANDOM: dict[str, Any] = dict.fromkeys((*_ORIGIN, *_PRETRAINING))
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,8 @@ class InitialWeights:
                 f"{spec.channels} channels: {'; '.join(wrong[:_MOST_NAMED])}{more}"
             )
         count = sum(names[0] in taken for names, _ in places)
-        return RANDOM | {
-            "init_origin": self.origin, "init_sha256": digest(model), "init_tensors_taken": count,
-            "init_tensors_drawn": drawn, **self.facts,
-        }  # fmt: skip
+        origin = {"init_origin": self.origin, "init_sha256": digest(model)}
+        return RANDOM | origin | {"init_tensors_taken": count, "init_tensors_drawn": drawn, **self.facts}
 
 
 def _complaint(name: str, tensor: Tensor, saved: Tensor | None) -> str:
@@ -112,7 +109,7 @@ def digest(model: nn.Module) -> str:
 
 
 def head_names(spec: ModelSpec) -> frozenset[str]:
-    """Names of the tensors whose shape follows the number of classes, found by building the network for one class more."""
+    """Names of the tensors whose shape follows the number of classes: other in the network for one class more."""
 
     def shapes(classes: int) -> dict[str, torch.Size]:
         sized = dataclasses.replace(spec, classes=classes)
@@ -131,7 +128,7 @@ def _shapes_alone(spec: ModelSpec) -> nn.Module:
 
 
 def weights_from_file(path: Path, origin: str) -> InitialWeights:
-    """The tensors of a safetensors file, such as ``--save-model final`` writes; where it is sealed, the seal is checked.
+    """The tensors of a safetensors file, such as ``--save-model final`` writes; a seal in it is checked.
 
     Raises ``UserError`` naming the file: unreadable, damaged, no safetensors.
     """
@@ -142,8 +139,8 @@ def weights_from_file(path: Path, origin: str) -> InitialWeights:
                 check_file(path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (Damaged, SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"weights to begin with, {shown(str(path))}: {reason}; give a .safetensors file") from error
+        told = f"weights to begin with, {shown(str(path))}: {one_line(error)}"
+        raise UserError(f"{told}; give a .safetensors file") from error
     return InitialWeights(origin, tensors)
 
 
@@ -170,6 +167,5 @@ def torchvision_weights(name: str, download: bool) -> InitialWeights:
         if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise ValueError("it holds other things than tensors")
     except Exception as error:  # whatever a download or a damaged file ends in
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"--init torchvision: {published.url} to {place}: {reason}") from error
+        raise UserError(f"--init torchvision: {published.url} to {place}: {one_line(error)}") from error
     return InitialWeights(f"torchvision {published.name}", tensors, partial=True)

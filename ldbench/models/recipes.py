@@ -1,10 +1,10 @@
 """Default training recipes, one per kind of architecture, for small images.
 
 Fine-tuning takes the same ones, learning rate included. The habit of a tenth to a third of it was tried (VGG-11-BN and
-ResNet-18 at width 0.25, pre-trained on five classes of Fashion-MNIST, tuned on 2,000 images of the other five, 8 epochs of
-16 steps, two seeds): half the rate ended 0.4 points lower, twice the rate broke one of two VGGs; with 1,000 images and 6 epochs, two
-fifths of the rate cost 3 points; of MobileNetV3-small with adaptive steps, three tenths cost 1.4. Few steps need their
-size. Long fine-tuning of weights from a large data set may not.
+ResNet-18 at width 0.25, pre-trained on five classes of Fashion-MNIST, tuned on 2,000 images of the other five, 8 epochs
+of 16 steps, two seeds): half the rate ended 0.4 points lower, twice the rate broke one of two VGGs; with 1,000 images
+and 6 epochs, two fifths of the rate cost 3 points; of MobileNetV3-small with adaptive steps, three tenths cost 1.4. Few
+steps need their size. Long fine-tuning of weights from a large data set may not.
 """
 
 from __future__ import annotations

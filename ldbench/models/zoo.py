@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.devices import check_memory
-from ldbench.errors import UserError, nearest, shown
+from ldbench.errors import UserError, nearest, one_line, shown
 from ldbench.models.fit import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
+from ldbench.stages.train_mode import evaluating
 
 LARGEST_IMAGE = 1024  # pixels: no further does the search for a size that works go
 
@@ -77,16 +78,11 @@ def _by(size: Any) -> str:
     return f"{first}x{second}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _checked(spec: ModelSpec | Mapping[str, Any]) -> ModelSpec:
     if not isinstance(spec, ModelSpec):
-        spec = ModelSpec(
-            str(spec["model"]), int(spec["channels"]), int(spec["image_size"]), int(spec["classes"]),
-            float(spec.get("width") or 1.0), spec.get("dropout"),
-        )  # fmt: skip
+        name, width = str(spec["model"]), float(spec.get("width") or 1.0)
+        channels, image_size, classes = (int(spec[key]) for key in ("channels", "image_size", "classes"))
+        spec = ModelSpec(name, channels, image_size, classes, width, spec.get("dropout"))
     kind = family(spec.name)
     if spec.classes < 2:
         raise UserError(f"{spec.name}: a classifier needs at least 2 classes, not {spec.classes}")
@@ -125,7 +121,7 @@ def _check_runs(spec: ModelSpec) -> None:
         works = sizes[place] if place < len(sizes) else None
     refused = f"{spec.name} cannot take images of {_by(spec.image_size)} pixels"
     if works is None:
-        raise UserError(f"{refused}: {_one_line(problem)}")
+        raise UserError(f"{refused}: {one_line(problem)}")
     want = "the next size that fits is" if fixed else "the smallest that works is"
     raise UserError(f"{refused}, {want} {works}: set image_size = {works}")
 
@@ -155,9 +151,7 @@ def _user_model(spec: ModelSpec) -> nn.Module:
     try:
         model = factory(**options)
     except Exception as error:
-        raise UserError(
-            f"{spec.name} failed: {type(error).__name__}: {_one_line(error)}; --debug shows where"
-        ) from error
+        raise UserError(f"{spec.name} failed: {one_line(error, kind=True)}; --debug shows where") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec.name} must return a torch.nn.Module, not {type(model).__name__}")
     if spec.dropout is not None:
@@ -167,16 +161,12 @@ def _user_model(spec: ModelSpec) -> nn.Module:
 
 
 def _check_user_model(model: nn.Module, spec: ModelSpec) -> None:
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            result = model.eval()(torch.zeros(2, spec.channels, spec.image_size, spec.image_size))
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            result = model(torch.zeros(2, spec.channels, spec.image_size, spec.image_size))
     except Exception as error:
         images = f"{spec.channels}x{_by(spec.image_size)} images"
-        raise UserError(f"{spec.name} does not run on {images}: {_one_line(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
+        raise UserError(f"{spec.name} does not run on {images}: {one_line(error)}") from error
     if not isinstance(result, Tensor) or result.shape != (2, spec.classes):
         got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise UserError(f"{spec.name} must give one tensor of shape (2, {spec.classes}) for two images, not {got}")
@@ -191,9 +181,7 @@ def _user_factory(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(path)
     except Exception as error:
-        raise UserError(
-            f"model {shown(name)}: cannot import {path}: {type(error).__name__}: {_one_line(error)}"
-        ) from error
+        raise UserError(f"model {shown(name)}: cannot import {path}: {one_line(error, kind=True)}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

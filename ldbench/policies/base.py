@@ -31,8 +31,6 @@ class Observation:
         plasticity: distance per stage of its output from a snapshot's; see ``ldbench.dropping.monitors.PlasticityWatcher``.
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
             ``ldbench.dropping.monitors.PerturbationWatcher``.
-        saving: for every cut, the share of a step's seconds now that a step there takes less; 0 where no store fits.
-        stretched: progress, where steps were added to the run (``Policy.spend``).
     """
 
     step: int
@@ -44,13 +42,11 @@ class Observation:
     gradient: Sequence[float | None] = ()
     plasticity: Sequence[float | None] = ()
     settled: Sequence[float | None] = ()
-    saving: Sequence[float] = ()
-    stretched: float | None = None
 
     @property
     def progress(self) -> float:
         """Where the run is on its schedule, in [0, 1]."""
-        return self.step / self.total_steps if self.stretched is None else self.stretched
+        return self.step / self.total_steps
 
 
 @runtime_checkable
@@ -58,22 +54,16 @@ class Policy(Protocol):
     """The contract of every drop rule.
 
     Attributes:
-        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled", "saving") -> settings of
-            that measurement; nothing else is measured.
+        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
+            measurement; nothing else is measured.
         exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
-        relative_rates: ``lr_scales`` multiply the recipe's schedule; False: they replace it.
-        average: horizon of the moving average of the weights that dropped stages are left with, as a share of the run; 0:
-            they keep their last ones.
-        spend: share of what a drop saves that is spent on more steps.
-        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs forward passes.
+        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs forward
+            passes.
         waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
 
     needs: Mapping[str, Mapping[str, float]]
     exact: bool
-    relative_rates: bool
-    average: float
-    spend: float
     refreshes: bool
     waits: bool
 
@@ -86,11 +76,13 @@ class Policy(Protocol):
         ...
 
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
-        """Factor on the learning rate per stage at this progress, or None for one rate everywhere."""
+        """Factor on the base learning rate per stage at this progress, in place of the recipe's schedule but for its
+        warm-up; None: the recipe's schedule, one rate everywhere.
+        """
         ...
 
     def survival(self, progress: float, blocks: int) -> list[float] | None:
-        """Probability in (0, 1] with which each residual block takes part in a step; None: nothing is skipped at random."""
+        """Probability in (0, 1] with which each residual block takes part in a step; None: none is skipped at random."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,9 +99,6 @@ class NeverDrop:
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
     exact = False
-    relative_rates = False
-    average = 0.0
-    spend = 0.0
     refreshes = False
     waits = False
 

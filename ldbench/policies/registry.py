@@ -11,9 +11,10 @@ from typing import Any, Literal
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
-from ldbench.policies.rules import CostBenefit, FixedSchedule, LearnAndDrop, Replay
+from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
 Execution = Literal["store", "freeze"]
+Spread = Literal["evenly", "early"]
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,24 @@ class Method:
             "freeze" skips their backward pass alone.
         replays: name of the method whose recorded drops this one repeats for the same seed, or None.
         stops: there is something to drop, so that ``NAME+store`` and ``NAME+freeze`` are methods, too.
+        shortened: how a control that trains with a part of the budget spreads it over the chunks of a stream: "evenly",
+            its share of each; "early", the first in full as far as it reaches, which is for streams alone. None: it
+            trains in full.
     """
 
     policy: Callable[..., Policy]
     execution: Execution = "store"
     replays: str | None = None
     stops: bool = True
+    shortened: Spread | None = None
 
 
 _METHODS: dict[str, Method] = {
     "full": Method(NeverDrop, stops=False),
-    "short": Method(NeverDrop, stops=False),
-    "short-early": Method(NeverDrop, stops=False),
+    "short": Method(NeverDrop, stops=False, shortened="evenly"),
+    "short-early": Method(NeverDrop, stops=False, shortened="early"),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
-    "cost-benefit": Method(CostBenefit, "store"),
     "schedule": Method(FixedSchedule, "store"),
     "freezeout": Method(FreezeOut, "freeze"),
     "freezeout-linear": Method(functools.partial(FreezeOut, t_first=0.5, cubic=False, scaled=False), "freeze"),
@@ -57,6 +61,11 @@ def method_names() -> list[str]:
     other: dict[Execution, Execution] = {"store": "freeze", "freeze": "store"}
     both = [f"{name}+{other[m.execution]}" for name, m in _METHODS.items() if m.stops and m.replays is None]
     return [*_METHODS, *both]
+
+
+def shortened_methods(spread: Spread | None = None) -> tuple[str, ...]:
+    """The methods that train with a part of the budget; with ``spread`` those that spread it so."""
+    return tuple(name for name, m in _METHODS.items() if m.shortened and spread in (None, m.shortened))
 
 
 def register_method(name: str, method: Method) -> None:

@@ -16,10 +16,14 @@ from ldbench.io.checksums import Damaged, plain, read_sealed
 
 # Two runs of a cell on one machine with one thread count and cost table agree in every other field, to the bit.
 VOLATILE_FIELDS = (
-    "train_seconds", "store_read_seconds", "kernel_time_share", "eval_seconds", "cache_build_seconds", "scoring_seconds", "data_seconds", "cost_table_seconds",
-    "compile_seconds", "predicted_saved_seconds", "peak_memory_bytes", "energy_joules", "energy_bound_joules",
-    "energy_net_joules", "energy_tick_seconds", "energy_lag_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment", "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason",
-    "declined.reason", "chunks.train_seconds", "epochs.train_seconds", "epochs.energy_joules", "epochs.energy_bound_joules", "epochs.energy_unavailable_reason", "lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents", "pretrain_seconds", "sha256",
+    "train_seconds", "store_read_seconds", "kernel_time_share", "eval_seconds", "cache_build_seconds",
+    "scoring_seconds", "data_seconds", "cost_table_seconds", "compile_seconds", "predicted_saved_seconds",
+    "peak_memory_bytes", "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds",
+    "energy_lag_seconds", "energy_flags", "energy_phases", "energy_unavailable_reason", "finished_at", "environment",
+    "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason", "declined.reason",
+    "chunks.train_seconds", "epochs.train_seconds", "epochs.energy_joules", "epochs.energy_bound_joules",
+    "epochs.energy_unavailable_reason", "lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents",
+    "pretrain_seconds", "sha256",
 )  # fmt: skip
 
 
@@ -37,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a cell's folder holds a result that needs no repeating. A failed cell is tried again, a diverged one is not."""
+    """Whether a cell's folder holds a result that stands. A failed cell is tried again, a diverged one is not."""
     result = read_json(folder / "result.json")
     return result is not None and result.get("status") in ("finished", "diverged")
 

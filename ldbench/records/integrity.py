@@ -23,7 +23,7 @@ TENSORS = ("model.safetensors", "checkpoint.safetensors")
 
 
 def cell_problems(folder: Path, *, tensors: bool = True) -> Iterator[tuple[Path, str]]:
-    """Every damaged file of a cell with the reason; absent files are none. ``tensors=False`` leaves the large ones out."""
+    """Every damaged file of a cell with the reason; absent ones are not. ``tensors=False`` skips the large ones."""
     for name in (*OBJECTS, *LINES, *(TENSORS if tensors else ())):
         path = folder / name
         try:
@@ -53,7 +53,7 @@ def _tensor_schema(path: Path) -> object:
 
 
 def mend_cell(folder: Path, note: Callable[[str], None]) -> bool:
-    """Set the damaged files of a cell aside, its result with them, so that it's run again. Returns whether there were any.
+    """Set the damaged files of a cell aside, its result with them, so that it runs again. Whether there were any.
 
     Tensors are left to whoever reads them: to check them all would take longer than a grid may take to be skipped.
     """

@@ -1,4 +1,4 @@
-"""Answers "is this whole experiment finished?" without importing torch, so that a finished grid is skipped in seconds."""
+"""Answers "is this whole experiment finished?" without torch, so that a finished grid is skipped in seconds."""
 
 from __future__ import annotations
 

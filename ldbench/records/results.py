@@ -20,23 +20,24 @@ from ldbench.experiment.config import Cell, at_default
 from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 
 TEXT = ("model", "dataset", "method", "status")
-OPTIONAL_TEXT = ("finished_at",
-    "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method", "augmentation", "augmentation_after_drop",
-    "precision", "stem", "head", "data_fingerprint", "init_origin", "init_sha256", "pretrain_dataset",
+OPTIONAL_TEXT = (
+    "finished_at", "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method",
+    "augmentation", "augmentation_after_drop", "precision", "stem", "head", "data_fingerprint", "init_origin",
+    "init_sha256", "pretrain_dataset",
 )  # fmt: skip
 NUMBERS = (
     "budget", "test_accuracy", "test_loss", "val_accuracy", "test_images", "chance_accuracy", "steps", "epochs",
     "batch_size", "train_size", "train_seconds", "cache_build_seconds", "scoring_seconds", "eval_seconds",
     "data_seconds", "cost_table_seconds", "compile_seconds", "forward_flops", "backward_flops", "cache_build_flops",
-    "scoring_flops", "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes", "store_bytes",
-    "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds", "energy_lag_seconds", "dropped_stages", "width", "image_size",
-    "init_tensors_taken", "pretrain_seconds", "pretrain_epochs", "pretrain_images", "pretrain_accuracy",
-    "average_accuracy", "memory_size", "chunk_size",
+    "scoring_flops", "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes",
+    "store_bytes", "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds",
+    "energy_lag_seconds", "dropped_stages", "width", "image_size", "init_tensors_taken", "pretrain_seconds",
+    "pretrain_epochs", "pretrain_images", "pretrain_accuracy", "average_accuracy", "memory_size", "chunk_size",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
-    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count", "test_correct",
-    "drops", "declined", "chunks",
+    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count",
+    "test_correct", "drops", "declined", "chunks",
 )  # fmt: skip
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
@@ -86,7 +87,7 @@ def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | N
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl`` file; a torn or foreign line and the seal are skipped, a missing file is empty."""
+    """The JSON objects of a ``.jsonl`` file; torn or foreign lines and the seal are skipped; empty without a file."""
     found = (_parse(line) for line in _text_lines(path))
     return [value for value in found if isinstance(value, dict) and "sha256" not in value]
 

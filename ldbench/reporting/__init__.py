@@ -1,1 +1,4 @@
-"""From records to verdicts: comparisons, their statistics, tables, figures and the page. ``ldbench.reporting.report`` is the way in."""
+"""From records to verdicts: comparisons, their statistics, tables, figures and the page.
+
+``report.write_report`` is the way in; ``summary.summarize`` gives the numbers alone.
+"""

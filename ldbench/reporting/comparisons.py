@@ -10,16 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.experiment.scenarios import SHORTENED
+from ldbench.policies.registry import shortened_methods
 
 BETWEEN = " | "  # separates the warnings of a comparison
 COMPARISON = ["model", "dataset", "scenario", "setting"]
-CONTROLS = ("full", *SHORTENED)
 HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
 Record = dict[str, Any]
 Variant = tuple[str, float, str]
 Frontier = Mapping[int, dict[float, Record]]
+
+
+def controls() -> tuple[str, ...]:
+    """The methods that every other one is compared with: full training, and those that train less."""
+    return "full", *shortened_methods()
 
 
 def records_of(frame: pd.DataFrame) -> list[Record]:
@@ -56,8 +60,8 @@ def total_flops(record: Mapping[str, Any]) -> float:
 
 def variant_order(name: Variant) -> tuple[int, str, float, str]:
     """Sort key: the frontier by rising budget, full training at its end, then the methods."""
-    rank = {"short": 0, "short-early": 1, "full": 2, "learn-and-drop": 3}.get(name[0], 4)
-    return rank, *name
+    first = (*shortened_methods(), "full", "learn-and-drop")
+    return first.index(name[0]) if name[0] in first else len(first), *name
 
 
 def mixed_seeds(records: Sequence[Record]) -> set[int]:
@@ -113,7 +117,7 @@ def comparison_title(row: Mapping[str, Any]) -> str:
 
 
 def setting_labels(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """For each (model, dataset, scenario, setting) the options in which it differs from its siblings; "" where it has none."""
+    """For each (model, dataset, scenario, setting) the options in which it differs from its siblings, or ""."""
     siblings: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for *place, setting in keys:
         siblings[tuple(place)].append(setting)

@@ -72,10 +72,11 @@ def _cost(rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name
             points.append(Point(row["label"], row["verdict"] == "control", x, y, runs, front))
         drawn[title] = points
     caption = (
-        "Accuracy (of a stream its mean over the chunks) against what training cost, by FLOPs, by time and, where metered, by energy. Squares: the two controls, shortened training at "
-        "each budget and full training, joined to the frontier. A method earns its keep only above the line in every "
-        "panel. Rings: the Pareto front, rows that no other matches in mean accuracy for less. Bars: 95 % intervals (they may run off the axes where seeds are few); dots: single "
-        "runs, where they are few."
+        "Accuracy (of a stream its mean over the chunks) against what training cost, by FLOPs, by time and, where "
+        "metered, by energy. Squares: the two controls, shortened training at each budget and full training, joined to "
+        "the frontier. A method earns its keep only above the line in every panel. Rings: the Pareto front, rows that "
+        "no other matches in mean accuracy for less. Bars: 95 % intervals (they may run off the axes where seeds are "
+        "few); dots: single runs, where they are few."
     )
     what = "accuracy %" if counts == "test_accuracy" else "mean accuracy over the chunks, %"
     figures = [cost_figure(title, points, what) for title, points in drawn.items()]

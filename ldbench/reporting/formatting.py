@@ -137,8 +137,8 @@ def family(row: Row) -> str:
     if tests == 0:
         return "No test was possible: it takes two seeds of a method, with full and short runs of the same seeds."
     return (
-        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons; Holm's p); "
-        "the intervals in these sentences cover together with 95 % (Bonferroni)."
+        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons; "
+        "Holm's p); the intervals in these sentences cover together with 95 % (Bonferroni)."
     )
 
 

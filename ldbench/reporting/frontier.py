@@ -1,4 +1,4 @@
-"""The frontier of shortened training, and paired comparisons of runs with it, image by image where they are recorded."""
+"""The frontier of shortened training, and paired comparisons of runs with it, image by image where recorded."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def two_way_difference(method: Mapping[int, Run], control: Mapping[int, Run]) ->
 def interpolation_weights(costs: Sequence[float], cost: float) -> NDArray[np.float64]:
     """Weights ``[len(costs)]`` that interpolate at ``cost``, piecewise linearly over the logarithm of the cost.
 
-    Accuracy rises about as much from one doubling of the budget to the next, or less: straight lines over the cost itself
-    would lie below it between the budgets, and flatter every method. Points of equal cost are averaged. Raises ``OffFrontier`` below the smallest and above the largest of ``costs``: the frontier is never extrapolated.
+    Accuracy rises about as much from one doubling of the budget to the next, or less: straight lines over the cost
+    itself would lie below it between the budgets, and flatter every method. Points of equal cost are averaged. Raises
+    ``OffFrontier`` below the smallest and above the largest of ``costs``: the frontier is never extrapolated.
     """
     count = Counter(map(float, costs))
     known = sorted(count)  # a handful of points: plain Python is ten times as quick as arrays
@@ -90,8 +91,8 @@ def frontier_difference(method: Mapping[int, Run], frontier: Mapping[int, Sequen
 def frontier_slope(frontier: Mapping[int, Mapping[float, float]]) -> Estimate:
     """Least-squares slope of accuracy over log2(budget), per seed, averaged: the gain from doubling the budget.
 
-    ``frontier`` maps a seed to {budget: accuracy}. Where it is surely next to 0, training length does not matter, and no
-    comparison with shortened training can tell methods apart.
+    ``frontier`` maps a seed to {budget: accuracy}. Where it is surely next to 0, training length does not matter, and
+    no comparison with shortened training can tell methods apart.
     """
     slopes = []
     for points in frontier.values():

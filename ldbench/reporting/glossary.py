@@ -39,34 +39,42 @@ ENERGY = Column(
 ACCURACY_COLUMNS = (
     METHOD,
     Column(
-        "n", runs, "Finished runs, one per seed. One run is an anecdote; diverged and failed runs have no accuracy "
+        "n",
+        runs,
+        "Finished runs, one per seed. One run is an anecdote; diverged and failed runs have no accuracy "
         "and are counted here, so that a mean over survivors is seen for what it is.",
     ),
     Column(
-        "accuracy %", accuracy,
-        "Test accuracy: mean over seeds ± half the 95 % interval (Student's t). Where data arrive in chunks, the one at "
-        "the end and the mean of those after every chunk.",
+        "accuracy %",
+        accuracy,
+        "Test accuracy: mean over seeds ± half the 95 % interval (Student's t). Where data arrive in chunks, the one "
+        "at the end and the mean of those after every chunk.",
     ),
     Column(
-        "points vs full", lambda row: end_and_average(row, "difference_to_full_points"),
+        "points vs full",
+        lambda row: end_and_average(row, "difference_to_full_points"),
         "Accuracy minus that of full training with the same seed, in percentage points: mean [95 % interval]. The "
         "interval 'with images' also covers the choice of the test images: from which images each run got right, as "
         "crossed random effects of seeds and images; of a single run it covers the images alone.",
     ),
     Column(
-        "points vs short, equal FLOPs", lambda row: end_and_average(row, "difference_at_equal_flops_points"),
-        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, between the short budgets and "
-        "full on straight lines over the logarithm of the cost. Never extrapolated. Accuracy bends above straight lines "
-        "over the cost itself; what bend is left between few budgets flatters the method a little. Where data arrive in chunks, two ways of shortening may be there: short "
-        "trains its share of each chunk, short-early the first chunk in full as far as the budget reaches. The method "
-        "is compared with that of the two which does better on average at its cost.",
+        "points vs short, equal FLOPs",
+        lambda row: end_and_average(row, "difference_at_equal_flops_points"),
+        "Accuracy minus what shortened training reaches for the same total FLOPs: per seed, between the short budgets "
+        "and full on straight lines over the logarithm of the cost. Never extrapolated. Accuracy bends above straight "
+        "lines over the cost itself; what bend is left between few budgets flatters the method a little. Where data "
+        "arrive in chunks, two ways of shortening may be there: short trains its share of each chunk, short-early the "
+        "first chunk in full as far as the budget reaches. The method is compared with that of the two which does "
+        "better on average at its cost.",
     ),
     Column(
-        "points vs short, equal time", lambda row: end_and_average(row, "difference_at_equal_time_points"),
+        "points vs short, equal time",
+        lambda row: end_and_average(row, "difference_at_equal_time_points"),
         "The same at equal training seconds.",
     ),
     Column(
-        "against shortened training", standing,
+        "against shortened training",
+        standing,
         "beats shortened training: better at equal FLOPs and at equal time; behind: worse at one of them; each beyond "
         "what its intervals, over seeds and over seeds and images, leave to chance, corrected for the number of tests "
         "in this report (Holm 1979: p, which has to be at most 0.05). Where data arrive in chunks, the mean accuracy "
@@ -76,39 +84,46 @@ ACCURACY_COLUMNS = (
         "reach there and nothing can be compared.",
     ),
     Column(
-        "plan: seeds for ± 0.25", planned_seeds,
+        "plan: seeds for ± 0.25",
+        planned_seeds,
         "A plan, not a result: the seeds that would give the difference to shortened training (for the controls: to "
-        "full) a plain 95 % interval over seeds of ± 0.25 points, if the spread from seed to seed stays what it was so far. From "
-        "a few seeds that spread itself is a rough guess.",
+        "full) a plain 95 % interval over seeds of ± 0.25 points, if the spread from seed to seed stays what it was so "
+        "far. From a few seeds that spread itself is a rough guess.",
     ),
-)  # fmt: skip
+)
 COST_COLUMNS = (
     METHOD,
     Column(
-        "training s", lambda row: plus_minus(row, "train_seconds", 1),
+        "training s",
+        lambda row: plus_minus(row, "train_seconds", 1),
         "Seconds of training with every cost of the method in it: scoring, building the store, recompiling after a "
         "drop. Evaluation, data preparation, first compile and cost table stand apart in the figure.",
     ),
     Column(
-        "time ÷ full", lambda row: spanned(row, "train_time_ratio", "", 3),
+        "time ÷ full",
+        lambda row: spanned(row, "train_time_ratio", "", 3),
         "Training seconds over those of full with the same seed: geometric mean [95 % interval].",
     ),
     Column(
-        "forward FLOPs saved %", lambda row: plus_minus(row, "forward_flops_reduction_percent", 1),
+        "forward FLOPs saved %",
+        lambda row: plus_minus(row, "forward_flops_reduction_percent", 1),
         "Forward FLOPs not executed, of those of the full recipe (2 per multiply-add; store building counts as "
         "executed). Freezing alone saves none.",
     ),
     Column(
-        "all FLOPs saved %", lambda row: plus_minus(row, "total_flops_reduction_percent", 1),
+        "all FLOPs saved %",
+        lambda row: plus_minus(row, "total_flops_reduction_percent", 1),
         "The same for forward and backward together.",
     ),
     Column(
-        "realised ÷ predicted", lambda row: spanned(row, "realised_over_predicted", "", 2),
+        "realised ÷ predicted",
+        lambda row: spanned(row, "realised_over_predicted", "", 2),
         "Seconds saved against full, over the saving that the measured cost of each stage predicts for the same "
         "drops: what the engine itself loses. FLOPs do not predict time.",
     ),
     Column(
-        "stages dropped", lambda row: several(row, " of ", ("dropped_stages_mean", "stage_count_max")),
+        "stages dropped",
+        lambda row: several(row, " of ", ("dropped_stages_mean", "stage_count_max")),
         "Stages gone at the end of training, mean over seeds.",
     ),
     Column(
@@ -117,26 +132,31 @@ COST_COLUMNS = (
         "What the method itself cost, mean over seeds; contained in training s.",
     ),
     Column(
-        "peak / store MiB", lambda row: several(row, " / ", ("peak_memory_bytes_max", "store_bytes_max"), 2**-20),
+        "peak / store MiB",
+        lambda row: several(row, " / ", ("peak_memory_bytes_max", "store_bytes_max"), 2**-20),
         "Largest memory of any seed, and the largest store of activations.",
     ),
     ENERGY,
-)  # fmt: skip
+)
 TARGET_COLUMNS = (
     METHOD,
     Column(
-        "reached", reached,
+        "reached",
+        reached,
         "Runs that ended within half a point of full's mean accuracy. Diverged and failed ones are misses.",
     ),
     Column(
-        "seconds until reached", lambda row: to_target(row, "train_seconds"),
+        "seconds until reached",
+        lambda row: to_target(row, "train_seconds"),
         "What it takes, on average, until a run ends at the target: the cost of all runs, misses included, over the "
         "number that reached it (expected running time; Hansen et al.), with a 95 % interval from the spread of costs "
         "and the chance of a hit (MOVER with Wilson's interval), the target itself taken as given.",
     ),
-    Column("FLOPs until reached", lambda row: to_target(row, "total_flops"), "The same in FLOPs, forward and backward."),
+    Column(
+        "FLOPs until reached", lambda row: to_target(row, "total_flops"), "The same in FLOPs, forward and backward."
+    ),
     Column("energy until reached", lambda row: to_target(row, "energy_joules"), "The same in joules where metered."),
-)  # fmt: skip
+)
 SLOPE_MEANING = (
     "Frontier slope: accuracy points gained by doubling the training budget (least squares over the logarithm of the "
     "budget, per seed, with 95 % interval). Where the interval holds 0 and ends below half a point, the recipe is "

@@ -33,6 +33,11 @@ MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
 MOST_COMPLETE = 6  # comparisons that are all drawn in full; of more of them, as drawing is what takes the time:
 MOST_FIGURES, MOST_DETAILED = 8, 2  # the first so many are drawn at all, and in full
+BESIDE = "Files beside this page: table.csv (every number below), cells.csv (one row per run), drops.csv (every drop)."
+STANDARD = (
+    "A saving that merely training for fewer steps also gives is not a saving. Every method is therefore "
+    "set against full training and against shortened training at the same cost, seed by seed."
+)
 # What of the cells ``drop_rows`` needs.
 DROP_FIELDS = (*COMPARISON, "cell", "seed", "method", "budget", "policy", "stage_count", "drops", "declined")
 
@@ -65,14 +70,15 @@ def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: 
             texts = [clean(row["label"]), clean(row["statement"])] if methods else ["controls only", ""]
             lines.append((_tone(row["verdict"]), [link, *texts, slope(row)]))
     heads = ["comparison", "method", "against shortened training", "frontier slope, points per doubled budget"]
+    counts = f"{len(cells)} runs: {counted or 'none'}; {len(left_out)} folders left out."
     return tag(
-        "header", tag("h1", "What layer dropping saved, and what it cost"),
-        tag("p", f"{len(cells)} runs: {counted or 'none'}; {len(left_out)} folders left out. Files beside this page: "
-            "table.csv (every number below), cells.csv (one row per run), drops.csv (every drop).", class_="quiet"),
-        tag("p", "A saving that merely training for fewer steps also gives is not a saving. Every method is therefore "
-            "set against full training and against shortened training at the same cost, seed by seed."),
-        table(heads, lines), tag("p", family(groups[0][0]) if groups else "", class_="quiet"),
-    )  # fmt: skip
+        "header",
+        tag("h1", "What layer dropping saved, and what it cost"),
+        tag("p", f"{counts} {BESIDE}", class_="quiet"),
+        tag("p", STANDARD),
+        table(heads, lines),
+        tag("p", family(groups[0][0]) if groups else "", class_="quiet"),
+    )
 
 
 def _tone(kind: str) -> str:
@@ -92,15 +98,19 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
     notes = {row["augmentation_after_drop"] for row in rows} - {"", "not applicable"}
     augmented = [tag("p", f"Augmentation after a drop: {'; '.join(sorted(notes))}")] if notes else []
     return tag(
-        "section", tag("h2", comparison_title(first)), warnings,
+        "section",
+        tag("h2", comparison_title(first)),
+        warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
-        tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows),
-        tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet"),
-        tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows), augmented,
+        [tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows)],
+        [tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet")],
+        [tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows)],
+        augmented,
         chunk_section(cells),
-        tag("div", figures, class_="figures"), _drops(cells),
+        tag("div", figures, class_="figures"),
+        _drops(cells),
         id=f"comparison-{place}",
-    )  # fmt: skip
+    )
 
 
 def _columns(columns: Sequence[Column], rows: Sequence[Record]) -> Html:

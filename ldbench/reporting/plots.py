@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ldbench.errors import clean
+from ldbench.policies.registry import shortened_methods
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 MARKERS = "oDv^PX*<>hp"
@@ -32,15 +33,15 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "legend.fontsize": 8.5, "svg.hashsalt": "ldbench", "svg.fonttype": "path",
 }  # fmt: skip
 CONTROL = "#555555"
-FRONTIER, FRONT, EARLY = "frontier of training less", "Pareto front", "short-early"
+FRONTIER, FRONT = "frontier of training less", "Pareto front"
 MOST_DOTS = 150  # single runs drawn in a panel; beyond, the intervals say it all
 Scores = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
 
 
 class Point(NamedTuple):
-    """A mean with its interval on both axes (NaN where there is none), the single runs behind it, and whether it is on the
-    Pareto front."""
+    """A mean with its interval on both axes (NaN where there is none), the single runs behind it, and whether it is on
+    the Pareto front. ``label`` begins with the method."""
 
     label: str
     control: bool
@@ -114,8 +115,8 @@ def cost_grid(panels: Mapping[str, Sequence[Point]], title: str, columns: int = 
 def _frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
     """The controls by their way of training less, cheapest first, full training at the end of each."""
     controls = sorted((p for p in points if p.control), key=lambda p: p.x[0])
-    early = [p for p in controls if p.label.startswith(EARLY)]
-    even = [p for p in controls if not p.label.startswith(EARLY)]
+    early = [p for p in controls if p.label.split(" ")[0] in shortened_methods("early")]
+    even = [p for p in controls if p not in early]
     found = {FRONTIER: even} if len(even) > 1 else {}
     return found | ({f"{FRONTIER}, early": early + [p for p in even if p.label == "full"]} if early else {})
 
@@ -132,11 +133,9 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
         _errorbars(axes, group, *styles[group[0].label], plain(group[0].label))
     _errorbars(axes, controls, CONTROL, "s", "_")
     for point in controls:
-        name = "full" if point.label == "full" else point.label.removeprefix(EARLY).removeprefix("short").strip()
-        spot = (point.x[0], point.y[0])
-        axes.annotate(
-            plain(name, 12), spot, (-6, 6), textcoords="offset points", ha="right", fontsize=8, color=CONTROL, annotation_clip=True
-        )  # fmt: skip
+        method, _, budget = point.label.partition(" ")
+        name = plain(budget if method in shortened_methods() else point.label, 12)
+        _annotate(axes, point, name, (-6, 6), ha="right", color=CONTROL, annotation_clip=True)
     _ring(axes, [point for point in points if point.front])
     # Intervals of few seeds are huge: they may run off the axes, so that the runs stay readable.
     spread = np.array([run for p in points for run in p.runs] + [(p.x[0], p.y[0]) for p in points])
@@ -148,24 +147,22 @@ def _cost_panel(axes: Axes, points: Sequence[Point], styles: Mapping[str, tuple[
 
 def _ring(axes: Axes, front: Sequence[Point]) -> None:
     """Rings around the points of the Pareto front, the methods among them by name."""
-    axes.plot(
-        [p.x[0] for p in front], [p.y[0] for p in front], "o", ms=12.5, mfc="none", mec="black", mew=1.1, zorder=4,
-        label=FRONT,
-    )  # fmt: skip
+    x, y = [point.x[0] for point in front], [point.y[0] for point in front]
+    axes.plot(x, y, "o", ms=12.5, mfc="none", mec="black", mew=1.1, zorder=4, label=FRONT)
     for point in front:
         if not point.control:
-            spot = (point.x[0], point.y[0])
-            name = plain(point.label, 28)
-            axes.annotate(name, spot, (0, 10), textcoords="offset points", ha="center", fontsize=8, zorder=5)
+            _annotate(axes, point, plain(point.label, 28), (0, 10), ha="center", zorder=5)
+
+
+def _annotate(axes: Axes, point: Point, text: str, points_off: tuple[int, int], **style: Any) -> None:
+    axes.annotate(text, (point.x[0], point.y[0]), points_off, textcoords="offset points", fontsize=8, **style)
 
 
 def _errorbars(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
     x, y = (np.array([point[axis] for point in points]).reshape(-1, 3).T for axis in (2, 3))
     x_error, y_error = (np.array([mean - low, high - mean]) for mean, low, high in (x, y))
-    axes.errorbar(
-        x[0], y[0], xerr=x_error, yerr=y_error, color=colour, marker=marker, ms=6.5, mec="white", mew=0.7,
-        elinewidth=1.3, ls="", zorder=3, label=label,
-    )  # fmt: skip
+    style: dict[str, Any] = {"marker": marker, "ms": 6.5, "mec": "white", "mew": 0.7, "elinewidth": 1.3, "ls": ""}
+    axes.errorbar(x[0], y[0], xerr=x_error, yerr=y_error, color=colour, zorder=3, label=label, **style)
 
 
 def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[str]) -> str:
@@ -180,10 +177,10 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
             colour, marker = styles[label]
             axes.fill_between(epochs, low, high, step="post", color=colour, alpha=0.15, lw=0)
             every = max(1, len(epochs) // 12)  # staggered and dashed, since a replayed run lies on the run it replays
-            axes.step(
-                epochs, mean, where="post", color=colour, lw=1.8, ls=DASHES[place % len(DASHES)], marker=marker, ms=5,
-                mec="white", mew=0.5, markevery=(place % every, every) if every > 1 else None, label=plain(label),
-            )  # fmt: skip
+            line: dict[str, Any] = {"color": colour, "lw": 1.8, "ls": DASHES[place % len(DASHES)]}
+            marks: dict[str, Any] = {"marker": marker, "ms": 5, "mec": "white", "mew": 0.5}
+            marks["markevery"] = (place % every, every) if every > 1 else None
+            axes.step(epochs, mean, where="post", label=plain(label), **line, **marks)
         axes.set(xlabel="epoch", ylim=(0, max(1, stages) * 1.06))
         axes.set_title(f"live stages of {stages}", loc="left")
         axes.locator_params(integer=True, nbins=7)
@@ -278,8 +275,7 @@ def _finished(axes: Axes) -> str:
     assert isinstance(figure, Figure)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(
-            handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=_legend_columns(labels),
-            handlelength=1.6, columnspacing=1.4, borderaxespad=0.2,
-        )  # fmt: skip
+        room: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.4, "borderaxespad": 0.2}
+        columns = _legend_columns(labels)
+        figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=columns, **room)
     return render(figure)

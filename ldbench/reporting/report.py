@@ -27,16 +27,20 @@ NOT_IN_CSV = ("test_correct", "drops", "declined", "chunks", "stages")
 
 
 def write_report(
-    directory: str | Path, *, results: pd.DataFrame | None = None, summary: pd.DataFrame | None = None,
+    directory: str | Path,
+    *,
+    results: pd.DataFrame | None = None,
+    summary: pd.DataFrame | None = None,
     all_figures: bool = False,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
     Streams get a ``chunks.csv`` too.
 
-    ``results`` is what ``load_results`` gave for the directory, ``summary`` what ``summarize`` made of it, to spare doing
-    either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the others have
-    none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when there is nothing to read or no place to write.
+    ``results`` is what ``load_results`` gave for the directory, ``summary`` what ``summarize`` made of it, to spare
+    doing either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the
+    others have none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when
+    there is nothing to read or no place to write.
     """
     from ldbench.reporting.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here
 
@@ -53,11 +57,10 @@ def write_report(
     every = [row for _, group in dropped.groupby(COMPARISON) for row in drop_rows(records_of(group))]
     streamed = cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)]
     chunks = [row for _, group in streamed.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
-    files = {
-        "table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every)),
-        **({"chunks.csv": _csv(pd.DataFrame(chunks))} if chunks else {}),
-        "index.html": build_page(root, cells, summary, all_figures=all_figures),
-    }  # fmt: skip
+    files = {"table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every))}
+    if chunks:
+        files["chunks.csv"] = _csv(pd.DataFrame(chunks))
+    files["index.html"] = build_page(root, cells, summary, all_figures=all_figures)
     folder = root / "report"
     if folder.is_symlink():  # in somebody else's results it may lead anywhere
         raise UserError(f"{folder} is a link: the report is written within the results folder only; delete the link")

@@ -1,4 +1,4 @@
-"""Cells -> one row per model, data set, scenario, setting and method: paired with the same seeds' controls, with intervals."""
+"""Cells -> one row per model, data set, scenario, setting and method, paired with the controls of the same seeds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from ldbench.experiment.scenarios import SHORTENED
+from ldbench.policies.registry import shortened_methods
 from ldbench.records.results import unpack_correct
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
-    CONTROLS,
     Frontier,
     Record,
     Variant,
     comparison_warnings,
+    controls,
     method_labels,
     mixed_seeds,
     records_of,
@@ -32,15 +32,13 @@ from ldbench.reporting.stats import Estimate, paired_difference, paired_ratio, r
 from ldbench.reporting.tradeoff import mark_pareto, to_target
 from ldbench.reporting.verdicts import Evidence, Pair, judge
 
-MEANS = (
-    "cache_build_seconds", "scoring_seconds", "eval_seconds", "data_seconds", "cost_table_seconds", "compile_seconds",
-    "dropped_stages",
-)  # fmt: skip
+TIMED = ("cache_build", "scoring", "eval", "data", "cost_table", "compile")
+MEANS = (*(f"{name}_seconds" for name in TIMED), "dropped_stages")
 NOTES = ("peak_memory_kind", "store_tier", "augmentation", "augmentation_after_drop", "energy_unavailable_reason")
 FLAT_SLOPE = 0.005  # half a point per doubled budget: a recipe that surely gains no more is saturated
 PLANNED_HALF_WIDTH = 0.0025  # a quarter point, which most claims about dropping need
-# 1: verdicts by plain 95 % intervals. 2: corrected test by test, each axis one of them. 3: row by row; in streams by the mean
-# over the chunks.
+# 1: verdicts by plain 95 % intervals. 2: corrected test by test, each axis one of them. 3: row by row; in streams by
+# the mean over the chunks.
 TABLE_VERSION = 3
 
 
@@ -94,7 +92,7 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
             by_method[name][record["seed"]] = record
     full, frontiers = _controls(by_method)
     counts = "average_accuracy" if any(record["chunks"] for record in records) else "test_accuracy"
-    frontier = frontiers["short"] if len(frontiers["short"]) else frontiers["short-early"]
+    frontier = next((some for some in frontiers.values() if some), {})
     slope = frontier_slope({s: {b: r[counts] for b, r in _scored(p).items()} for s, p in frontier.items()})
     shared: Record = (
         {"table_version": TABLE_VERSION} | key | _columns("frontier_slope_points_per_doubling", slope.scaled(100))
@@ -108,7 +106,7 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
         row = shared | {"method": name[0], "budget": name[1] if name[1] >= 0 else math.nan, "policy": name[2]}
         row["label"] = labels[name]
         runs, rest = by_method.get(name, {}), others.get(name, [])
-        differences, shown = _row(runs, rest, full, frontiers, name[0] in CONTROLS, name[0] == "full", mixed, counts)
+        differences, shown = _row(name[0], runs, rest, full, frontiers, mixed, counts)
         row |= differences | _costs(runs, full, name[0] == "full")
         rows.append(row | to_target([*runs.values(), *rest], _scored(full)))
         evidence.append(shown)
@@ -119,23 +117,28 @@ def _comparison(key: Record, records: list[Record]) -> tuple[list[Record], list[
 def _controls(by_method: Mapping[Variant, dict[int, Record]]) -> tuple[dict[int, Record], dict[str, Frontier]]:
     """Full training by seed; and for each way of shortening it {seed: {budget: run}}, full at its end."""
     full = {seed: r for (method, *_), runs in by_method.items() if method == "full" for seed, r in runs.items()}
-    frontiers: dict[str, Frontier] = {name: defaultdict(dict) for name in SHORTENED}
+    frontiers: dict[str, Frontier] = {name: defaultdict(dict) for name in shortened_methods()}
     for (method, budget, _), runs in by_method.items():
-        for seed, record in runs.items() if method in SHORTENED else ():
+        for seed, record in runs.items() if method in frontiers else ():
             frontiers[method][seed][budget] = record
     for frontier in frontiers.values():
         for seed, record in full.items() if frontier else ():
             frontier[seed][1.0] = record
     if not any(frontiers.values()):
-        frontiers["short"] = {seed: {1.0: record} for seed, record in full.items()}
+        frontiers[next(iter(frontiers))] = {seed: {1.0: record} for seed, record in full.items()}
     return full, frontiers
 
 
 def _row(
-    runs: dict[int, Record], unfinished: list[Record], full: dict[int, Record],
-    frontiers: Mapping[str, Frontier], control: bool, same: bool, mixed: set[int], counts: str,
-) -> tuple[Record, Evidence | None]:  # fmt: skip
-    every = [*runs.values(), *unfinished]
+    method: str,
+    runs: dict[int, Record],
+    unfinished: list[Record],
+    full: dict[int, Record],
+    frontiers: Mapping[str, Frontier],
+    mixed: set[int],
+    counts: str,
+) -> tuple[Record, Evidence | None]:
+    control, same, every = method in controls(), method == "full", [*runs.values(), *unfinished]
     states = Counter(record["status"] for record in unfinished)
     row: Record = {"runs": len(runs), "diverged": states["diverged"], "failed": states["failed"]}
     row["at_chance"] = sum(bool(record["at_chance"]) for record in runs.values())
@@ -176,7 +179,7 @@ def _to_frontiers(
 ) -> tuple[Pair, str]:
     """The difference to that way of shortening which does best at these costs, and its name.
 
-    Best on average over the seeds, and among those that reach as many of them: what is left to choice favours the control.
+    Best on average over the seeds, among those that reach as many of them: what is left to choice favours the control.
     """
     found: list[tuple[Pair, str]] = []
     for name, frontier in frontiers.items():

@@ -1,11 +1,11 @@
 """Where each method stands against shortened training, decided over the whole family of tests that a report makes.
 
 The family is every method that is no control x every comparison, as far as there are two seeds to test with. Where the
-data arrive in chunks, the accuracy that counts is the mean over the chunks, since the model is used all along; else it is
-the one at the end. A method is ahead where it is better at equal FLOPs and at equal time, in every interval there is (over
-seeds; over seeds and images): that p-value is the largest of theirs (intersection-union test; Berger, Technometrics 24,
-1982). It is behind where it is worse at one of the two: the smaller p-value times two (Bonferroni). Both directions are
-tested, at half the level each, and Holm's correction over the family decides.
+data arrive in chunks, the accuracy that counts is the mean over the chunks, since the model is used all along; else it
+is the one at the end. A method is ahead where it is better at equal FLOPs and at equal time, in every interval there is
+(over seeds; over seeds and images): that p-value is the largest of theirs (intersection-union test; Berger,
+Technometrics 24, 1982). It is behind where it is worse at one of the two: the smaller p-value times two (Bonferroni).
+Both directions are tested, at half the level each, and Holm's correction over the family decides.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evidence(NamedTuple):
         return {axis: pair for axis, pair in pairs.items() if pair[0].n > 1}
 
     def worse_at_the_end(self) -> bool:
-        """Whether the accuracy at the end is surely lower, at either axis: plain 95 %, since it only forbids a claim."""
+        """Whether accuracy at the end is surely lower, at either axis: plain 95 %, since it only forbids a claim."""
         pairs = self.final[: 1 if self.mixed_hardware else 2] if self.final else ()
         return any(pair[0].n > 1 and one_sided(pair, -1) <= LEVEL / 2 for pair in pairs)
 
@@ -141,7 +141,7 @@ def verdict(evidence: Evidence, test: Direction | None) -> tuple[str, str]:
 
 
 def statement(row: Mapping[str, Any]) -> str:
-    """The verdict as one plain sentence with what decides it: differences with simultaneous intervals; "" for controls."""
+    """The verdict as one plain sentence with what decides it: differences, simultaneous intervals; "" for controls."""
     kind = row["verdict"]
     if kind == "control":
         return ""

@@ -29,7 +29,7 @@ from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import resolve_budget, store_bytes
-from ldbench.training.checkpointing import Keeper
+from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.optim import autocast_for, build_optimizer
 from ldbench.training.setup import Resident, model_spec, stream_of
 
@@ -79,10 +79,10 @@ class Preparation:
         splits = resident(dataset.train), val, resident(dataset.test)
         return Resident(dataset, *splits, time.perf_counter() - began)
 
-    def initial(self, cell: Cell, keeper: Callable[[Path], Keeper]) -> InitialWeights | None:
+    def initial(self, cell: Cell, checkpointer: Callable[[Path], Checkpointer]) -> InitialWeights | None:
         """The weights a cell begins with, made now where they have to be; None for random ones.
 
-        ``keeper`` keeps the checkpoints of a pre-training. Raises ``UserError`` where there are no such weights.
+        ``checkpointer`` keeps the checkpoints of a pre-training. Raises ``UserError`` where there are no such weights.
         """
         if not SCENARIOS[cell.scenario].tuned:
             return None
@@ -93,7 +93,7 @@ class Preparation:
         if source.cell_id not in self._pretrained:
             self._pretrained.clear()  # a seed's cells follow each other
             self._pretrained[source.cell_id] = pretrained(
-                source, self.folder, lambda c: self._resident(c.dataset, **_source_sizes(c)), keeper, self.note
+                source, self.folder, lambda c: self._resident(c.dataset, **_source_sizes(c)), checkpointer, self.note
             )
         return self._pretrained[source.cell_id].for_classes(target.class_names)
 

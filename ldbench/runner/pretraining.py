@@ -23,7 +23,7 @@ from ldbench.records.cell_files import read_json
 from ldbench.records.integrity import mend_cell
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.split import split_stages
-from ldbench.training.checkpointing import Keeper
+from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.loop import run_cell
 from ldbench.training.setup import Resident, model_spec
 
@@ -66,7 +66,7 @@ class Pretrained:
 
 
 def pretrained(
-    cell: Cell, out: Path, load: Callable[[Cell], Resident], keeper: Callable[[Path], Keeper],
+    cell: Cell, out: Path, load: Callable[[Cell], Resident], checkpointer: Callable[[Path], Checkpointer],
     note: Callable[[str], None],
 ) -> Pretrained:  # fmt: skip
     """What ``cell``, a ``source_cell``, leaves: from the results folder where it is there and whole, else trained now.
@@ -75,7 +75,7 @@ def pretrained(
 
     Args:
         load: makes the source data resident.
-        keeper: keeps checkpoints in the folder given.
+        checkpointer: keeps checkpoints in the folder given.
 
     Raises:
         UserError: the source data are not to be had, or training on them diverged.
@@ -85,7 +85,7 @@ def pretrained(
     with folder_lock(folder, note, f"pre-training {cell.model} on {cell.dataset}, seed {cell.seed}"):
         found = _kept(cell, folder, note)
         if found is None:
-            _train(cell, folder, load(cell), keeper(folder), note)
+            _train(cell, folder, load(cell), checkpointer(folder), note)
             found = _kept(cell, folder, note)
         assert found is not None, "it was just written"
         return found
@@ -114,7 +114,7 @@ def blank_weights(cell: Cell, dataset: Dataset) -> InitialWeights:
     return InitialWeights(f"pre-trained on {cell.dataset}", model.state_dict(), new_head=True)
 
 
-def _train(cell: Cell, folder: Path, data: Resident, keeper: Keeper, note: Callable[[str], None]) -> None:
+def _train(cell: Cell, folder: Path, data: Resident, checkpointer: Checkpointer, note: Callable[[str], None]) -> None:
     dataset = data.dataset
     note(f"pre-training {cell.model} on {cell.dataset}, seed {cell.seed}: {cell.epochs} epochs")
     shape = {"channels": dataset.channels, "classes": dataset.classes, "image_size": dataset.image_size}
@@ -122,14 +122,19 @@ def _train(cell: Cell, folder: Path, data: Resident, keeper: Keeper, note: Calla
     stages = split_stages(build_model(model_spec(cell, dataset)))
     flops = count_stage_flops(stages, (dataset.channels, dataset.image_size, dataset.image_size))
     run = run_cell(
-        cell, data, CostTable.untimed(flops, cell.batch_size), folder, device=data.train.device, keeper=keeper
+        cell,
+        data,
+        CostTable.untimed(flops, cell.batch_size),
+        folder,
+        device=data.train.device,
+        checkpointer=checkpointer,
     )
     write_sealed_lines(folder / "epochs.jsonl", run.epochs)
     save_model(run.model, folder / WEIGHTS)
     result = run.result | {"class_names": list(dataset.class_names)}
     result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
     write_sealed(folder / "result.json", result)
-    keeper.clear()
+    checkpointer.clear()
     if result["test_accuracy"] is not None:
         note(
             f"pre-trained in {result['train_seconds']:.1f} s, accuracy on {cell.dataset} {result['test_accuracy']:.4f}"

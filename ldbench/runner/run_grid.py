@@ -25,8 +25,8 @@ from ldbench.records.integrity import cell_problems, mend_cell
 from ldbench.records.plan_file import Outcome, write_plan
 from ldbench.runner.plan import check_plan, plan
 from ldbench.runner.preparation import Preparation
-from ldbench.runner.work_queue import Company
-from ldbench.training.checkpointing import HEARTBEAT, Keeper
+from ldbench.runner.work_queue import WorkQueue
+from ldbench.training.checkpointing import HEARTBEAT, Checkpointer
 from ldbench.training.interrupts import StopRequest
 from ldbench.training.loop import run_cell
 
@@ -140,8 +140,8 @@ class _Run:
         counts = {"finished": 0, "diverged": 0, "failed": 0}
         number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
         own: set[str] = set()
-        company = Company(self.out, self.todo, lambda cell: cell.cell_id in own or self._done(cell), self.progress.note)
-        for cell in company:
+        queue = WorkQueue(self.out, self.todo, lambda cell: cell.cell_id in own or self._done(cell), self.progress.note)
+        for cell in queue:
             own.add(cell.cell_id)
             self._refuse_other_data(cell)
             later = [other for other in self.todo if other.cell_id not in own | self.elsewhere]
@@ -157,7 +157,7 @@ class _Run:
             folder = self.folder(cell)
             lock = FolderLock(folder)
             if cell not in self.todo and (folder / HEARTBEAT).exists() and lock.acquire():
-                Keeper(folder).clear()
+                Checkpointer(folder).clear()
                 lock.release()
 
     def _refuse_other_data(self, cell: Cell) -> None:
@@ -171,21 +171,21 @@ class _Run:
                     "restore them, or choose another --out"
                 )
 
-    def _keeper(self, folder: Path) -> Keeper:
-        return Keeper(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
+    def _checkpointer(self, folder: Path) -> Checkpointer:
+        return Checkpointer(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)
 
     def _run_one(self, cell: Cell) -> dict[str, Any]:
         folder = self.folder(cell)
         mend_cell(folder, self.progress.note)  # now that the lock is held
-        keeper = self._keeper(folder)
-        result = self._train(cell, folder, keeper)
+        checkpointer = self._checkpointer(folder)
+        result = self._train(cell, folder, checkpointer)
         result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
         write_sealed(folder / "result.json", result)
         if result["status"] != "failed":
-            keeper.clear()
+            checkpointer.clear()
         return result
 
-    def _train(self, cell: Cell, folder: Path, keeper: Keeper) -> dict[str, Any]:
+    def _train(self, cell: Cell, folder: Path, checkpointer: Checkpointer) -> dict[str, Any]:
         data = self.preparation.data(cell.dataset).dataset
         config = dataclasses.asdict(cell)
         config |= {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
@@ -195,19 +195,19 @@ class _Run:
             try:
                 write_sealed_lines(folder / "epochs.jsonl", rows)
             except OSError as error:  # the next epoch tries again
-                keeper.tell(row["step"], f"epochs.jsonl not written: {error.strerror}")
+                checkpointer.tell(row["step"], f"epochs.jsonl not written: {error.strerror}")
             self.progress.epoch(row)
 
         try:
             run = run_cell(
                 cell, self.preparation.data(cell.dataset), self.preparation.costs(cell), folder,
-                device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, keeper=keeper,
-                initial=self.preparation.initial(cell, self._keeper),
+                device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, checkpointer=checkpointer,
+                initial=self.preparation.initial(cell, self._checkpointer),
             )  # fmt: skip
         except Exception as error:  # a failed cell is recorded with its error and the others go on
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
-            return self._failure(cell, error) | keeper.account() | {"incidents": keeper.incidents}
+            return self._failure(cell, error) | checkpointer.account() | {"incidents": checkpointer.incidents}
         write_sealed_lines(folder / "epochs.jsonl", run.epochs)
         write_sealed_lines(folder / "scores.jsonl", run.scores)
         if cell.save_model == "final" and run.result["status"] == "finished":

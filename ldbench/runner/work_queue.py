@@ -13,7 +13,7 @@ from ldbench.policies.registry import replay_source
 POLL_SECONDS = 1.0
 
 
-class Company:
+class WorkQueue:
     """Hands out cells one by one, locked; those that somebody else is running come last, when their owner is done or dead.
 
     Args:

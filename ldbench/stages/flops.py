@@ -32,14 +32,14 @@ class StageFlops:
     output_shape: tuple[int, ...]
 
 
-def _convolution_backward(
-    grad_shape: Any, x_shape: Any, w_shape: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
-    transposed: bool, _output_padding: Any, _groups: int, output_mask: Sequence[bool], out_shape: Any = None, **_: Any,
-) -> int:  # fmt: skip
+def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: Any, **_: Any) -> int:
     """Each wanted gradient of a convolution takes the forward pass's multiply-adds, whatever the groups.
 
-    torch 2.13's own formula over-counts grouped convolutions.
+    torch 2.13's own formula over-counts grouped convolutions. ``rest`` are the other arguments of
+    ``aten::convolution_backward``: bias sizes, stride, padding, dilation, transposed, output padding, groups, and
+    which gradients are wanted.
     """
+    transposed, output_mask = rest[4], rest[7]
     forward = conv_flop_count(list(x_shape), list(w_shape), list(grad_shape), transposed=transposed)
     return int(forward) * (int(output_mask[0]) + int(output_mask[1]))
 

@@ -1,6 +1,6 @@
 """Residual blocks among the stages, and leaving them out at random: the branch is skipped, the shortcut stays.
 
-Which blocks a step leaves out is a pure function of seed, step and stage, so that a resumed run leaves out the same ones.
+Which blocks a step leaves out is a pure function of seed, step and stage, so a resumed run leaves out the same ones.
 """
 
 from __future__ import annotations

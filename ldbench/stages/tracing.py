@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ldbench.errors import UserError
+from ldbench.errors import UserError, one_line
+from ldbench.stages.train_mode import preserved_modes
 
 
 class StageSplitError(UserError):
@@ -133,7 +134,7 @@ def _trace_mode(model: nn.Module, mode: bool, opaque: set[nn.Module]) -> tuple[n
     except Exception as error:
         if tracer.suspects:
             return tracer.suspects[0]
-        raise StageSplitError(_cannot(model, _one_line(error))) from error
+        raise StageSplitError(_cannot(model, one_line(error))) from error
     if tracer.suspects:
         return tracer.suspects[0]
     if _random_state() != drawn:
@@ -145,16 +146,13 @@ def _trace_mode(model: nn.Module, mode: bool, opaque: set[nn.Module]) -> tuple[n
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
     """Train/eval mode of every module and the random states come back as they were, whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream that user code may draw from
     try:
-        with torch.random.fork_rng(devices=[]):
+        with preserved_modes(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        for module, training in modes:
-            module.training = training
 
 
 def _random_state() -> tuple[Any, ...]:
@@ -167,11 +165,6 @@ def _cannot(model: nn.Module, reason: str) -> str:
         f"{type(model).__name__} cannot be cut into stages: {reason}; move the part of its forward() that depends on "
         "values, shapes, chance or the mode into a submodule, which is then kept whole"
     )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def output_node(graph: fx.Graph) -> Any:
@@ -188,8 +181,8 @@ def _check_output(model: nn.Module, graph: fx.Graph, mode: bool) -> None:
         kind = result.target.__name__  # a named tuple
     raise StageSplitError(
         f"{type(model).__name__} cannot be cut into stages: forward() returns {kind} instead of one tensor "
-        f"in {'train' if mode else 'eval'} mode; switch auxiliary heads off (torchvision: aux_logits=False) or return only "
-        "the logits"
+        f"in {'train' if mode else 'eval'} mode; switch auxiliary heads off (torchvision: aux_logits=False) "
+        "or return only the logits"
     )
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldbench.data.batch_source import Feed
+from ldbench.data.batch_source import BatchSource
 from ldbench.data.stream import Stream
 from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
-from ldbench.store.fill import fill_store
+from ldbench.store.fill import Autocast, fill_store
 from ldbench.store.store_file import find_store, keep_store, prefix_fingerprint, unkeep_store
 
 
@@ -24,35 +24,48 @@ class Activations:
 
     Args:
         stages: the whole network's.
-        feed: gives the images.
+        images: gives minibatches of them.
         stream: which samples can be drawn when. A store holds the rows of those that can be drawn now, and no others.
         batch_size: samples per minibatch when a store is filled; part of what fixes its bits.
+        device: where minibatches are wanted.
         dtype: of the store.
         folder: where a memory-mapped store lies.
+        channels_last: the memory format minibatches are wanted in.
+        autocast: gives the context the forward pass runs in.
         identity: names the data's content; None: a store file is never taken up again.
+        on_batch: called before every minibatch of a store being built.
+        note: told about trouble that was overcome.
 
     Attributes:
         store: None while images are read.
-        cut: leading stages whose output is read (with a store), or that minibatches are sent through (without one).
         chunk: the set of the stream that is drawn from now.
-        chain: (cut, tier asked for, chunk then) of every store made so far.
-        on_batch: called before every minibatch of a store being built.
-        tell: told about trouble that was overcome.
+        chain: (cut, tier asked for, chunk then) of every store made so far; the last one's cut is the store's.
     """
 
     def __init__(
-        self, stages: nn.Sequential, feed: Feed, stream: Stream, *, batch_size: int, dtype: str, device: torch.device, folder: Path,
-        channels_last: bool, autocast: Callable[[], AbstractContextManager[Any]], identity: str | None,
-    ) -> None:  # fmt: skip
-        self.stages, self.feed, self.dtype, self.device, self.folder = stages, feed, dtype, device, folder
-        self.channels_last, self.autocast, self.identity = channels_last, autocast, identity
-        self.samples, self.stream, self.batch_size = len(feed), stream, batch_size
+        self,
+        stages: nn.Sequential,
+        images: BatchSource,
+        stream: Stream,
+        *,
+        batch_size: int,
+        device: torch.device,
+        dtype: str,
+        folder: Path,
+        channels_last: bool,
+        autocast: Autocast,
+        identity: str | None,
+        on_batch: Callable[[], None] = lambda: None,
+        note: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.stages, self.images, self.samples = stages, images, len(images)
+        self.stream, self.batch_size = stream, batch_size
+        self.device, self.dtype, self.folder, self.channels_last = device, dtype, folder, channels_last
+        self.autocast, self.identity, self.on_batch, self.note = autocast, identity, on_batch, note
         self.store: ActivationStore | None = None
-        self.cut = self.chunk = 0
+        self.chunk = 0
         self.chain: list[tuple[int, Tier, int]] = []
         self._rows = torch.empty(0, dtype=torch.int64)  # per sample its row in the store; -1: it has none
-        self.on_batch: Callable[[], None] = lambda: None
-        self.tell: Callable[[str], None] = lambda what: None
         self._targets: Tensor | None = None
 
     @property
@@ -60,8 +73,18 @@ class Activations:
         """The samples that can be drawn now, int64 ascending on the CPU."""
         return self.stream.sets[self.chunk]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored activations [B, ...] and targets [B] of the samples ``indices`` (int64 [B], CPU)."""
+    @property
+    def stored_cut(self) -> int:
+        """Leading stages whose output the store holds; 0 while images are read."""
+        return self.chain[-1][0] if self.chain else 0
+
+    def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
+        """What training reads of the samples ``indices`` (int64 [B], CPU): images or stored activations [B, ...], and targets [B].
+
+        ``augment``: a draw for images; the store holds one view of each sample.
+        """
+        if self.store is None:
+            return self.images.batch(indices, augment)
         assert self._targets is not None, "a store was filled"
         return self.read(indices), self._targets[indices.to(self._targets.device)]
 
@@ -71,56 +94,58 @@ class Activations:
         try:
             return self.store.read(self._rows[indices])
         except StoreLost as lost:
-            self.tell(f"{lost}: the store is rebuilt")
+            self.note(f"{lost}: the store is rebuilt")
             self.rebuild()
             return self.store.read(self._rows[indices])
 
-    def source(self, indices: Tensor) -> Tensor:
-        """What the stages from ``cut`` on read, unaugmented. Targets that pass are kept for reading from the store."""
+    def source(self, indices: Tensor, cut: int) -> Tensor:
+        """``peek``, with a word to ``on_batch`` before."""
         self.on_batch()
-        return self.peek(indices)
+        return self.peek(indices, cut)
 
-    def peek(self, indices: Tensor) -> Tensor:
-        """``source``, without being a place to stop."""
+    def peek(self, indices: Tensor, cut: int) -> Tensor:
+        """What the stages from ``cut`` on read, unaugmented: stored activations, or images through the stages before.
+
+        Targets that pass are kept for reading from the store.
+        """
         if self.store is not None:
             return self.read(indices)
-        x = self._images(indices)
-        with self.autocast():
-            for stage in self.stages[: self.cut]:
-                x = stage(x)
-        return x
+        return self._through(self._images(indices), cut)
 
     def _images(self, indices: Tensor) -> Tensor:
-        x, targets = self.feed.batch(indices)
+        x, targets = self.images.batch(indices)
         if self._targets is None:
             self._targets = targets.new_empty(self.samples, *targets.shape[1:])
         self._targets[indices.to(targets.device)] = targets
         return x
 
+    def _through(self, x: Tensor, cut: int) -> Tensor:
+        """``x`` sent through the first ``cut`` stages in evaluation mode, whatever a ``model.train()`` has made of them."""
+        segment = self.stages[:cut].eval()
+        with self.autocast():
+            for stage in segment:
+                x = stage(x)
+        return x
+
     def fill(self, cut: int, tier: Tier) -> tuple[ActivationStore, float]:
         """A store of the output of stage ``cut - 1`` made from what is read now, and its relative error. Raises ``NoRoom``."""
+        current = self.stored_cut
         batches = torch.split(self.active, self.batch_size)
-        return fill_store(self.stages[self.cut : cut], batches, self.source, self.autocast, self._allocate, tier)
+        source = functools.partial(self.source, cut=current)
+        return fill_store(self.stages[current:cut], batches, source, self.autocast, self._allocate, tier)
 
     def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
-        return ActivationStore(
-            self.stream.capacity,
-            shape,
-            self.dtype,
-            tier,
-            self.device,
-            channels_last=self.channels_last,
-            folder=self.folder,
-        )
+        rows, layout = self.stream.capacity, self.channels_last
+        return ActivationStore(rows, shape, self.dtype, tier, self.device, channels_last=layout, folder=self.folder)
 
     def take(self, store: ActivationStore, cut: int, wanted: Tier) -> None:
         """Read from ``store`` from now on; the one before is freed."""
         self.close()
-        self.store, self.cut = store, cut
+        self.store = store
         self.chain.append((cut, wanted, self.chunk))
         self._rows = first_rows(self.active, self.samples)
         if store.tier != wanted:
-            self.tell(f"no room for a store of {store.nbytes} bytes in tier {wanted}: it went to tier {store.tier}")
+            self.note(f"no room for a store of {store.nbytes} bytes in tier {wanted}: it went to tier {store.tier}")
 
     def advance(self, chunk: int) -> int:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
@@ -139,7 +164,7 @@ class Activations:
         try:
             self._admit(new, rows)
         except StoreLost as lost:
-            self.tell(f"{lost}: the store is rebuilt")
+            self.note(f"{lost}: the store is rebuilt")
             self.rebuild()
             self._admit(new, rows)
         self._rows, self.chunk = rows, chunk
@@ -151,11 +176,7 @@ class Activations:
         unkeep_store(self.store)
         for indices in torch.split(new, self.batch_size):
             self.on_batch()
-            x = self._images(indices)
-            with self.autocast():
-                for stage in self.stages[: self.cut]:
-                    x = stage(x)
-            self.store.write(rows[indices], x)
+            self.store.write(rows[indices], self._through(self._images(indices), self.stored_cut))
 
     def close(self, *, keep_file: bool = False) -> None:
         """Free the store, its file included unless ``keep_file``."""
@@ -167,31 +188,48 @@ class Activations:
 
     def fingerprint(self) -> str:
         """What the current store must hold, see `ldbench.store.store_file`."""
-        facts = {
-            "data": self.identity, "samples": self.samples, "batch_size": self.batch_size, "dtype": self.dtype,
-            "cuts": [(cut, chunk) for cut, _, chunk in self.chain], "chunk": self.chunk,
-            "sets": [hashlib.sha256(chosen.numpy().data).hexdigest() for chosen in self.stream.sets],
-            "device": str(self.device), "channels_last": self.channels_last, "threads": torch.get_num_threads(),
-        }  # fmt: skip
         with self.autocast():
-            facts["autocast"] = torch.is_autocast_enabled(self.device.type)
-            facts["autocast_dtype"] = str(torch.get_autocast_dtype(self.device.type))
-        return prefix_fingerprint(self.stages[: self.cut], facts)
+            mixed = torch.is_autocast_enabled(self.device.type), str(torch.get_autocast_dtype(self.device.type))
+        facts = {
+            "data": self.identity,
+            "samples": self.samples,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "cuts": [(cut, chunk) for cut, _, chunk in self.chain],
+            "chunk": self.chunk,
+            "sets": [hashlib.sha256(chosen.numpy().data).hexdigest() for chosen in self.stream.sets],
+            "device": str(self.device),
+            "channels_last": self.channels_last,
+            "threads": torch.get_num_threads(),
+            "autocast": mixed,
+        }
+        return prefix_fingerprint(self.stages[: self.stored_cut], facts)
 
     def keep(self) -> None:
         """Make a memory-mapped store fit to be taken up by another process. Raises ``OSError``."""
         if self.store is not None and self.identity is not None:
             keep_store(self.store, self.fingerprint())
 
+    def state_dict(self) -> dict[str, Any]:
+        """How the store came about, JSON-ready; its rows can be made again."""
+        return {"chain": [list(link) for link in self.chain], "chunk": self.chunk}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer: the store is taken from its file or made again."""
+        self.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]
+        self.chunk = state["chunk"]
+        if self.chain:
+            self.recover()
+
     def recover(self) -> bool:
         """The store of ``chain``: from a file that fits in every byte (True), else by replaying the drops (False)."""
-        self.cut, _, filled = self.chain[-1]
         store = find_store(self.folder, self.fingerprint(), self.device) if self.identity is not None else None
         if store is None:
             self.rebuild()
             return False
         for indices in torch.split(self.active, self.batch_size):  # targets aren't in the file
             self._images(indices)
+        filled = self.chain[-1][2]
         self.store, self._rows = store, first_rows(self.stream.sets[filled], self.samples)
         for chunk in range(filled + 1, self.chunk + 1):
             self._rows = next_rows(self._rows, self.stream.sets[chunk], self.stream.capacity)
@@ -201,7 +239,7 @@ class Activations:
         """Replay the chain of drops and arrivals: the same cuts, dtypes and batch boundaries give the same bits."""
         self.close()
         chain, chunk = self.chain, self.chunk
-        self.chain, self.cut, self.chunk = [], 0, 0
+        self.chain, self.chunk = [], 0
         for cut, tier, filled in chain:
             self._advance_to(filled)
             store, _ = self.fill(cut, tier)

@@ -38,6 +38,23 @@ class StoreBudget:
         return None
 
 
+@dataclass(frozen=True)
+class StoreOptions:
+    """What an activation store may be.
+
+    Attributes:
+        dtype: of its rows: "fp32", "bf16", "fp16" or "int8".
+        budget: bytes it may take in each tier, in numbers or as ``resolve_budget`` reads them; None: half of what is free.
+        folder: where a memory-mapped store may lie; None: a temporary folder.
+        identity: names the data's content; with it a memory-mapped store can be taken up again after an interruption.
+    """
+
+    dtype: str = "fp32"
+    budget: str | StoreBudget | None = None
+    folder: Path | None = None
+    identity: str | None = None
+
+
 def parse_bytes(text: str) -> int:
     """Bytes from "512MiB", "4GB", "1.5g" or a plain number. Raises ``UserError``."""
     match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?i?)b?\s*", text.lower())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldbench.errors import one_line
 from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
 
@@ -25,7 +26,7 @@ class NoRoom(Exception):
     """
 
     def __init__(self, shape: Sequence[int], problem: BaseException) -> None:
-        super().__init__(" ".join(str(problem).split())[:200] or type(problem).__name__)
+        super().__init__(one_line(problem))
         self.shape = tuple(shape)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldbench.io.atomic import sweep
 from ldbench.io.checksums import Damaged, set_aside, write_sealed
@@ -16,15 +17,11 @@ from ldbench.records.environment import environment
 from ldbench.store.store_file import code_version, discard_stores
 from ldbench.training.interrupts import StopRequest
 
-if TYPE_CHECKING:
-    from ldbench.training.run_state import Training
-
 CHECKPOINT, HEARTBEAT = "checkpoint.safetensors", "heartbeat.json"
 # Five minutes are 1 % of a night's run; at that interval a checkpoint may take 3 s, which is what 1 % of training allows.
 DEFAULT_MINUTES = 5.0
 MOST_SHARE = 0.01
 HEARTBEAT_SECONDS = 2.0
-QUICK_BYTES = 2**30  # a store up to this size is checked and kept within the seconds an interruption may take
 # What the bits of a run depend on beside its configuration.
 BITS_DEPEND_ON = (
     "device",
@@ -41,7 +38,7 @@ BITS_DEPEND_ON = (
 )
 
 
-class Keeper:
+class Checkpointer:
     """Keeps one cell's checkpoint.
 
     Args:
@@ -60,9 +57,12 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Path | None, stop: StopRequest | None = None, minutes: float | None = None,
+        self,
+        folder: Path | None,
+        stop: StopRequest | None = None,
+        minutes: float | None = None,
         note: Callable[[str], None] = lambda text: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.stop, self.note = folder, stop or StopRequest(), note
         self._stretch = minutes is None
         self._interval = 60 * (DEFAULT_MINUTES if minutes is None else minutes)
@@ -70,6 +70,7 @@ class Keeper:
         self.lost_seconds = self.checkpoint_seconds = 0.0
         self.lost_flops = self.resumes = 0
         self._step = self._flops = 0  # at the last checkpoint
+        self._flops_now: Callable[[], int] = lambda: 0
         self._saved = self._beaten = self._loading = time.perf_counter()
 
     # --- going on ----------------------------------------------------------------------------------------------------
@@ -96,6 +97,8 @@ class Keeper:
         return state
 
     def _check_identity(self, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+        if "step" not in saved:
+            raise Damaged("was written by an earlier version of ldbench")
         told = saved["run"]["identity"]
         if told["data_fingerprint"] != identity["data_fingerprint"]:
             raise Damaged("the data set has changed since it was written")
@@ -111,7 +114,7 @@ class Keeper:
     def _count_losses(self, saved: dict[str, Any] | None) -> None:
         assert self.folder is not None
         account = saved["account"] if saved is not None else {}
-        self._step = saved["run"]["dropper"]["step_count"] if saved is not None else 0
+        self._step = saved["step"] if saved is not None else 0
         beat = read_json(self.folder / HEARTBEAT)
         self.checkpoint_seconds = account.get("checkpoint_seconds", 0.0)
         self.incidents += account.get("incidents", [])
@@ -139,72 +142,69 @@ class Keeper:
         found = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return {key: found[key] for key in BITS_DEPEND_ON} | {"code": code_version()[:12]}
 
-    def begin(self, run: Training) -> None:
-        """Training starts now: the time since ``load`` was lost where a checkpoint was loaded."""
+    def begin(self, flops: Callable[[], int]) -> None:
+        """Training starts now: the time since ``load`` was lost where a checkpoint was loaded.
+
+        ``flops``: tells how many were executed so far.
+        """
         self._saved = now = time.perf_counter()
-        self._flops = run.flops()
+        self._flops_now, self._flops = flops, flops()
         if self.resumes:
             self.lost_seconds += now - self._loading
-        self.beat(run)
+        self.beat()
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 
-    def due(self, run: Training) -> bool:
+    def due(self) -> bool:
         """Whether it is time for a checkpoint; asked after every step."""
         if self.folder is None:
             return False
         now = time.perf_counter()
         if now - self._beaten >= HEARTBEAT_SECONDS:
-            self.beat(run)
+            self.beat()
         return now - self._saved >= self._interval
 
-    def beat(self, run: Training) -> None:
+    def beat(self) -> None:
         """Note how much would be lost now. Not flushed to disk: after a power cut the time lost may read too small."""
         self._beaten = time.perf_counter()
         if self.folder is None:
             return
         told = {
-            "checkpoint_step": self._step, "seconds": self._beaten - self._saved, "flops": run.flops() - self._flops,
-            "lost_seconds": self.lost_seconds, "lost_flops": self.lost_flops, "resumes": self.resumes,
-        }  # fmt: skip
-        try:
+            "checkpoint_step": self._step,
+            "seconds": self._beaten - self._saved,
+            "flops": self._flops_now() - self._flops,
+            "lost_seconds": self.lost_seconds,
+            "lost_flops": self.lost_flops,
+            "resumes": self.resumes,
+        }
+        with contextlib.suppress(OSError):  # the account is not worth the run
             write_sealed(self.folder / HEARTBEAT, told, flushed=False)
-        except OSError:  # the account is not worth the run
-            return
 
-    def save(self, run: Training, *, last: bool = False) -> None:
+    def save(self, state: Callable[[], dict[str, Any]], step: int, lost_seconds: float = 0.0) -> None:
         """Write a checkpoint between two steps. Where that fails, the one before stays and training goes on.
 
         Args:
-            last: the process ends right after; a large store is then left to be rebuilt.
+            state: gives the run's state; what that takes counts as time of the checkpoint.
+            step: optimizer steps made.
+            lost_seconds: work that was cut short since the last checkpoint and has to be done again.
         """
         if self.folder is None:
             return
         began = time.perf_counter()
-        self._disown(run)
-        step = run.dropper.step_count
-        store = run.dropper.store
+        self.lost_seconds += lost_seconds
         try:
-            if store is not None and not (last and store.nbytes > QUICK_BYTES):
-                run.dropper.activations.keep()
-            whole = {"environment": self._environment(), "run": run.state(), "account": self._account()}
+            whole = {"step": step, "run": state(), "environment": self._environment(), "account": self._account()}
             write_checkpoint(self.folder / CHECKPOINT, whole)
         except OSError as error:
             self.tell(step, f"checkpoint not written ({error.strerror}): the one of step {self._step} is kept")
         else:
-            self._step, self._flops = step, run.flops()
+            self._step, self._flops = step, self._flops_now()
         self._saved = time.perf_counter()
         cost = self._saved - began
         self.checkpoint_seconds += cost
         if self._stretch:
             self._interval = max(60 * DEFAULT_MINUTES, cost / MOST_SHARE)
-        self.beat(run)
-
-    def _disown(self, run: Training) -> None:
-        """A store whose building was cut short is built again: its seconds are lost, not training."""
-        lost, run.dropper.abandoned_seconds = run.dropper.abandoned_seconds, 0.0
-        run.clock.seconds -= lost
-        self.lost_seconds += lost
+        self.beat()
 
     def tell(self, step: int, what: str) -> None:
         """Note an incident, for the record and for the person at the screen."""
@@ -216,10 +216,8 @@ class Keeper:
         return {key: value for key, value in self._account().items() if key != "incidents"}
 
     def _account(self) -> dict[str, Any]:
-        return {
-            "lost_seconds": self.lost_seconds, "lost_flops": self.lost_flops, "resumes": self.resumes,
-            "checkpoint_seconds": self.checkpoint_seconds, "incidents": self.incidents,
-        }  # fmt: skip
+        names = ("lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents")
+        return {name: getattr(self, name) for name in names}
 
     def clear(self) -> None:
         """The cell is over: its result stands for it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldbench.data.stream import Stream
@@ -38,22 +36,13 @@ class Epoch:
         return self.end == self.chunk_end
 
 
-def make_course(
-    stream: Stream,
-    batch_size: int,
-    epochs: int,
-    budget: float | None,
-    added: Sequence[tuple[int, int]] = (),
-    early: bool = False,
-) -> list[Epoch]:
+def plan_epochs(stream: Stream, batch_size: int, epochs: int, budget: float | None, early: bool = False) -> list[Epoch]:
     """The epochs of a run.
 
     Args:
         budget: the share of each chunk's steps that is trained (at least one); None for all.
         early: the budget is a share of all steps instead, and the first chunk is trained in full as far as it reaches; the
             others share what is left evenly.
-        added: (step, steps added when that step was made), in order. They go to the chunk that ran then and to those
-            after it, in proportion to the steps that each had left.
     """
     lengths = [len(chosen) // batch_size for chosen in stream.sets]
     shares = [budget or 1.0] * len(lengths)
@@ -62,24 +51,10 @@ def make_course(
         shares[0] = min(1.0, total / lengths[0])
         shares[1:] = [max(0.0, total - shares[0] * lengths[0]) / sum(lengths[1:])] * (len(lengths) - 1)
     steps = [max(1, round(epochs * length * share)) for length, share in zip(lengths, shares, strict=True)]
-    for step, more in added:
-        _spread(steps, step, more)
-    course: list[Epoch] = []
+    planned: list[Epoch] = []
     made = 0
     for chunk, (length, left) in enumerate(zip(lengths, steps, strict=True)):
         for first in range(0, left, length):
-            course.append(Epoch(chunk, made + first, min(length, left - first), made, made + left))
+            planned.append(Epoch(chunk, made + first, min(length, left - first), made, made + left))
         made += left
-    return course
-
-
-def _spread(steps: list[int], step: int, more: int) -> None:
-    """Add ``more`` steps to those of the chunks from the one in which step number ``step`` was made."""
-    ends = list(itertools.accumulate(steps))
-    left = [min(count, max(0, end - step)) for count, end in zip(steps, ends, strict=True)]
-    whole, given, reached = sum(left), 0, 0
-    for chunk, count in enumerate(left):
-        reached += count
-        target = round(more * reached / whole) if whole else more * (chunk + 1 == len(left))
-        steps[chunk] += target - given
-        given = target
+    return planned

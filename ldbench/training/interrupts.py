@@ -60,6 +60,11 @@ class StopRequest:
             self._deferred = False
         self.check()
 
+    def check_deferred(self) -> None:
+        """``check`` within ``deferred``; elsewhere a signal raises by itself."""
+        if self._deferred:
+            self.check()
+
     def check(self) -> None:
         """Raises ``Interrupted`` when a signal has come."""
         if self.number is not None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ldbench.experiment.config import Cell
-from ldbench.policies.base import Policy
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,23 +47,16 @@ def build_optimizer(cell: Cell, groups: Sequence[Sequence[nn.Parameter]]) -> tor
     return kind(parameters, cell.lr, weight_decay=cell.weight_decay)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer,
-    cell: Cell,
-    policy: Policy,
-    position: tuple[float, int],
-    progress: float,
-    stages: int,
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, cell: Cell, scales: Sequence[float] | None, position: tuple[int, int]
 ) -> None:
-    """The rates of a step: the recipe's schedule, times the policy's factor per stage or replaced by it.
+    """The rates of a step: the recipe's schedule, or a policy's own factor per stage in place of it.
 
     Args:
+        scales: the policy's factor for each parameter group; None: the recipe's schedule for all.
         position: step, and length of what the schedule spans.
-        progress: where the run is, in [0, 1], which is what the policy goes by.
     """
-    scales = policy.lr_scales(progress, stages)
-    own = scales is not None and not policy.relative_rates
-    schedule = "constant" if own else cell.schedule
+    schedule = cell.schedule if scales is None else "constant"
     rate = cell.lr * learning_rate_factor(schedule, *position, cell.warmup_fraction)
     for group, scale in zip(optimizer.param_groups, scales or [1.0], strict=True):
         group["lr"] = rate * scale

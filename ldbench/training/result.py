@@ -4,76 +4,111 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldbench.costs.table import CostTable
 from ldbench.dropping.engine import LayerDropper
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import SCHEMA_VERSION
 from ldbench.meters import peak_memory
 from ldbench.models.zoo import describe_model
+from ldbench.records.cell_files import pack_bits
 from ldbench.records.environment import environment
-from ldbench.training.setup import Resident, model_spec
+from ldbench.training.run_state import RunState
+from ldbench.training.setup import model_spec
 
-if TYPE_CHECKING:
-    from ldbench.training.run_state import Training
+OF_THE_CELL = ("cell_id", "model", "dataset", "scenario", "method", "budget", "seed", "precision", "width")
+OF_A_CHUNK = (
+    "test_accuracy", "test_loss", "train_seconds", "forward_flops", "backward_flops", "dropped_stages", "store_bytes",
+)  # fmt: skip
 
 
-def cell_result(run: Training, data: Resident, status: str) -> dict[str, Any]:
-    """A cell's ``result.json``, up to its energy and what only its caller knows."""
-    cell, costs, dropper, rows = run.cell, run.costs, run.dropper, run.rows
-    train_seconds, full_steps = run.clock.seconds, run.full_steps
-    dataset, ledger, last = data.dataset, dropper.ledger, rows[-1]
-    assert ledger is not None
-    device = dropper.device
-    memory = peak_memory(device)
-    test = dataset.test.labels
-    chance = float(test.bincount().max()) / len(test)
+def cell_result(run: RunState, status: str, error: str | None) -> dict[str, Any]:
+    """A cell's ``result.json``, up to what only its caller knows."""
+    cell, data, costs, dropper, account = run.cell, run.data, run.costs, run.dropper, run.dropper.account
+    dataset, flops, last, train_seconds = data.dataset, account.flops, run.rows[-1], run.clock.seconds
+    memory_bytes, memory_kind = peak_memory(dropper.device)
+    labels = dataset.test.labels
+    chance = float(labels.bincount().max()) / len(labels)
     accuracy = last["test_accuracy"] if status == "finished" and not dataset.synthetic else None
-    limit = chance + 2 * math.sqrt(chance * (1 - chance) / len(test))
-    samples = full_steps * dropper.batch_size
-    stages = [
-        {
-            "name": name, "parameters": sum(p.numel() for p in parameters), "output_shape": flops.output_shape,
-            "activation_bytes": 4 * math.prod(flops.output_shape), "forward_flops": flops.forward,
-            "backward_flops": flops.backward, "executed_forward_flops": forward, "executed_backward_flops": backward,
-            "skipped_steps": steps,
-        }
-        for name, parameters, flops, forward, backward, steps in zip(
-            dropper.stage_names, dropper.stage_parameters, ledger.table, ledger.forward, ledger.backward,
-            dropper.depth.skipped_steps if dropper.depth is not None else [0] * len(ledger.table), strict=True
-        )
-    ]  # fmt: skip
+    limit = chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
+    samples = run.full_steps * dropper.batch_size
+    backward_full = flops.table[0].backward_first + sum(stage.backward for stage in flops.table[1:])
     return {
-        "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
-        "scenario": cell.scenario, "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": status, "error": None,
-        "test_accuracy": accuracy, "test_loss": last["test_loss"] if accuracy is not None else None,
-        "val_accuracy": last["val_accuracy"], "test_images": len(test), "test_correct_base64": None,
-        "chance_accuracy": chance, "at_chance": accuracy is not None and accuracy <= limit,
-        "steps": dropper.step_count, "epochs": len(rows), "batch_size": dropper.batch_size, "train_size": len(data.train),
-        "train_seconds": train_seconds, "cache_build_seconds": dropper.cache_build_seconds,
-        "scoring_seconds": dropper.scoring_seconds, "store_read_seconds": dropper.store_read_seconds,
-        "kernel_time_share": (dropper.scoring_seconds + dropper.store_read_seconds) / max(train_seconds, 1e-9),
+        "schema_version": SCHEMA_VERSION,
+        **{name: getattr(cell, name) for name in OF_THE_CELL},
+        "status": status,
+        "error": error,
+        "test_accuracy": accuracy,
+        "test_loss": last["test_loss"] if accuracy is not None else None,
+        "val_accuracy": last["val_accuracy"],
+        "test_images": len(labels),
+        "test_correct_base64": pack_bits(run.correct.tolist())
+        if status == "finished" and run.correct is not None
+        else None,
+        "chance_accuracy": chance,
+        "at_chance": accuracy is not None and accuracy <= limit,
+        "steps": dropper.step_count,
+        "epochs": len(run.rows),
+        "batch_size": dropper.batch_size,
+        "train_size": len(data.train),
+        "train_seconds": train_seconds,
+        "eval_seconds": run.eval_seconds,
+        "compile_seconds": run.compile_seconds,
+        "cache_build_seconds": account.building_seconds,
+        "scoring_seconds": account.scoring_seconds,
+        "store_read_seconds": account.reading_seconds,
+        "kernel_time_share": (account.scoring_seconds + account.reading_seconds) / max(train_seconds, 1e-9),
         "data_seconds": data.seconds,
         "cost_table_seconds": costs.seconds_to_measure,
-        "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward), "cache_build_flops": ledger.building,
-        "scoring_flops": ledger.scoring,
-        "forward_flops_full": samples * sum(s.forward for s in ledger.table),
-        "backward_flops_full": samples * (ledger.table[0].backward_first + sum(s.backward for s in ledger.table[1:])),
-        "predicted_saved_seconds": _predicted_saving(cell, costs, dropper, full_steps),
-        "peak_memory_bytes": memory[0], "peak_memory_kind": memory[1],
-        "store_bytes": dropper.peak_store_bytes, "store_tier": dropper.drops[-1].store_tier if dropper.drops else None,
-        "dropped_stages": dropper.cut, "stages": stages,
-        "drops": [{**dataclasses.asdict(d), "epoch": run.epoch_of(d.step)} for d in dropper.drops],
-        "declined": dropper.declined, **_chunks(run, accuracy is not None),
-        "augmentation": cell.augment, "augmentation_after_drop": _after_drop(cell, dropper),
-        "precision": cell.precision, "width": cell.width, "padded_from": dataset.padded_from,
-        "synthetic": dataset.synthetic, "data_fingerprint": dataset.fingerprint,
-        **describe_model(model_spec(cell, dataset)), "image_size": dataset.image_size, "environment": environment(device),
-    }  # fmt: skip
+        "forward_flops": sum(flops.forward),
+        "backward_flops": sum(flops.backward),
+        "cache_build_flops": flops.building,
+        "scoring_flops": flops.scoring,
+        "forward_flops_full": samples * sum(stage.forward for stage in flops.table),
+        "backward_flops_full": samples * backward_full,
+        "predicted_saved_seconds": _predicted_saving(run),
+        "peak_memory_bytes": memory_bytes,
+        "peak_memory_kind": memory_kind,
+        "store_bytes": account.peak_store_bytes,
+        "store_tier": account.drops[-1].store_tier if account.drops else None,
+        "dropped_stages": dropper.cut,
+        "stages": _stages(dropper),
+        "drops": [{**dataclasses.asdict(drop), "epoch": run.epoch_of(drop.step)} for drop in account.drops],
+        "declined": account.declined,
+        **_chunks(run, accuracy is not None),
+        "augmentation": cell.augment,
+        "augmentation_after_drop": _after_drop(cell, dropper),
+        "padded_from": dataset.padded_from,
+        "synthetic": dataset.synthetic,
+        "data_fingerprint": dataset.fingerprint,
+        **describe_model(model_spec(cell, dataset)),
+        "image_size": dataset.image_size,
+        "environment": environment(dropper.device),
+        **run.beginning,
+        **run.energy_record(),
+    }
 
 
-def _chunks(run: Training, scored: bool) -> dict[str, Any]:
+def _stages(dropper: LayerDropper) -> list[dict[str, Any]]:
+    flops = dropper.account.flops
+    columns = dropper.stage_names, dropper.stage_parameters, flops.table, flops.forward, flops.backward
+    return [
+        {
+            "name": name,
+            "parameters": sum(p.numel() for p in parameters),
+            "output_shape": each.output_shape,
+            "activation_bytes": 4 * math.prod(each.output_shape),
+            "forward_flops": each.forward,
+            "backward_flops": each.backward,
+            "executed_forward_flops": forward,
+            "executed_backward_flops": backward,
+            "skipped_steps": steps,
+        }
+        for name, parameters, each, forward, backward, steps in zip(*columns, dropper.live.skipped_steps, strict=True)
+    ]
+
+
+def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
     """What each chunk of a stream came to, on the whole test set; nothing where all data were there from the beginning."""
     stream, told = run.dropper.stream, []
     if run.cell.chunks is None:
@@ -81,18 +116,17 @@ def _chunks(run: Training, scored: bool) -> dict[str, Any]:
     for row in run.rows:
         if not run.course[row["epoch"]].closes_chunk:
             continue
-        new = len(stream.arrivals(row["chunk"]))
-        told.append({
-            "chunk": row["chunk"], "step": row["step"], "images_seen": new * (row["chunk"] + 1),
-            "remembered": len(stream.sets[row["chunk"]]) - new,
-            **{key: row[key] for key in ("test_accuracy", "test_loss", "train_seconds", "forward_flops", "backward_flops",
-               "dropped_stages", "store_bytes")},
-        })  # fmt: skip
+        chunk, new = row["chunk"], len(stream.arrivals(row["chunk"]))
+        seen = {"images_seen": new * (chunk + 1), "remembered": len(stream.sets[chunk]) - new}
+        told.append({"chunk": chunk, "step": row["step"], **seen, **{key: row[key] for key in OF_A_CHUNK}})
     accuracies = [entry["test_accuracy"] for entry in told]
+    first = len(stream.sets[0])
     return {
-        "chunks": told, "average_accuracy": sum(accuracies) / len(accuracies) if scored else None,
-        "memory_size": stream.capacity - len(stream.sets[0]), "chunk_size": len(stream.sets[0]),
-    }  # fmt: skip
+        "chunks": told,
+        "average_accuracy": sum(accuracies) / len(accuracies) if scored else None,
+        "memory_size": stream.capacity - first,
+        "chunk_size": first,
+    }
 
 
 def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
@@ -101,10 +135,10 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
     return "stopped: the store holds one unaugmented view" if dropper.execution == "store" else "continues"
 
 
-def _predicted_saving(cell: Cell, costs: CostTable, dropper: LayerDropper, full_steps: int) -> float:
+def _predicted_saving(run: RunState) -> float:
     """Seconds the cost table says these drops, or this shorter run, save against full training."""
-    skipped = (full_steps - dropper.step_count) * costs.step_seconds(0) if cell.budget is not None else 0.0
-    if dropper.depth is not None:
-        both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
-        skipped += sum(s * seconds for s, seconds in zip(dropper.depth.skipped_steps, both, strict=True))
-    return skipped + sum(drop.predicted_saving_seconds for drop in dropper.drops)
+    costs, left_out = run.costs, run.full_steps - run.dropper.step_count
+    skipped = left_out * costs.step_seconds(0) if run.cell.budget is not None else 0.0
+    both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
+    skipped += sum(steps * seconds for steps, seconds in zip(run.dropper.live.skipped_steps, both, strict=True))
+    return skipped + sum(drop.predicted_saving_seconds for drop in run.dropper.drops)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ldbench.costs.table import CostTable
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
-from ldbench.dropping.engine import LayerDropper
+from ldbench.dropping.engine import Hooks, LayerDropper
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
@@ -26,8 +27,10 @@ from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.seeds import derive_seed
-from ldbench.stages.split import stage_groups
-from ldbench.training.epochs import Epoch, make_course
+from ldbench.stages.split import split_stages, stage_groups, stage_parameters
+from ldbench.store.budget import StoreOptions
+from ldbench.training.checkpointing import Checkpointer
+from ldbench.training.epochs import Epoch, plan_epochs
 from ldbench.training.optim import autocast_for, build_optimizer
 from ldbench.training.setup import Resident, model_spec, stream_of
 from ldbench.training.tensor_state import (
@@ -38,11 +41,20 @@ from ldbench.training.tensor_state import (
     random_states,
 )
 
+QUICK_BYTES = 2**30  # a store up to this size is checked and kept within the seconds an interruption may take
 
-class Training:
+
+class RunState:
     """A cell's network, optimizer, engine and account, built from its configuration alone.
 
+    Args:
+        replay: recorded drops (step, stages) for a method that repeats another's.
+        folder: existing folder for a memory-mapped store.
+        initial: weights to begin with; None for random ones.
+        on_batch: called before every minibatch of a store being built.
+
     Attributes:
+        course: the epochs to train, in order.
         rows: one entry per epoch that is over, evaluation included.
         loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
         correct: per test image, whether the last evaluation had it right (bool [N], CPU).
@@ -51,9 +63,16 @@ class Training:
     """
 
     def __init__(
-        self, cell: Cell, data: Resident, costs: CostTable, folder: Path, device: torch.device,
-        replay: Sequence[Sequence[int]] | None, initial: InitialWeights | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        cell: Cell,
+        data: Resident,
+        costs: CostTable,
+        folder: Path,
+        device: torch.device,
+        replay: Sequence[Sequence[int]] | None,
+        initial: InitialWeights | None = None,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> None:
         dataset, method = data.dataset, get_method(cell.method)
         torch.manual_seed(derive_seed(cell.seed, "weights"))
         spec = model_spec(cell, dataset)
@@ -63,31 +82,42 @@ class Training:
         if cell.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         policy = build_policy(cell.method, cell.policy, replay)
-        self.cell, self.data, self.costs, self.model = cell, data, costs, model
-        self._stream = stream_of(cell, dataset)
-        self._batch_size = min(cell.batch_size, *map(len, self._stream.sets))
-        self.full_steps = full_steps(self._stream, self._batch_size, cell.epochs)
-        self._course = self._plan()
+        self.cell, self.data, self.model = cell, data, model
+        stream = stream_of(cell, dataset)
+        batch_size = min(cell.batch_size, *map(len, stream.sets))
+        self.full_steps = full_steps(stream, batch_size, cell.epochs)
+        self.course = plan_epochs(stream, batch_size, cell.epochs, cell.budget, method.shortened == "early")
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
-        self.optimizer = build_optimizer(cell, [list(model.parameters())])
-        augment = Augment(cell.augment, dataset.image_size, cell.seed)
-        self.dropper = LayerDropper(
-            model, self.optimizer, data.train, stream=self._stream, batch_size=cell.batch_size,
-            total_steps=self._course[-1].end, policy=policy,
-            execution=method.execution, seed=cell.seed, check_every=cell.check_every, cache_dtype=cell.cache_dtype,
-            cache_budget=cell.cache_budget, folder=folder, costs=costs, channels_last=cell.channels_last,
-            compile=cell.compile, autocast=self.autocast, augment=augment if augment.active else None,
-            criterion=self.criterion, identity=dataset.fingerprint,
-        )  # fmt: skip
-        if policy.lr_scales(0.0, len(self.dropper.stages)) is not None:  # one group per stage, each with its own rate
-            self.optimizer = build_optimizer(cell, stage_groups(self.dropper.stage_parameters))
-            self.dropper.optimizer = self.optimizer
-        self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
+        groups = [list(model.parameters())]
+        if policy.lr_scales(0.0, 1) is not None:  # one group per stage, each with its own rate
+            groups = stage_groups(stage_parameters(split_stages(model)))
+        self.optimizer = build_optimizer(cell, groups)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
         self.phases = PhaseMeters(device)
         self.clock = TrainClock(device, self.phases.meters["training"])
-        self.dropper.around_building = lambda: self.phases.span("cache_building")
+        augment = Augment(cell.augment, dataset.image_size, cell.seed)
+        self.dropper = LayerDropper(
+            model,
+            self.optimizer,
+            data.train,
+            stream=stream,
+            batch_size=cell.batch_size,
+            total_steps=self.course[-1].end,
+            policy=policy,
+            execution=method.execution,
+            seed=cell.seed,
+            check_every=cell.check_every,
+            store=StoreOptions(cell.cache_dtype, cell.cache_budget, folder, dataset.fingerprint),
+            costs=costs,
+            channels_last=cell.channels_last,
+            compile=cell.compile,
+            autocast=self.autocast,
+            augment=augment if augment.active else None,
+            criterion=self.criterion,
+            hooks=Hooks(on_batch, functools.partial(self.phases.span, "cache_building")),
+        )
+        self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
         self._epoch_spans: dict[int, tuple[int, int]] = {}
         self._in_shared = False  # the epoch that runs began in a window of the one before
         self._shared: set[int] = set()  # epochs without an energy window of their own
@@ -108,26 +138,38 @@ class Training:
             self.identity["init_sha256"] = self.beginning["init_sha256"]
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run, as known now."""
-        return self.dropper.total_steps
+    def costs(self) -> CostTable:
+        """The cost table that drops are decided by."""
+        return self.dropper.costs.table
 
     def loss_is_broken(self) -> bool:
         """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""
-        return self.dropper.step_count % self.dropper.check_every == 0 and not math.isfinite(float(self.loss_sum))
+        return self.dropper.step_count % self.dropper.schedule.check_every == 0 and not math.isfinite(
+            float(self.loss_sum)
+        )
+
+    def epoch_is_over(self) -> bool:
+        """Whether the epoch's steps are made, or no further one would mean anything."""
+        return self.dropper.step_count >= self.epoch.end or self.loss_is_broken()
 
     def end_epoch(self) -> dict[str, Any]:
         """The row of the epoch whose steps are over, not evaluated yet."""
-        dropper, ledger = self.dropper, self.dropper.ledger
-        assert ledger is not None
+        dropper, flops = self.dropper, self.dropper.account.flops
+        not_evaluated = dict.fromkeys(("test_accuracy", "test_loss", "val_accuracy", "val_loss"))
         return {
-            "epoch": len(self.rows), "chunk": dropper.chunk, "step": dropper.step_count, "train_loss": float(self.loss_sum) / self.summed,
-            "test_accuracy": None, "test_loss": None, "val_accuracy": None, "val_loss": None,
-            "live_stages": dropper.live_stages, "dropped_stages": dropper.cut,
-            "lr": self.optimizer.param_groups[-1]["lr"], "train_seconds": self.clock.seconds,
-            "forward_flops": sum(ledger.forward), "backward_flops": sum(ledger.backward),
+            "epoch": len(self.rows),
+            "chunk": dropper.chunk,
+            "step": dropper.step_count,
+            "train_loss": float(self.loss_sum) / self.summed,
+            **not_evaluated,
+            "live_stages": len(dropper.stages) - dropper.cut,
+            "dropped_stages": dropper.cut,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            "train_seconds": self.clock.seconds,
+            "forward_flops": sum(flops.forward),
+            "backward_flops": sum(flops.backward),
             "store_bytes": 0 if dropper.store is None else dropper.store.nbytes,
-        }  # fmt: skip
+        }
 
     def begin_epoch(self, row: dict[str, Any]) -> None:
         """Put the finished epoch's row away and start summing the next one's loss."""
@@ -141,22 +183,10 @@ class Training:
         self.loss_sum.zero_()
         self.summed = 0
 
-    def _plan(self, added: Sequence[tuple[int, int]] = ()) -> list[Epoch]:
-        return make_course(
-            self._stream, self._batch_size, self.cell.epochs, self.cell.budget, added, self.cell.method == "short-early"
-        )
-
-    @property
-    def course(self) -> list[Epoch]:
-        """The epochs to train, in order, as known now: a drop may add steps."""
-        if self._course[-1].end != self.total_steps:
-            self._course = self._plan([(drop.step, drop.extra_steps) for drop in self.dropper.drops])
-        return self._course
-
-    def schedule_position(self) -> tuple[float, int]:
+    def schedule_position(self) -> tuple[int, int]:
         """Step and length of what the learning rate's schedule spans: the whole run, or the chunk that runs."""
         if self.cell.stream_schedule != "chunk":
-            return self.dropper.schedule_step, self.dropper.planned_steps
+            return self.dropper.step_count, self.dropper.total_steps
         begun = self.epoch.chunk_first_step
         return self.dropper.step_count - begun, self.epoch.chunk_end - begun
 
@@ -171,8 +201,7 @@ class Training:
 
     def flops(self) -> int:
         """FLOPs executed so far, forward and backward."""
-        ledger = self.dropper.ledger
-        return 0 if ledger is None else sum(ledger.forward) + sum(ledger.backward)
+        return self.dropper.account.flops.total
 
     def energy_record(self) -> dict[str, Any]:
         """The energy fields of the record; every epoch's row gets its own."""
@@ -202,16 +231,40 @@ class Training:
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
+    def save(self, checkpointer: Checkpointer, *, last: bool = False) -> None:
+        """Have a checkpoint written between two steps.
+
+        Args:
+            last: the process ends right after; a large store is then left to be rebuilt.
+        """
+        lost = self.dropper.account.take_abandoned_seconds() if checkpointer.folder is not None else 0.0
+        self.clock.seconds -= lost  # a store whose building was cut short is built again: that was no training
+        store = self.dropper.store
+
+        def state() -> dict[str, Any]:
+            if store is not None and not (last and store.nbytes > QUICK_BYTES):
+                self.dropper.activations.keep()
+            return self.state()
+
+        checkpointer.save(state, self.dropper.step_count, lost)
+
     def state(self) -> dict[str, Any]:
         """Everything that decides the bits of the steps to come and the figures of the record, between two steps."""
         return {
             "identity": self.identity,
-            "model": named_tensors(self.model), "optimizer": optimizer_state(self.optimizer, self.model),
-            "dropper": self.dropper.state_dict(), "scaler": self.scaler.state_dict(), "rows": self.rows,
-            "loss_sum": self.loss_sum, "summed": self.summed, "random": random_states(self.dropper.device),
-            "costs": self.costs.to_dict(), "train_seconds": self.clock.seconds, "eval_seconds": self.eval_seconds,
-            "compile_seconds": self.compile_seconds, "energy": dataclasses.asdict(self.energy()),
-        }  # fmt: skip
+            "model": named_tensors(self.model),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "dropper": self.dropper.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "loss_sum": self.loss_sum,
+            "summed": self.summed,
+            "random": random_states(self.dropper.device),
+            "train_seconds": self.clock.seconds,
+            "eval_seconds": self.eval_seconds,
+            "compile_seconds": self.compile_seconds,
+            "energy": dataclasses.asdict(self.energy()),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state()`` of an earlier process. Raises ``Damaged`` when it's the state of another network."""
@@ -220,7 +273,6 @@ class Training:
             raise Damaged("holds another network")
         for name, tensor in tensors.items():
             copy_into(tensor, state["model"][name])
-        self.costs = self.dropper.costs = CostTable.from_dict(state["costs"])  # what was decided by goes on deciding
         self.dropper.load_state_dict(state["dropper"])
         load_optimizer(self.optimizer, self.model, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""Whatever is written into an experiment file or a command: a run plan, or exit code 2 and one line; nothing left behind."""
+"""Whatever stands in an experiment file or a command: a plan, or exit code 2 and one line; nothing left behind."""
 
 from __future__ import annotations
 
@@ -21,35 +21,43 @@ from support.report_records import make_record, write_cell, write_grid
 
 from ldbench.doctor.checks import CHECKS
 from ldbench.errors import UserError
-from ldbench.experiment.config import Experiment
-from ldbench.experiment.validation import CHOICES, experiment_from_dict
+from ldbench.experiment.config import CHOICES, Experiment
+from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import write_sealed
 from ldbench.runner.plan import plan
 from ldbench.runner.preparation import Preparation
 
 FIELDS = list(vars(Experiment()))
 GOOD: dict[str, list[Any]] = {
-    "model": ["resnet18", ["vgg11", "resnet18"], "support.tiny_nets:net"], "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
+    "model": ["resnet18", ["vgg11", "resnet18"], "support.tiny_nets:net"],
+    "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
     "method": ["full", ["full", "short"], ["learn-and-drop", "freeze"], "schedule"], "seeds": [1, 3, [0, 7]],
-    "short_budgets": [0.5, [0.25, 0.5]], "epochs": [1, 12], "batch_size": [1, 128], "lr": [0.1, 1], "weight_decay": [0, 0.1],
-    "momentum": [0.9], "augment": list(CHOICES["augment"]), "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
+    "short_budgets": [0.5, [0.25, 0.5]], "epochs": [1, 12], "batch_size": [1, 128], "lr": [0.1, 1],
+    "weight_decay": [0, 0.1], "momentum": [0.9], "augment": list(CHOICES["augment"]),
+    "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
     "val_size": [0, 20], "train_size": [200], "image_size": [16, 32], "width": [0.25, 1], "dropout": [0.0, 0.5],
     "eval_every": [1, "last"], "cache_dtype": list(CHOICES["cache_dtype"]), "cache_budget": ["1GiB", "0,0,1g", "5"],
     "scenario": ["scratch", "fine-tune", "online", ["fine-tune", "scratch"], ["online-fine-tune", "online"]],
     "chunks": [2, 7], "memory": [0, 50], "stream": list(CHOICES["stream"]), "init": ["torchvision", "README.md"],
-    "pretrain_dataset": ["mnist", "digits[0-4]"], "pretrain_epochs": [1], "pretrain_size": [100], "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
-    "policy": [{}, {"schedule": {"drops": [[0.5, 1]]}}, {"learn-and-drop": {"patience": 1}}, {"freezeout": {"cubic": False}}],
+    "pretrain_dataset": ["mnist", "digits[0-4]"], "pretrain_epochs": [1], "pretrain_size": [100],
+    "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
+    "policy": [
+        {}, {"schedule": {"drops": [[0.5, 1]]}}, {"learn-and-drop": {"patience": 1}}, {"freezeout": {"cubic": False}},
+    ],
 }  # fmt: skip
 fields = st.sampled_from(FIELDS)
 good = st.sampled_from(sorted(GOOD)).flatmap(lambda key: st.tuples(st.just(key), st.sampled_from(GOOD[key])))
 bad = st.tuples(fields | st.sampled_from(["modle", "Epochs", "schema_version", ""]) | text, anything)
+settings_of_a_method = st.dictionaries(
+    st.sampled_from(["remaining", "patience", "earliest", "drops", "t_first", "cubic", "events"]),
+    scalars | st.lists(st.lists(numbers, max_size=3), max_size=3),
+    max_size=2,
+)
 policies = st.dictionaries(
     st.sampled_from(["learn-and-drop", "schedule", "freezeout", "full", "freeze", "x"]),
-    st.dictionaries(
-        st.sampled_from(["remaining", "patience", "earliest", "drops", "t_first", "cubic", "events"]),
-        scalars | st.lists(st.lists(numbers, max_size=3), max_size=3), max_size=2,
-    ), max_size=2,
-)  # fmt: skip
+    settings_of_a_method,
+    max_size=2,
+)
 tables = st.builds(
     lambda most, wrong: dict(most + wrong),
     st.lists(good, max_size=6),
@@ -80,7 +88,7 @@ def test_a_table_is_a_plan_that_feeds_back_unchanged_or_one_line(table: dict[str
     assert experiment_from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
 
 
-# --- the command, from the words typed to the plan or the line ---------------------------------------------------------
+# --- the command, from the words typed to the plan or the line ------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -108,16 +116,18 @@ def toml(value: Any) -> str:
     return hex(value) if isinstance(value, int) and abs(value) > 10**30 else repr(value)
 
 
+ODD_DOCUMENTS = [
+    "", "\ufeff", "epochs = 1\nepochs = 2", "[[model]]", "model = [", "a.b.c = 1", "seeds = 1979-05-27",
+    "[policy.full]",
+    "policy = 3", "[" * 5000, "x = " + "[" * 5000, '{"a":' * 5000, "epochs = " + "9" * 5000, "lr = 0x" + "f" * 9000,
+    '{"epochs": ' + "9" * 5000 + "}", '{"data_root": "\\ud800"}', '{"cost_table": "a\\u0000b"}', "null", "NaN", '"x"',
+]  # fmt: skip
 documents = st.one_of(
     tables.map(lambda table: "".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in table.items())),
     tables.map(lambda table: json.dumps(table, default=str)),
-    st.sampled_from(
-        ["", "\ufeff", "epochs = 1\nepochs = 2", "[[model]]", "model = [", "a.b.c = 1", "seeds = 1979-05-27", "[policy.full]",
-         "policy = 3", "[" * 5000, "x = " + "[" * 5000, '{"a":' * 5000, "epochs = " + "9" * 5000, "lr = 0x" + "f" * 9000,
-         '{"epochs": ' + "9" * 5000 + "}", '{"data_root": "\\ud800"}', '{"cost_table": "a\\u0000b"}', "null", "NaN", '"x"']
-    ),
+    st.sampled_from(ODD_DOCUMENTS),
     st.text(max_size=60),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200)
@@ -144,11 +154,15 @@ options = st.sampled_from(
     [f"--{field.replace('_', '-')}" for field in FIELDS if field != "policy"]
     + ["--set", "--out", "--json", "--quiet", "--no-compile", "--channels-last", "--no-download", "--epoch", "-x", "--"]
 )
-values = text | st.sampled_from(
-    ["1", "0.5", "sgd", "resnet18", "digits", "full", "5", "3,5", "last", "cpu", "1GiB", "schedule.drops=[]", "a.b=[", ".=",
-     "learn-and-drop.patience=2", "learn-and-drop.patience=2\nx=1", "full.x=0x" + "f" * 9000, "schedule.drops=" + "[" * 5000]
-)  # fmt: skip
-words = st.lists(st.one_of(options.map(lambda o: [o]), st.tuples(options, values).map(list), text.map(lambda t: [t])), max_size=5)  # fmt: skip
+VALUES = [
+    "1", "0.5", "sgd", "resnet18", "digits", "full", "5", "3,5", "last", "cpu", "1GiB", "schedule.drops=[]", "a.b=[",
+    ".=", "learn-and-drop.patience=2", "learn-and-drop.patience=2\nx=1", "full.x=0x" + "f" * 9000,
+    "schedule.drops=" + "[" * 5000,
+]  # fmt: skip
+values = text | st.sampled_from(VALUES)
+words = st.lists(
+    st.one_of(options.map(lambda o: [o]), st.tuples(options, values).map(list), text.map(lambda t: [t])), max_size=5
+)
 
 
 def typed(arguments: list[list[str]]) -> list[str]:
@@ -173,21 +187,24 @@ def test_a_command_is_a_plan_or_one_line(command: str, arguments: list[list[str]
         assert everything_below(folder) == {}
 
 
-sizes = st.sampled_from([None, 1, 8, 16, 31, 32])
+NEEDED: dict[str, list[Any]] = {
+    "model": ["resnet18", "support.tiny_nets:net", "support.tiny_nets:absent", "vgg11", "squeezenet1_1"],
+    "dataset": [
+        "digits", "mnist", "folder:.", "synthetic:1x8x8:2:9", "synthetic:4x16x16:3:30",
+        "synthetic:3x9999x9999:2:99999999",
+    ],
+    "method": [["full"], ["learn-and-drop"], ["freeze"], ["learn-and-drop", "freeze"]],
+}  # fmt: skip
+OPTIONAL: dict[str, list[Any]] = {
+    "width": [1e-300, 0.1, 64.0], "image_size": [1, 8, 16, 31, 32], "train_size": [1, 9, 30, 10**9],
+    "val_size": [0, 5, 29, 10**9], "test_size": [1, 5, 10**9], "dropout": [0.5], "batch_size": [1, 7, 10**6],
+    "cache_budget": ["0,0,0", "1k", "1GiB"], "precision": ["fp16", "bf16"], "cost_table": ["absent", ".", "x" * 300],
+    "augment": ["flip+crop"], "channels_last": [False, True], "device": ["cuda:7", "cpu"],
+}  # fmt: skip
 contradictions = st.fixed_dictionaries(
-    {
-        "model": st.sampled_from(["resnet18", "support.tiny_nets:net", "support.tiny_nets:absent", "vgg11", "squeezenet1_1"]),
-        "dataset": st.sampled_from(["digits", "synthetic:1x8x8:2:9", "synthetic:4x16x16:3:30", "synthetic:3x9999x9999:2:99999999", "folder:.", "mnist"]),
-        "method": st.sampled_from([["full"], ["learn-and-drop"], ["freeze"], ["learn-and-drop", "freeze"]]),
-    },
-    optional={
-        "width": st.sampled_from([1e-300, 0.1, 64.0]), "image_size": sizes.filter(bool), "train_size": st.sampled_from([1, 9, 30, 10**9]),
-        "val_size": st.sampled_from([0, 5, 29, 10**9]), "test_size": st.sampled_from([1, 5, 10**9]), "dropout": st.just(0.5),
-        "batch_size": st.sampled_from([1, 7, 10**6]), "cache_budget": st.sampled_from(["0,0,0", "1k", "1GiB"]),
-        "precision": st.sampled_from(["fp16", "bf16"]), "cost_table": st.sampled_from(["absent", ".", "x" * 300]),
-        "augment": st.just("flip+crop"), "channels_last": st.booleans(), "device": st.sampled_from(["cuda:7", "cpu"]),
-    },
-)  # fmt: skip
+    {key: st.sampled_from(values) for key, values in NEEDED.items()},
+    optional={key: st.sampled_from(values) for key, values in OPTIONAL.items()},
+)
 
 
 @settings(max_examples=25)
@@ -201,7 +218,7 @@ def test_options_that_contradict_each_other_are_refused_before_anything_runs(tab
         assert set(everything_below(folder)) == {"e.json"}
 
 
-# --- folders of results that somebody else made, or nobody --------------------------------------------------------------
+# --- folders of results that somebody else made, or nobody ----------------------------------------------------------
 
 
 @pytest.fixture
@@ -215,9 +232,11 @@ def nested(depth: int) -> str:
 
 
 HOSTILE_FILES: dict[str, bytes] = {
-    "list": b"[]", "null": b"null", "number": b"1e999", "empty": b"", "torn": b'{"schema_version": 1, "see', "not utf-8": b'{"\xff": 1}',
-    "utf-16": '{"schema_version": 1}'.encode("utf-16"), "deep": nested(900).encode(), "too deep": nested(100_000).encode(),
-    "long number": b'{"seed": ' + b"9" * 10_000 + b"}", "wide": json.dumps({str(i): i for i in range(200_000)}).encode(),
+    "list": b"[]", "null": b"null", "number": b"1e999", "empty": b"", "torn": b'{"schema_version": 1, "see',
+    "not utf-8": b'{"\xff": 1}', "utf-16": '{"schema_version": 1}'.encode("utf-16"),
+    "deep": nested(900).encode(), "too deep": nested(100_000).encode(),
+    "long number": b'{"seed": ' + b"9" * 10_000 + b"}",
+    "wide": json.dumps({str(i): i for i in range(200_000)}).encode(),
     "pickle": b"\x80\x04cos\nsystem\n.", "html": b"<script>alert(1)</script>",
 }  # fmt: skip
 
@@ -289,15 +308,8 @@ def test_what_is_no_folder_of_results_is_one_line(command: str, put: Callable[[P
         put_loop(place / "cells")
     before = sorted(tmp_path.rglob("*"))
     if command == "run":
-        arguments: list[object] = [
-            "run",
-            "--model",
-            "support.tiny_nets:net",
-            "--dataset",
-            "digits",
-            "--out",
-            place / "cells",
-        ]
+        network: list[object] = ["--model", "support.tiny_nets:net", "--dataset", "digits"]
+        arguments = ["run", *network, "--out", place / "cells"]
     else:
         arguments = [command, place] if command != "profile" else ["profile", "--out", place / "cells"]
     ended = ldbench(*arguments)
@@ -315,16 +327,21 @@ def test_a_report_is_not_written_through_a_link(grid: Path, tmp_path: Path) -> N
 
 RECORD = sorted(make_record("learn-and-drop", 0))
 changed = st.dictionaries(st.sampled_from(RECORD), anything, max_size=3)
-lines = st.lists(
-    st.fixed_dictionaries(
-        {}, optional={key: scalars | st.lists(scalars, min_size=8, max_size=8) for key in ("epoch", "step", "live_stages", "change", "continuation")},
-    ), min_size=2, max_size=4,
-)  # fmt: skip
+levels = scalars | st.lists(scalars, min_size=8, max_size=8)
+line = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("epoch", "step", "live_stages", "change", "continuation"), levels)
+)
+lines = st.lists(line, min_size=2, max_size=4)
+HUGE = 10**400
 
 
 @settings(max_examples=15)
 @given(changed, lines, lines)
-@example({"drops": [{"store_bytes": 10**400, "cut": 10**400}]}, [{"epoch": 10**400, "live_stages": 10**400}] * 2, [{"step": 10**400, "change": [10**400] * 8}] * 2)  # fmt: skip
+@example(
+    {"drops": [{"store_bytes": HUGE, "cut": HUGE}]},
+    [{"epoch": HUGE, "live_stages": HUGE}] * 2,
+    [{"step": HUGE, "change": [HUGE] * 8}] * 2,
+)
 @example({"train_seconds": 1e308, "forward_flops": 1e308, "dropped_stages": 1e308}, [], [])
 def test_a_sealed_record_of_any_content_is_reported_or_left_out(
     changes: dict[str, Any], epochs: list[Any], scores: list[Any]
@@ -338,9 +355,7 @@ def test_a_sealed_record_of_any_content_is_reported_or_left_out(
             (folder / "epochs.jsonl").write_text("\n".join(map(json.dumps, epochs)))
             (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # numbers at the end of their range are told about by the libraries that draw
+            warnings.simplefilter("ignore")  # the libraries that draw tell about numbers at the end of their range
             assert not refused(ldbench("report", root))
         assert not refused(ldbench("report", root, "--json"))
 

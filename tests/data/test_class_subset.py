@@ -11,11 +11,10 @@ from PIL import Image
 from ldbench.data.datasets import check_dataset_name, load_dataset
 from ldbench.errors import UserError
 
+CHOSEN = {"[5-9]": [5, 6, 7, 8, 9], "[0,2,7-9]": [0, 2, 7, 8, 9], "[ 8 , 1 - 2 ]": [1, 2, 8], "[0-9]": list(range(10))}
 
-@pytest.mark.parametrize(
-    ("brackets", "classes"),
-    [("[5-9]", [5, 6, 7, 8, 9]), ("[0,2,7-9]", [0, 2, 7, 8, 9]), ("[ 8 , 1 - 2 ]", [1, 2, 8]), ("[0-9]", list(range(10)))],
-)  # fmt: skip
+
+@pytest.mark.parametrize(("brackets", "classes"), CHOSEN.items())
 def test_a_selection_holds_every_image_of_its_classes_and_renumbers_them(brackets: str, classes: list[int]) -> None:
     whole, some = load_dataset("digits", root=None), load_dataset(f"digits{brackets}", root=None)
     assert some.name == f"digits{brackets}"
@@ -49,16 +48,16 @@ def test_folders_and_synthetic_sets_have_classes_to_choose_too(tmp_path: Path) -
     assert load_dataset("synthetic:1x8x8:4:40[1,3]", root=None).classes == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("digits[0-9,3]", "twice"), ("digits[4,4]", "twice"), ("digits[5]", "at least 2 classes"),
-        ("digits[]", "chooses no classes: write [5-9]"), ("digits[9-5]", "chooses no classes"),
-        ("digits[1,,2]", "chooses no classes"), ("digits[0-99999999999]", "chooses no classes"),
-        ("digits[-1]", "chooses no classes"), ("digts[0-3]", "did you mean digits"), ("digits[a]", "unknown data set"),
-        ("[0-1]", "unknown data set"), ("digits[0-3][0-1]", "unknown data set"),
-    ],
-)  # fmt: skip
+REFUSED = {
+    "digits[0-9,3]": "twice", "digits[4,4]": "twice", "digits[5]": "at least 2 classes",
+    "digits[]": "chooses no classes: write [5-9]", "digits[9-5]": "chooses no classes",
+    "digits[1,,2]": "chooses no classes", "digits[0-99999999999]": "chooses no classes",
+    "digits[-1]": "chooses no classes", "digts[0-3]": "did you mean digits", "digits[a]": "unknown data set",
+    "[0-1]": "unknown data set", "digits[0-3][0-1]": "unknown data set",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "said"), REFUSED.items())
 def test_a_selection_that_cannot_be_meant_is_refused_before_anything_is_read(name: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         check_dataset_name(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +35,10 @@ def write_image(path: Path, width: int, height: int, mode: str = "RGB", shade: i
     Image.fromarray(pixels.squeeze()).save(path)
 
 
-def write_classes(folder: Path, counts: dict[str, int], **options: object) -> None:
+def write_classes(folder: Path, counts: dict[str, int], **options: Any) -> None:
     for name, count in counts.items():
         for i in range(count):
-            write_image(folder / name / f"{i:03}.png", **{"width": 12, "height": 12, **options})  # type: ignore[arg-type]
+            write_image(folder / name / f"{i:03}.png", **{"width": 12, "height": 12, **options})
 
 
 def test_a_folder_with_train_and_test_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,9 +26,9 @@ def make_split(n: int = 40, channels: int = 3, side: int = 8, seed: int = 0) -> 
     return Split(images, torch.randint(0, 10, (n,), generator=generator))
 
 
-def resident(split: Split, channels_last: bool = False, **options: object) -> ResidentSplit:
+def resident(split: Split, channels_last: bool = False, **options: Any) -> ResidentSplit:
     channels = split.images.shape[1]
-    return ResidentSplit(split, MEAN[:channels], STD[:channels], "cpu", channels_last=channels_last, **options)  # type: ignore[arg-type]
+    return ResidentSplit(split, MEAN[:channels], STD[:channels], "cpu", channels_last=channels_last, **options)
 
 
 def normalised(images: Tensor) -> Tensor:

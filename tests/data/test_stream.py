@@ -7,15 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldbench.data.stream import Stream, arrival_order, chunked, full_steps
+from ldbench.data.stream import Stream, arrival_order, chunked
 from ldbench.store.activations import first_rows, next_rows
-from ldbench.training.epochs import make_course
 
 LABELS = torch.arange(200) % 5
 streams = st.builds(
     lambda chunks, memory, seed, order: (chunked(LABELS, seed, chunks=chunks, memory=memory, stream=order), memory),
-    st.integers(2, 40), st.integers(0, 120), st.integers(0, 1000), st.sampled_from(["shuffled", "by-class"]),
-)  # fmt: skip
+    chunks=st.integers(2, 40),
+    memory=st.integers(0, 120),
+    seed=st.integers(0, 1000),
+    order=st.sampled_from(["shuffled", "by-class"]),
+)
 
 
 @given(streams)
@@ -81,32 +83,3 @@ def test_sets_that_are_no_sets_are_refused() -> None:
     for sets in ([], [torch.tensor([], dtype=torch.int64)], [torch.tensor([1, 1])], [torch.tensor([2, 1])]):
         with pytest.raises(ValueError, match="ascending"):
             Stream(sets)
-
-
-@pytest.mark.parametrize(("budget", "steps"), [(None, [30, 45, 45]), (0.5, [15, 22, 22]), (0.001, [1, 1, 1])])
-def test_a_budget_takes_its_share_of_every_chunk(budget: float | None, steps: list[int]) -> None:
-    stream = chunked(torch.zeros(303, dtype=torch.int64), 0, chunks=3, memory=52)
-    course = make_course(stream, 10, 3, budget)
-    assert full_steps(stream, 10, 3) == 120
-    assert [sum(e.steps for e in course if e.chunk == chunk) for chunk in range(3)] == steps
-    assert [e.first_step for e in course] == [0, *(e.end for e in course)][:-1]
-    assert [e.chunk for e in course if e.closes_chunk] == [0, 1, 2]
-    assert all(e.steps <= len(stream.sets[e.chunk]) // 10 for e in course)
-
-
-def test_added_steps_go_to_what_is_left_of_the_chunk_that_runs_and_to_those_after_it() -> None:
-    stream = chunked(
-        torch.zeros(303, dtype=torch.int64), 0, chunks=3, memory=52
-    )  # 30, 45 and 45 steps of 10, 15 and 15
-
-    def steps(*added: tuple[int, int], within: Stream = stream) -> list[int]:
-        course = make_course(within, 10, 3, None, added)
-        assert all(e.steps <= len(within.sets[e.chunk]) // 10 for e in course)
-        return [sum(e.steps for e in course if e.chunk == chunk) for chunk in range(len(within))]
-
-    assert steps((30, 9)) == [30, 45 + 4, 45 + 5]
-    assert steps((75, 7)) == [30, 45, 45 + 7]
-    assert steps((60, 12)) == [30, 45 + 3, 45 + 9]
-    assert steps((30, 9), (100, 4)) == [30, 49, 54]
-    assert steps((120, 5)) == [30, 45, 50]
-    assert steps((7, 13), within=Stream.whole(100)) == [30 + 13]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support.loops import BATCH, SAMPLES, Net, Training, cheap_store, data, state
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ldbench import FixedSchedule, LayerDropper, LearnAndDrop
+from ldbench import FixedSchedule, LayerDropper, LearnAndDrop, Stream
 from ldbench.costs.table import CostTable
-from ldbench.store.budget import StoreBudget
+from ldbench.policies.registry import Execution
+from ldbench.store.budget import StoreBudget, StoreOptions
 
 DROP_TWO = ((0.25, 1), (0.5, 2))
 
 
+@pytest.mark.parametrize("execution", ["store", "freeze"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_dropped_parameters_gradients_and_statistics_never_move_again(optimizer: str) -> None:
-    training = Training(FixedSchedule(DROP_TWO), optimizer=optimizer)
+def test_dropped_parameters_gradients_and_statistics_never_move_again(optimizer: str, execution: Execution) -> None:
+    training = Training(FixedSchedule(DROP_TWO), execution, dropout=0.5, optimizer=optimizer)
     training.epoch()
     training.epoch()
     training.epoch()
@@ -30,13 +36,114 @@ def test_dropped_parameters_gradients_and_statistics_never_move_again(optimizer:
         assert not p.requires_grad
         assert p not in training.optimizer.state
         assert all(p is not q for group in training.optimizer.param_groups for q in group["params"])
+    training.model.train()  # as every loop says: it must not wake what the engine runs
+    assert training.model.first[1].training
     training.epoch()
-    training.model.train()
-    training.model(data()[0])  # even a forward pass of the whole model in train mode must not wake them
     for name, value in training.model.state_dict().items():
         if name.startswith(("first", "second")):
             assert torch.equal(value, before[name]), name
     assert not torch.equal(training.model.head.weight, before["head.weight"])
+
+
+class AtOnce(FixedSchedule):
+    waits = False
+
+
+def test_new_samples_join_the_store_in_evaluation_mode_whatever_model_train_did() -> None:
+    sets = Stream([torch.arange(48), torch.arange(24, SAMPLES)])
+    training = Training(AtOnce(((0.1, 2),)), stream=sets)
+    while training.dropper.cut == 0:
+        training.epoch()
+    before = state(training.model)
+    training.model.train()
+    training.dropper.begin_chunk(1)
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    new = torch.arange(48, SAMPLES)
+    with torch.no_grad():
+        direct = training.model.eval().second(training.model.first(data()[0][new]))
+    torch.testing.assert_close(training.dropper.activations.read(new), direct.flatten(1), rtol=1e-5, atol=1e-6)
+
+
+# --- the model stays the user's own ------------------------------------------------------------------------------------
+
+
+def moves_statistics(model: nn.Module) -> bool:
+    """Whether a forward pass in train mode moves the statistics of the first stage's BatchNorm."""
+    norm = model.first[1]
+    before = norm.running_mean.clone()
+    model.train()
+    model(data()[0] * 3 + 1)
+    return norm.training and not torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("execution", ["store", "freeze"])
+def test_copies_and_averages_of_a_model_with_dropped_stages_are_ordinary_models(execution: Execution) -> None:
+    training = Training(FixedSchedule(DROP_TWO), execution)
+    for _ in range(3):
+        training.epoch()
+    assert training.dropper.cut == 2
+    before = state(training.model)
+    copied, averaged = copy.deepcopy(training.model), AveragedModel(training.model)
+    averaged.update_parameters(training.model)
+    assert all("train" not in vars(module) for module in (*copied.modules(), *averaged.modules()))
+    assert moves_statistics(copied)
+    assert moves_statistics(averaged.module)
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+
+
+def test_a_saved_model_is_loaded_where_there_is_no_ldbench(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    dropper = LayerDropper(
+        model,
+        optimizer,
+        data(),
+        batch_size=BATCH,
+        epochs=1,
+        policy=FixedSchedule(((0.2, 2),)),
+        execution="freeze",
+        check_every=2,
+    )
+    for x, y, _ in dropper:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(dropper(x), y).backward()
+        optimizer.step()
+        dropper.step()
+    assert dropper.cut == 2
+    torch.save(model, tmp_path / "model.pt")
+    images = data()[0] * 3 + 1
+    torch.save(images, tmp_path / "images.pt")
+    code = """
+import sys
+sys.modules["ldbench"] = None
+import torch
+model = torch.load("model.pt", weights_only=False).train()
+assert all(module.training for module in model.modules())
+before = model[1].running_mean.clone()
+model(torch.load("images.pt"))
+assert not torch.equal(model[1].running_mean, before)
+torch.save(model.eval()(torch.load("images.pt")), "out.pt")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    direct = copy.deepcopy(model).train()
+    direct(images)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), direct.eval()(images))
+
+
+def test_batchnorm_statistics_can_be_made_anew_on_the_model_itself() -> None:
+    training = Training(FixedSchedule(DROP_TWO)).run()
+    assert training.dropper.cut == 2
+    images = data()[0]
+    update_bn([images], training.model)
+    plain = Net()
+    plain.load_state_dict(training.model.state_dict())
+    update_bn([images], plain)
+    for (name, value), other in zip(training.model.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -68,7 +175,7 @@ def test_a_second_drop_reads_the_first_store_and_not_the_images() -> None:
     training = Training(FixedSchedule(DROP_TWO))
     while training.dropper.cut == 0:
         training.epoch()
-    training.dropper.feed = None  # type: ignore[assignment]
+    training.dropper.activations.images = None  # type: ignore[assignment]
     training.run()
     assert training.dropper.cut == 2
 
@@ -102,8 +209,8 @@ def test_order_and_dropout_do_not_depend_on_what_was_dropped() -> None:
 @pytest.mark.parametrize(("dtype", "drift"), [("fp16", 0.05), ("bf16", 0.2), ("int8", 0.2)])
 def test_narrow_stores_train_close_to_the_exact_one(dtype: str, drift: float) -> None:
     exact = Training(FixedSchedule(DROP_TWO)).run()
-    narrow = Training(FixedSchedule(DROP_TWO), cache_dtype=dtype).run()
-    assert narrow.dropper.peak_store_bytes < exact.dropper.peak_store_bytes
+    narrow = Training(FixedSchedule(DROP_TWO), store=StoreOptions(dtype=dtype)).run()
+    assert narrow.dropper.account.peak_store_bytes < exact.dropper.account.peak_store_bytes
     limit = {"fp16": 2**-11, "bf16": 2**-8, "int8": 0.02}[dtype]
     assert all(drop.store_relative_error == 0.0 for drop in exact.dropper.drops)
     assert all(0.0 < drop.store_relative_error <= limit for drop in narrow.dropper.drops)
@@ -119,7 +226,7 @@ def test_narrow_stores_train_close_to_the_exact_one(dtype: str, drift: float) ->
 
 def test_a_store_on_disk_trains_to_the_same_bits_and_is_deleted(tmp_path: Path) -> None:
     device = Training(FixedSchedule(DROP_TWO)).run()
-    disk = Training(FixedSchedule(DROP_TWO), cache_budget=StoreBudget(0, 0, 10**9), folder=tmp_path).run()
+    disk = Training(FixedSchedule(DROP_TWO), store=StoreOptions(budget=StoreBudget(0, 0, 10**9), folder=tmp_path)).run()
     assert {drop.store_tier for drop in disk.dropper.drops} == {"disk"}
     assert len(list(tmp_path.iterdir())) == 1  # the first store went when the second was made
     for a, b in zip(device.model.state_dict().values(), disk.model.state_dict().values(), strict=True):
@@ -138,17 +245,15 @@ def test_memory_that_runs_out_while_building_falls_to_the_disk(tmp_path: Path, m
 
     allocate = ActivationStore._allocate
     monkeypatch.setattr(ActivationStore, "_allocate", no_memory)
-    training = Training(FixedSchedule(DROP_TWO), folder=tmp_path).run()
+    training = Training(FixedSchedule(DROP_TWO), store=StoreOptions(folder=tmp_path)).run()
     assert [drop.store_tier for drop in training.dropper.drops] == ["disk", "disk"]
 
 
 def test_a_drop_that_cannot_pay_is_not_made_and_says_why() -> None:
-    training = Training(FixedSchedule(((0.6, 2),)), epochs=2)
-    table = cheap_store(training.model)
-    training.dropper.costs = CostTable.from_dict(table.to_dict() | {"inference": [1e9] * 4})
-    training.run()
+    table = CostTable.from_dict(cheap_store(Net()).to_dict() | {"inference": [1e9] * 4})
+    training = Training(FixedSchedule(((0.6, 2),)), epochs=2, costs=table).run()
     assert training.dropper.cut == 0
-    assert "does not pay" in training.dropper.declined[0]["reason"]
+    assert "does not pay" in training.dropper.account.declined[0]["reason"]
 
 
 def test_the_model_is_whole_and_ordinary_again_after_close() -> None:
@@ -180,9 +285,9 @@ def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
 
 def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
     training = Training(LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6).run()
-    assert training.dropper.costs is not None
+    assert training.dropper.costs.known is not None
     assert training.dropper.checks[0]["change"]
-    assert training.dropper.drops or training.dropper.declined
+    assert training.dropper.drops or training.dropper.account.declined
 
 
 def test_map_style_data_sets_can_feed_the_loop() -> None:

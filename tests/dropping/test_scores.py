@@ -25,7 +25,7 @@ def test_a_straight_path_has_continuation_one_and_a_turning_one_zero() -> None:
         with torch.no_grad():
             stages[0][0] += torch.tensor([0.1, 0.2])
             stages[1][0] += torch.tensor(turn[i])
-        scores = tracker.check(summed_lr=1.0)
+        scores = tracker.score(summed_rate=1.0)
         if i < 3:
             assert scores.continuation == [None, None]
     assert scores.continuation == [pytest.approx(1.0, abs=1e-5), pytest.approx(0.0, abs=1e-5)]
@@ -36,8 +36,8 @@ def test_change_is_relative_movement_per_unit_of_learning_rate() -> None:
     tracker = ScoreTracker(stages)
     with torch.no_grad():
         stages[0][0] += torch.tensor([0.0, 1.0])
-    assert tracker.check(summed_lr=0.5).change == [pytest.approx(1.0 / 5.0 / 0.5)]
-    assert tracker.check(summed_lr=0.5).change == [0.0]
+    assert tracker.score(summed_rate=0.5).change == [pytest.approx(1.0 / 5.0 / 0.5)]
+    assert tracker.score(summed_rate=0.5).change == [0.0]
 
 
 def test_a_stage_that_starts_at_zero_has_a_finite_change() -> None:
@@ -45,7 +45,7 @@ def test_a_stage_that_starts_at_zero_has_a_finite_change() -> None:
     tracker = ScoreTracker(stages)
     with torch.no_grad():
         stages[0][0] += 1e-3
-    (change,) = tracker.check(summed_lr=1.0).change
+    (change,) = tracker.score(summed_rate=1.0).change
     assert change == pytest.approx(1.0)
 
 
@@ -58,7 +58,7 @@ def test_a_random_walk_scores_near_zero_and_far_below_a_drift() -> None:
         with torch.no_grad():
             walk += noise[0]
             drift += 0.2 * noise[1] + 1.0
-        scores = tracker.check(1.0)
+        scores = tracker.score(1.0)
     assert scores.continuation[0] == pytest.approx(0.0, abs=0.05)
     assert scores.continuation[1] is not None
     assert scores.continuation[1] > 0.9
@@ -75,7 +75,7 @@ def moved(tracker: ScoreTracker, stages: list[list[nn.Parameter]], seed: int) ->
     with torch.no_grad():
         for stage in stages:
             stage[0] += torch.randn(stage[0].shape, generator=generator)
-    return tracker.check(0.1)
+    return tracker.score(0.1)
 
 
 def test_dropping_keeps_the_other_stages_history() -> None:
@@ -112,6 +112,6 @@ def test_a_shared_parameter_counts_for_every_stage_that_uses_it() -> None:
     tracker = ScoreTracker([[shared], [shared, nn.Parameter(torch.ones(4))]])
     with torch.no_grad():
         shared += 1.0
-    first, second = tracker.check(1.0).change
+    first, second = tracker.score(1.0).change
     assert first == pytest.approx(1.0)
     assert second == pytest.approx(1 / math.sqrt(2))

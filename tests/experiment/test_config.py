@@ -13,6 +13,9 @@ from ldbench.experiment.files import read_experiment, suite_names
 from ldbench.experiment.grid import cells
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.recipes import default_recipe
+from ldbench.policies import registry
+from ldbench.policies.base import NeverDrop
+from ldbench.policies.registry import Method, shortened_methods
 from ldbench.runner.plan import plan
 
 
@@ -78,6 +81,24 @@ def test_cells_cover_the_grid_once_with_safe_distinct_names() -> None:
     assert not any(name.startswith(".") for name in names)
     methods = [cell.method for cell in made if cell.model == "vgg11" and cell.seed == 0]
     assert methods.index("learn-and-drop") < methods.index("freeze")  # what is replayed runs first
+
+
+def test_a_method_of_the_users_own_that_trains_less_is_expanded_as_it_says_it_spreads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, spread in (("mine", "evenly"), ("mine-early", "early")):
+        monkeypatch.setitem(registry._METHODS, name, Method(NeverDrop, stops=False, shortened=spread))
+    assert shortened_methods() == ("short", "short-early", "mine", "mine-early")
+    table = {"method": ["full", "mine", "mine-early"], "short_budgets": [0.25, 0.5]}
+    with pytest.raises(UserError, match="method mine-early is short where data do not arrive in chunks"):
+        experiment_from_dict(table)
+    both = experiment_from_dict(table | {"scenario": ["scratch", "online"]})
+    made = [(cell.scenario, cell.method, cell.budget) for cell in cells(both, default_recipe)]
+    assert made == [
+        *(("scratch", "full", None), ("scratch", "mine", 0.25), ("scratch", "mine", 0.5)),
+        *(("online", "full", None), ("online", "mine", 0.25), ("online", "mine", 0.5)),
+        *(("online", "mine-early", 0.25), ("online", "mine-early", 0.5)),
+    ]
 
 
 def test_the_hash_follows_every_field_that_decides_numbers_and_no_other() -> None:

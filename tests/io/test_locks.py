@@ -1,4 +1,4 @@
-"""Company: a lock dies with its owner, and processes on one results folder share its cells without doing one twice."""
+"""WorkQueue: a lock dies with its owner, and processes on one results folder share its cells, each done once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io import locks
 from ldbench.io.locks import FolderLock, NoLocks
 from ldbench.runner.plan import plan
-from ldbench.runner.work_queue import Company
+from ldbench.runner.work_queue import WorkQueue
 
 HOLD = """
 import sys, time
@@ -59,7 +59,7 @@ def test_a_file_system_without_locks_is_told_and_worked_on_alone(
         FolderLock(tmp_path).acquire()
     said: list[str] = []
     cells = plan(experiment_from_dict({"method": "full", "seeds": 3}))
-    assert list(Company(tmp_path, cells, lambda cell: False, said.append)) == cells
+    assert list(WorkQueue(tmp_path, cells, lambda cell: False, said.append)) == cells
     assert len(said) == 1
 
 
@@ -74,11 +74,10 @@ def test_busy_cells_come_last_and_a_replay_waits_for_its_source(tmp_path: Path) 
         process.kill()
         process.wait(10)
 
-    for cell in Company(tmp_path, cells, lambda cell: cell in order, said.append, sleep):
+    for cell in WorkQueue(tmp_path, cells, lambda cell: cell in order, said.append, sleep):
         order.append(cell)
-    assert [(cell.method, cell.seed) for cell in order] == [
-        ("learn-and-drop", 1), ("freeze", 1), ("learn-and-drop", 0), ("freeze", 0),
-    ]  # fmt: skip
+    expected = [("learn-and-drop", 1), ("freeze", 1), ("learn-and-drop", 0), ("freeze", 0)]
+    assert [(cell.method, cell.seed) for cell in order] == expected
     assert len(said) == 1
     assert f"process {process.pid}" in said[0]
 
@@ -87,14 +86,14 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from ldbench.runner.work_queue import Company
+from ldbench.runner.work_queue import WorkQueue
 out = Path(sys.argv[1])
 cells = [SimpleNamespace(cell_id=f"c{i}", method="full", model="m", dataset="d", seed=i) for i in range(12)]
 print("ready", flush=True)
 done = lambda cell: (out / "cells" / cell.cell_id / "done").exists()
 while not (out / "go").exists():
     time.sleep(0.01)
-for cell in Company(out, cells, done, lambda text: None, lambda seconds: time.sleep(0.05)):
+for cell in WorkQueue(out, cells, done, lambda text: None, lambda seconds: time.sleep(0.05)):
     time.sleep(0.05)
     with open(out / "cells" / cell.cell_id / "done", "x"):
         print(cell.cell_id, flush=True)

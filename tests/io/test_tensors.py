@@ -20,11 +20,14 @@ def state() -> dict[str, object]:
     base = torch.arange(24, dtype=torch.float32).view(1, 4, 2, 3)
     return {
         "weights": {"a": base, "view of a": base[:, 1:3], "channels last": base.to(memory_format=torch.channels_last)},
-        "scalar": torch.tensor(3.5), "bits": torch.tensor([True, False]), "bytes": torch.arange(5, dtype=torch.uint8),
-        "half": torch.ones(3, dtype=torch.bfloat16), "empty": torch.zeros(0, 2),
+        "scalar": torch.tensor(3.5),
+        "bits": torch.tensor([True, False]),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 2),
         "plain": {"none": None, "nan": math.nan, "inf": -math.inf, "exact": 0.1 + 0.2, "big": 2**70, "text": 'ü"\n'},
         "list": [1, [torch.tensor([7])], {}],
-    }  # fmt: skip
+    }
 
 
 def same(a: object, b: object) -> bool:
@@ -99,11 +102,10 @@ def test_sealed_json_tells_truncation_edits_and_newer_schemas_apart(tmp_path: Pa
     write_sealed(path, {"accuracy": 0.9, "note": '"sha256": "' + "0" * 64})
     assert read_sealed(path)["accuracy"] == 0.9
     whole = path.read_text()
-    for text, reason in (
-        (whole[:-20], "cannot be read"), (whole.replace("0.9", "0.95"), "edited"),
-        (whole.replace('"schema_version": 1', '"schema_version": 2'), "newer"),
-        (json.dumps({"schema_version": 1, "accuracy": 1.0}), "no checksum"), ("[]", "no JSON object"),
-    ):  # fmt: skip
+    newer = whole.replace('"schema_version": 1', '"schema_version": 2')
+    bare = json.dumps({"schema_version": 1, "accuracy": 1.0})
+    damaged = [(whole[:-20], "cannot be read"), (whole.replace("0.9", "0.95"), "edited"), (newer, "newer")]
+    for text, reason in (*damaged, (bare, "no checksum"), ("[]", "no JSON object")):
         path.write_text(text)
         with pytest.raises(Damaged, match=reason):
             read_sealed(path)

@@ -72,7 +72,7 @@ def test_gather_of_padded_rows_loads_and_stores_16_bytes(
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", ["gather i8 bf16 padded", "gather fp16 fp32 padded"])
 def test_padding_alone_makes_loads_wide(compiled: dict[str, dict[str, int]], name: str, capability: int) -> None:
-    """Where 16 divides the stride of the store and not the row; the minibatch has no padding, so its stores stay narrow."""
+    """Where 16 divides the stride of the store and not the row; the minibatch has no padding, so stores stay narrow."""
     found = compiled[f"{name} {capability}"]
     assert found["wide_loads"] >= 4096 * (1 if " i8 " in name else 2) // 16 // 256
     assert found["byte_loads"] == 0

@@ -1,4 +1,4 @@
-"""Parameter-delta norms against a float64 oracle: in Triton's interpreter on a CPU, as kernels on a GPU, and in plain PyTorch."""
+"""Parameter-delta norms against a float64 oracle: Triton's interpreter, kernels on a GPU, and plain PyTorch."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Case:
 
 
 def assert_close(norms: Tensor, oracle: Tensor, depth: int) -> None:
-    """Within the rounding of float32: 3 for the difference and the square, ``depth`` additions, halved by the root; 1 for the
-    result and 1 for squares lost to underflow."""
+    """Within the rounding of float32: 3 for the difference and the square, ``depth`` additions, halved by the root; 1
+    for the result and 1 for squares lost to underflow."""
     oracle = oracle.clone()
     oracle[oracle > torch.finfo(torch.float32).max] = torch.inf
     norms = norms.double().cpu()
@@ -455,10 +455,8 @@ def test_wrong_arguments_are_named() -> None:
 def _op_arguments(plan: DeltaNormPlan, out: Tensor) -> tuple[object, ...]:
     tables = plan.tables()
     strided = [number for pair in tables.strided for number in pair]
-    return (
-        plan.params, plan.snapshots, plan.layer_list, tables.signature, tables.chunks, strided, tables.offsets, tables.sums,
-        out, True, plan.block,
-    )  # fmt: skip
+    built = (tables.signature, tables.chunks, strided, tables.offsets, tables.sums)
+    return (plan.params, plan.snapshots, plan.layer_list, *built, out, True, plan.block)
 
 
 def test_the_custom_op_passes_opcheck() -> None:

@@ -1,4 +1,4 @@
-"""The gather of cached activations against float64 arithmetic: interpreted kernels, native kernels, and plain PyTorch."""
+"""The gather of cached activations against float64 arithmetic: interpreted and native kernels, and plain PyTorch."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def oracle(store: Store, indices: Tensor) -> Tensor:
 
 
 def steps(dtype: torch.dtype) -> float:
-    """Relative rounding error of a result: half a unit in the last place, and a whole one for bfloat16, which the interpreter truncates."""
+    """Relative rounding error of a result: half a unit in the last place; a whole one for bfloat16, maybe cut off."""
     return {torch.float32: UNIT, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7, torch.float64: UNIT}[dtype]
 
 

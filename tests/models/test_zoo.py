@@ -149,8 +149,8 @@ def test_width_multiplies_every_channel_count_but_image_and_classes(name, size):
 
 def test_width_rounds_to_whole_channels_and_groups():
     assert build_model(ModelSpec("vgg11_bn", 1, 32, 10, 0.1))(torch.randn(2, 1, 32, 32)).shape == (2, 10)
-    groups = {(m.groups, m.out_channels % 32) for m in blueprint(ModelSpec("resnext50_32x4d", 1, 32, 10, 0.1)).modules()
-              if isinstance(m, nn.Conv2d)}  # fmt: skip
+    narrow = blueprint(ModelSpec("resnext50_32x4d", 1, 32, 10, 0.1))
+    groups = {(m.groups, m.out_channels % 32) for m in narrow.modules() if isinstance(m, nn.Conv2d)}
     assert groups == {(1, 0), (32, 0)}
 
 
@@ -181,11 +181,13 @@ def test_configuration_of_a_cell_builds_the_same_plain_module_and_takes_its_weig
     assert copy.deepcopy(model)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "works"),
-    [("vgg11", 28, 32), ("inception_v3", 32, 75), ("alexnet", 32, 63), ("vit_b_16", 28, 32), ("vit_h_14", 32, 42),
-     ("maxvit_t", 28, 32), ("densenet121", 16, 29)],
-)  # fmt: skip
+SMALLEST = [
+    ("vgg11", 28, 32), ("inception_v3", 32, 75), ("alexnet", 32, 63), ("vit_b_16", 28, 32), ("vit_h_14", 32, 42),
+    ("maxvit_t", 28, 32), ("densenet121", 16, 29),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size", "works"), SMALLEST)
 def test_image_too_small_names_the_size_that_works(name, size, works):
     with pytest.raises(UserError, match=rf"{size}x{size} pixels, .* {works}: set image_size = {works}$"):
         build_model(ModelSpec(name, 3, size, 10))

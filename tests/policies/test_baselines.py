@@ -14,9 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.interruptions import Bench, check_resuming, lasting
-from torch import nn
 
-from ldbench.dropping.monitors import GradientWatcher, PerturbationWatcher, PlasticityWatcher
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation, Policy
 from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
@@ -139,62 +137,6 @@ def test_every_freezing_rule_has_both_executions_and_the_controls_have_none() ->
 
 
 # --- what they look at -----------------------------------------------------------------------------------------------
-
-
-def test_gradients_are_summed_before_the_norm_is_taken() -> None:
-    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
-    watcher = GradientWatcher([[first], [second]], intervals=2)
-    for sign in (1.0, -1.0, 1.0):
-        first.grad, second.grad = torch.tensor([sign, 2.0]), torch.tensor([-3.0])
-        watcher.after_step()
-    assert watcher.check(0.3) == [None, None]
-    assert watcher.check(0.5) == [7.0, 9.0]
-    assert watcher.check(1.0) == [0.0, 0.0]
-    watcher.drop(1)
-    second.grad = torch.tensor([4.0])
-    watcher.after_step()
-    watcher.done = 0
-    assert watcher.check(0.5) == [None, 4.0]
-
-
-def test_a_scalar_that_goes_to_and_fro_is_settled_and_one_that_travels_is_not() -> None:
-    parameter = nn.Parameter(torch.zeros(4))
-    watcher = PerturbationWatcher([[parameter]], threshold=0.25, memory=0.8)
-    for i in range(30):
-        with torch.no_grad():
-            parameter += torch.tensor([1.0, (-1.0) ** i, 0.0, 3.0 * (-1.0) ** i])
-        share = watcher.check(0.0)
-    assert share == [0.75]
-
-
-def test_plasticity_is_the_similarity_loss_against_the_snapshot() -> None:
-    torch.manual_seed(0)
-    stages = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)))
-    x = torch.randn(6, 5)
-    watcher = PlasticityWatcher(stages, 6, 2, lambda samples: x[:samples], torch.enable_grad)
-    assert watcher.check(0.0) == [None, None]
-    assert watcher.check(0.0) == [0.0, 0.0]
-    before = stages[0](x)
-    with torch.no_grad():
-        stages[0].weight += 0.5
-    now = stages[0](x)
-
-    def similarity(a: torch.Tensor) -> torch.Tensor:
-        g = a @ a.t()
-        return g / g.norm(dim=1, keepdim=True)
-
-    expected = float((similarity(now) - similarity(before)).square().sum().detach()) / 36
-    found = watcher.check(0.0)
-    assert found[0] == pytest.approx(expected, rel=1e-4)
-    assert found[1] is not None
-    assert found[1] > 0
-    assert watcher.check(0.0) == [0.0, 0.0]  # the snapshot was renewed at the last check
-    assert stages[1].training
-    assert stages[1][0].training
-    assert watcher.flops == [2 * 36 * 4, 2 * 36 * 3]
-    watcher.drop(1)
-    watcher.source = lambda samples: stages[0](x[:samples])
-    assert watcher.check(0.0) == [None, 0.0]
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

@@ -498,9 +498,8 @@ def test_reading_results_imports_neither_torch_nor_matplotlib() -> None:
 
 
 def test_numbers_keep_their_significant_digits() -> None:
-    assert [quantity(v) for v in (0.0, 1.0, 0.51, 75.34, 345.6, 15060.2, 3.2e9, float("nan"))] == [
-        "0.00", "1.00", "0.51", "75.3", "346", "15060", "3.20e+09", "n/a",
-    ]  # fmt: skip
+    values = (0.0, 1.0, 0.51, 75.34, 345.6, 15060.2, 3.2e9, float("nan"))
+    assert [quantity(v) for v in values] == ["0.00", "1.00", "0.51", "75.3", "346", "15060", "3.20e+09", "n/a"]
     assert clean("a\nb\x00\u2028c") == "a b\ufffd c"
 
 

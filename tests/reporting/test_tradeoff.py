@@ -1,4 +1,4 @@
-"""What accuracy costs: the seeds that a plan needs, what reaching a target takes, and the front of what nothing dominates."""
+"""What accuracy costs: the seeds that a plan needs, what reaching a target takes, and the front nothing dominates."""
 
 from __future__ import annotations
 

@@ -210,10 +210,9 @@ def test_simultaneous_columns_enclose_both_samplings() -> None:
 def test_sentences_are_plain() -> None:
     sure = replace(UP, low=0.009, high=0.011)
     down = replace(DOWN, low=-0.011, high=-0.009)
-    better, worse, control, none = judged([
-        Evidence((sure, sure), (sure, sure), 4, 0, False), Evidence((down, down), (sure, sure), 4, 0, False), None,
-        Evidence((NONE, NONE), (NONE, NONE), 4, 0, False),
-    ])  # fmt: skip
+    pairs = ((sure, sure), (down, sure), (NONE, NONE))  # at equal FLOPs, at equal time
+    up, fallen, missing = (Evidence((flops, flops), (time, time), 4, 0, False) for flops, time in pairs)
+    better, worse, control, none = judged([up, fallen, None, missing])
     assert better["statement"].startswith("beats shortened training: +1.00 [+0.")
     assert "points at equal FLOPs, +1.00" in better["statement"]
     assert worse["statement"].startswith("behind shortened training: ")
@@ -270,7 +269,7 @@ def test_a_method_with_lost_runs_is_not_on_the_front(tmp_path: Path) -> None:
 
 
 def write_stream(root: Path, *, early: float, ours: float, at_the_end: float) -> None:
-    """Five seeds of a stream: accuracy over the chunks rises with the budget, ``early`` points above it where spent early."""
+    """Five seeds of a stream: accuracy over the chunks rises with the budget, by ``early`` points more where early."""
     chunks = [{"chunk": 0, "test_accuracy": 0.8, "train_seconds": 1.0, "forward_flops": 1, "backward_flops": 1}]
 
     def write(method: str, seed: int, share: float, above: float = 0.0, **changes: Any) -> None:

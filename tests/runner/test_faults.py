@@ -21,7 +21,7 @@ from support.interruptions import Bench, StopAfter, lasting
 from torch import nn
 
 from ldbench.cli.progress import ConsoleProgress
-from ldbench.data.batch_source import TensorFeed
+from ldbench.data.batch_source import TensorSource
 from ldbench.data.stream import Stream
 from ldbench.errors import UserError
 from ldbench.experiment.validation import experiment_from_dict
@@ -31,7 +31,7 @@ from ldbench.runner.run_grid import run_experiment
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.fill import NoRoom
-from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.checkpointing import CHECKPOINT, Checkpointer
 from ldbench.training.interrupts import Interrupted
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_keeps_the_one_before(tm
 def test_training_goes_on_where_checkpoints_and_stores_find_no_room(bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell("schedule", cache_budget="0,0,100MB")
     with limited(resource.RLIMIT_FSIZE, 4096):
-        run = bench.run(cell, tmp_path, Keeper(tmp_path, minutes=0))
+        run = bench.run(cell, tmp_path, Checkpointer(tmp_path, minutes=0))
     said = " ".join(entry["what"] for entry in run.result["incidents"])
     assert "checkpoint not written" in said
     assert "no room for a store" in said
@@ -105,7 +105,7 @@ def test_a_disk_too_full_for_the_result_ends_in_one_line_and_the_same_command_go
     ]
     code = "import resource, sys\nfrom ldbench.cli import main\nlimit = int(sys.argv.pop(1))\n"
     code += "if limit:\n    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\nmain()"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
 
     def ldbench(limit: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, str(limit), "run", *options]
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_halfway_through_a_store_passes_it_on_too(
 
 def test_a_host_without_memory_or_disk_for_a_store_says_there_is_no_room(tmp_path: Path) -> None:
     stages = nn.Sequential(nn.Flatten(), nn.Linear(1, 200_000, bias=False), nn.Identity())
-    feed = TensorFeed(torch.ones(20_000, 1), torch.zeros(20_000), CPU)  # a store of 16 GB
+    feed = TensorSource(torch.ones(20_000, 1), torch.zeros(20_000), CPU)  # a store of 16 GB
     activations = Activations(
         stages, feed, Stream.whole(20_000), batch_size=10, dtype="fp32", device=CPU, folder=tmp_path, channels_last=False,
         autocast=contextlib.nullcontext, identity=None,
@@ -242,8 +242,8 @@ def test_a_clock_that_jumps_leaves_every_duration_sane(
     monkeypatch.setattr(time, "time", lambda: 1e9 * (-1) ** next(jumps))
     began = time.perf_counter()
     with pytest.raises(Interrupted):
-        bench.run(bench.cell("schedule"), tmp_path, Keeper(tmp_path, StopAfter(20)))
-    result = bench.run(bench.cell("schedule"), tmp_path, Keeper(tmp_path)).result
+        bench.run(bench.cell("schedule"), tmp_path, Checkpointer(tmp_path, StopAfter(20)))
+    result = bench.run(bench.cell("schedule"), tmp_path, Checkpointer(tmp_path)).result
     spent = time.perf_counter() - began
     durations = [value for key, value in result.items() if key.endswith("_seconds") and isinstance(value, float)]
     durations = [

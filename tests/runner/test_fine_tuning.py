@@ -35,7 +35,7 @@ from ldbench.runner.plan import plan
 from ldbench.runner.preparation import Preparation
 from ldbench.runner.run_grid import run_experiment
 from ldbench.seeds import derive_seed
-from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.checkpointing import CHECKPOINT, Checkpointer
 from ldbench.training.interrupts import Interrupted
 
 TABLE: dict[str, Any] = {
@@ -225,7 +225,7 @@ def test_who_comes_second_waits_and_begins_with_the_weights_of_the_first(tmp_pat
     def weights(number: int) -> InitialWeights:
         mine = copy.copy(preparation)
         mine.note, mine._pretrained = said[number].append, {}
-        found = mine.initial(cell, lambda folder: Keeper(folder))
+        found = mine.initial(cell, lambda folder: Checkpointer(folder))
         assert found is not None
         return found
 

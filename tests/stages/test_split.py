@@ -19,8 +19,8 @@ from ldbench.stages.tracing import StageSplitError
 
 SAMPLED = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5",
-    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t",
-    "swin_v2_t", "vgg11_bn", "vit_b_32",
+    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1",
+    "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
 )  # fmt: skip
 SLOW_FAMILIES = {"inception", "mobilenetv2"}  # much like googlenet and mobilenetv3
 SIZES = {"alexnet": 64, "inception_v3": 75, "vit_h_14": 28}
@@ -137,9 +137,8 @@ def test_transformer_stages_name_their_encoder_layer():
 
 
 def test_norms_activations_and_pooling_join_the_stage_before_and_leading_ones_the_next():
-    model = nn.Sequential(
-        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten()
-    )  # fmt: skip
+    body = (nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.BatchNorm2d(3), *body, nn.Flatten())
     stages = assert_is_the_model(model, torch.randn(2, 3, 12, 12))
     assert names(stages) == ["1", "5"]
     assert [len(parameters) for parameters in stage_parameters(stages)] == [2 + 2 + 2 + 1, 2]
@@ -253,9 +252,8 @@ def test_splitting_leaves_every_train_and_eval_flag_as_it_was():
     before = {path: module.training for path, module in model.named_modules()}
     stages = split_stages(model)
     assert {path: module.training for path, module in model.named_modules()} == before
-    assert {s.stage_name: s.get_submodule("layer1").training for s in stages if "layer1" in s.stage_name} == {
-        "layer1.0": False, "layer1.1": False,
-    }  # fmt: skip
+    modes = {s.stage_name: s.get_submodule("layer1").training for s in stages if "layer1" in s.stage_name}
+    assert modes == {"layer1.0": False, "layer1.1": False}
 
 
 def test_train_and_eval_reach_every_module_of_a_stage():

@@ -14,7 +14,7 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.runner.plan import plan
 from ldbench.runner.preparation import Preparation
-from ldbench.training.checkpointing import Keeper
+from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.interrupts import Interrupted, StopRequest
 from ldbench.training.loop import CellRun, run_cell
 from ldbench.training.setup import Resident
@@ -70,11 +70,11 @@ class Bench:
         planned = plan(experiment_from_dict(self.table | {"method": methods, "short_budgets": [0.55]} | options))
         return planned[-1]
 
-    def run(self, cell: Cell, folder: Path, keeper: Keeper | None = None) -> CellRun:
+    def run(self, cell: Cell, folder: Path, checkpointer: Checkpointer | None = None) -> CellRun:
         """Train a cell in ``folder``."""
         folder.mkdir(exist_ok=True, parents=True)
         replay = [(6, 1), (12, 3)] if cell.method == "freeze" else None
-        return run_cell(cell, self.data, self.costs, folder, device=CPU, replay=replay, keeper=keeper)
+        return run_cell(cell, self.data, self.costs, folder, device=CPU, replay=replay, checkpointer=checkpointer)
 
     def interrupted(self, cell: Cell, folder: Path, *checks: int) -> tuple[CellRun, int]:
         """Train a cell, stopped after so many checks in one process after the other; also tells how often it was."""
@@ -83,10 +83,10 @@ class Bench:
         for number in checks:
             torch.manual_seed(number)  # a new process has other random states
             try:
-                return self.run(cell, folder, Keeper(folder, StopAfter(number))), stopped
+                return self.run(cell, folder, Checkpointer(folder, StopAfter(number))), stopped
             except Interrupted:
                 stopped += 1
-        return self.run(cell, folder, Keeper(folder)), stopped
+        return self.run(cell, folder, Checkpointer(folder)), stopped
 
 
 def lasting(run: CellRun) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,14 @@ class Training:
     """One small training run, epoch by epoch."""
 
     def __init__(
-        self, policy: Policy, execution: Execution = "store", dropout: float = 0.0, epochs: int = 4, optimizer: str = "sgd",
-        **options: object,
-    ) -> None:  # fmt: skip
+        self,
+        policy: Policy,
+        execution: Execution = "store",
+        dropout: float = 0.0,
+        epochs: int = 4,
+        optimizer: str = "sgd",
+        **options: Any,
+    ) -> None:
         torch.manual_seed(3)
         self.model = Net(dropout)
         kinds = {
@@ -73,10 +79,10 @@ class Training:
         }
         self.optimizer = kinds[optimizer](self.model.parameters())
         self.epochs = epochs
+        options = {"costs": cheap_store(self.model), "check_every": 2, "epochs": epochs} | options
         self.dropper = LayerDropper(
-            self.model, self.optimizer, data(), batch_size=BATCH, epochs=epochs, policy=policy, execution=execution,
-            check_every=2, **({"costs": cheap_store(self.model)} | options),
-        )  # fmt: skip
+            self.model, self.optimizer, data(), batch_size=BATCH, policy=policy, execution=execution, **options
+        )
 
     def epoch(self) -> None:
         self.model.train()

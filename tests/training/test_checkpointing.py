@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -26,9 +26,8 @@ from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.runner.run_grid import run_experiment
-from ldbench.training.checkpointing import CHECKPOINT, Keeper
+from ldbench.training.checkpointing import CHECKPOINT, Checkpointer
 from ldbench.training.interrupts import Interrupted, StopRequest
-from ldbench.training.run_state import Training
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_interrupted_before_between_and_after_drops_a_run_ends_with_the_same_bit
     wanted = {"full": 0, "short": 0, "learn-and-drop": 1}.get(method, 2)
     assert len(plain.result["drops"]) >= wanted
     counter = StopAfter(10**9)
-    bench.run(cell, tmp_path / "counted", Keeper(tmp_path / "counted", counter))
+    bench.run(cell, tmp_path / "counted", Checkpointer(tmp_path / "counted", counter))
     points = 10**9 - counter.left  # steps, minibatches of stores and evaluations, and the end of training
     assert points > plain.result["steps"]
     for first in range(1, points, 4):
@@ -89,8 +88,8 @@ def interrupted_with_a_store(bench: Bench, folder: Path) -> Path:
     cell = bench.cell("schedule", cache_budget="0,0,100MB")
     folder.mkdir()
     with pytest.raises(Interrupted):
-        bench.run(cell, folder, Keeper(folder, StopAfter(36)))
-    assert read_checkpoint(folder / CHECKPOINT)["run"]["dropper"]["drops"]
+        bench.run(cell, folder, Checkpointer(folder, StopAfter(36)))
+    assert read_checkpoint(folder / CHECKPOINT)["run"]["dropper"]["account"]["drops"]
     [file] = folder.glob("store-*.bin")
     return file
 
@@ -106,9 +105,9 @@ def finish(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
         return fill(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(activations, "fill_store", counted)
-    keeper = Keeper(folder)
-    run = bench.run(bench.cell("schedule", cache_budget="0,0,100MB"), folder, keeper)
-    keeper.clear()
+    checkpointer = Checkpointer(folder)
+    run = bench.run(bench.cell("schedule", cache_budget="0,0,100MB"), folder, checkpointer)
+    checkpointer.clear()
     return len(fills), lasting(run)
 
 
@@ -159,7 +158,7 @@ def test_a_store_truncated_while_it_is_read_is_rebuilt(bench: Bench, tmp_path: P
                     del self.waits[0]
 
     (tmp_path / "hit").mkdir()
-    hit = bench.run(cell, tmp_path / "hit", Keeper(tmp_path / "hit", Truncating()))
+    hit = bench.run(cell, tmp_path / "hit", Checkpointer(tmp_path / "hit", Truncating()))
     assert lasting(hit) == whole
     assert not Truncating.waits
     assert any("truncated" in entry["what"] for entry in hit.result["incidents"])
@@ -193,9 +192,9 @@ def test_a_checkpoint_that_is_damaged_or_of_other_data_is_set_aside_and_the_cell
         folder = tmp_path / damage.__name__
         folder.mkdir()
         with pytest.raises(Interrupted):
-            bench.run(cell, folder, Keeper(folder, StopAfter(11)))
+            bench.run(cell, folder, Checkpointer(folder, StopAfter(11)))
         damage(folder / CHECKPOINT)
-        run = bench.run(cell, folder, Keeper(folder))
+        run = bench.run(cell, folder, Checkpointer(folder))
         assert lasting(run) == whole
         assert reason in run.result["incidents"][0]["what"]
         assert (folder / f"{CHECKPOINT}.damaged-1").exists()
@@ -204,12 +203,12 @@ def test_a_checkpoint_that_is_damaged_or_of_other_data_is_set_aside_and_the_cell
 def test_another_thread_count_is_said_and_the_run_goes_on(bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell("full")
     with pytest.raises(Interrupted):
-        bench.run(cell, tmp_path, Keeper(tmp_path, StopAfter(11)))
+        bench.run(cell, tmp_path, Checkpointer(tmp_path, StopAfter(11)))
     saved = read_checkpoint(tmp_path / CHECKPOINT)
     saved["environment"]["threads"] = 96
     write_checkpoint(tmp_path / CHECKPOINT, saved)
     said: list[str] = []
-    run = bench.run(cell, tmp_path, Keeper(tmp_path, note=said.append))
+    run = bench.run(cell, tmp_path, Checkpointer(tmp_path, note=said.append))
     assert run.result["status"] == "finished"
     assert any("threads 96 -> " in line for line in said)
     assert any("threads 96 -> " in entry["what"] for entry in run.result["incidents"])
@@ -218,19 +217,19 @@ def test_another_thread_count_is_said_and_the_run_goes_on(bench: Bench, tmp_path
 def test_lost_work_is_counted_apart(bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell("full")
 
-    class Killed(Keeper):
+    class Killed(Checkpointer):
         """Dies two seconds after its last checkpoint, as far as its heartbeat tells."""
 
-        def save(self, run: Training, *, last: bool = False) -> None:
-            super().save(run, last=last)
+        def save(self, state: Callable[[], dict[str, Any]], step: int, lost_seconds: float = 0.0) -> None:
+            super().save(state, step, lost_seconds)
             self._saved -= 2.0
             self._flops -= 1000
-            self.beat(run)
+            self.beat()
 
     plain = bench.run(cell, tmp_path)
     with pytest.raises(Interrupted):
         bench.run(cell, tmp_path, Killed(tmp_path, StopAfter(11)))
-    run = bench.run(cell, tmp_path, Keeper(tmp_path))
+    run = bench.run(cell, tmp_path, Checkpointer(tmp_path))
     assert 2.0 <= run.result["lost_seconds"] < 4.0
     assert run.result["lost_flops"] == 1000
     assert run.result["forward_flops"] == plain.result["forward_flops"]
@@ -256,7 +255,7 @@ def start(experiment: Path, out: Path) -> subprocess.Popen[str]:
         "--out",
         str(out),
     ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

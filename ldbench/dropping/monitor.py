@@ -1,29 +1,65 @@
-"""Tensors kept beside every live parameter, by stage."""
+"""What every monitor is: a figure per stage at each check, and the state that it takes to go on after an interruption."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldbench.io.tensors import copy_into
 
-if TYPE_CHECKING:
-    pass
+Levels = list[float | None]  # one figure per stage; None for dropped ones and where there is none at this check
 
 
-Levels = list[float | None]
+class Monitor:
+    """One kind of measurement; made only for a policy that needs it, and what it costs counts as training.
+
+    Attributes:
+        dropped: leading stages that are gone.
+        flops: that the last check took itself, per stage.
+        probed: samples that the last check sent through the network.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self.dropped = self.probed = 0
+        self.flops = [0] * stages
+
+    def after_step(self) -> None:
+        """Called after every optimizer step, gradients still there."""
+
+    def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
+        """The figures of each stage, by their names in ``Observation``.
+
+        Args:
+            progress: share of the run that is over.
+            summed_rate: learning rate summed over the steps since the last check.
+        """
+        raise NotImplementedError
+
+    def drop(self, cut: int) -> None:
+        """The first ``cut`` stages are gone."""
+        self.dropped = cut
+
+    def begin_chunk(self) -> None:
+        """Other samples can be drawn from now on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values and tensors."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer, on a fresh monitor of which ``drop`` was told already."""
+        raise NotImplementedError
 
 
-class OfParameters:
-    """Base of the watchers that keep tensors beside every live parameter."""
+class ParameterMonitor(Monitor):
+    """Base of the monitors that keep tensors beside every live parameter."""
 
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+        super().__init__(len(parameters))
         self.parameters = [list(stage) for stage in parameters]
-        self.flops = [0] * len(self.parameters)
-        self.dropped = self.probed = 0
         self.tensors: dict[str, list[list[Tensor]]] = {}
 
     def live(self, name: str) -> list[Tensor]:
@@ -39,14 +75,10 @@ class OfParameters:
         return [[torch.zeros_like(p, requires_grad=False) for p in stage] for stage in self.parameters]
 
     def drop(self, cut: int) -> None:
-        """Forget the first ``cut`` stages."""
         for stages in self.tensors.values():
             for stage in range(cut):
                 stages[stage] = []
-        self.dropped = cut
-
-    def begin_chunk(self) -> None:
-        """Parameters know of no samples."""
+        super().drop(cut)
 
     def _by_stage(self, values: Sequence[Tensor]) -> Levels:
         """Sum of one scalar per live parameter, by stage."""
@@ -55,11 +87,9 @@ class OfParameters:
         return [None] * self.dropped + live
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors of the live stages."""
         return {"dropped": self.dropped, **{name: self.live(name) for name in self.tensors}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer."""
         self.drop(int(state["dropped"]))
         for name in self.tensors:
             for tensor, saved in zip(self.live(name), state[name], strict=True):
