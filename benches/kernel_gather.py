@@ -1,4 +1,4 @@
-"""gather_rows on this machine: right against float64, how fast beside the obvious lines, on the device and over the bus."""
+"""gather_rows on this machine: right against float64, and how fast beside the obvious lines, on device and bus."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def bounded(seconds: float) -> Iterator[None]:
 
 
 def add_compiled(calls: dict[str, list[Call]], lines: Call, inputs: Sequence[tuple[Any, ...]], seconds: float) -> str:
-    """Add ``lines`` compiled to the calls, a variant per inputs; the reason why not, where that fails or takes longer."""
+    """Add compiled ``lines`` to the calls, a variant per inputs; why not, where that fails or takes longer."""
     if not seconds:
         return ""
     compiled = torch.compile(lines, dynamic=False)

@@ -22,7 +22,7 @@ class Part(NamedTuple):
         command: to which ``--out FILE --seconds BOUND`` are added.
         least: with fewer seconds left it is not begun; None: ``seconds``. Where it is given, the part also takes what
             the parts before it left over.
-        asked: what decides how much there is to find; a part that was done as an earlier call asked otherwise is run again.
+        asked: what decides how much there is to find; a part is run again where an earlier call asked otherwise.
     """
 
     name: str

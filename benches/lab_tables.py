@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ Lab = Mapping[str, Any]
 
 
 def kernel_table(files: Sequence[Path]) -> str:
-    """Bandwidth of both kernels as a share of a measured device copy, ratios to their peers, targets, and the host's cost."""
+    """Bandwidth of both kernels as a share of a measured copy, ratios to their peers, targets, and the host's cost."""
     return _tables(files, "kernels", _kernel_lines)
 
 
@@ -25,6 +25,11 @@ def step_table(files: Sequence[Path]) -> str:
 def energy_table(files: Sequence[Path]) -> str:
     """Accuracy, seconds and joules of each method, with intervals over the seeds."""
     return _tables(files, "trainings", _energy_lines)
+
+
+def line(texts: Iterable[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
 
 
 def _tables(files: Sequence[Path], part: str, lines: Callable[[Lab], list[str]]) -> str:
@@ -55,15 +60,10 @@ def caption(lab: Lab, part: str) -> str:
 
 def _kernel_lines(lab: Lab) -> list[str]:
     found = lab["results"]["kernels"]
-    cases = {f"delta_norms, parameters of {net}": row for net, row in found.get("delta", {}).items()}
-    cases |= {f"gather_rows, {case}": row for case, row in found.get("gather", {}).items()}
-    cases |= {
-        f"delta_norms, parameters of {net} (beside a compiled peer)": row
-        for net, row in found.get("compiled delta", {}).items()
-    }
-    cases |= {
-        f"gather_rows, {case} (beside a compiled peer)": row for case, row in found.get("compiled gather", {}).items()
-    }
+    cases = {}
+    for beside, said in (("", ""), ("compiled ", " (beside a compiled peer)")):
+        for name, what in (("delta", "delta_norms, parameters of"), ("gather", "gather_rows,")):
+            cases |= {f"{what} {case}{said}": row for case, row in found.get(beside + name, {}).items()}
     cases |= {"gather_rows, int8 -> bf16 out of pinned host memory": found["pinned"]} if "pinned" in found else {}
     lines = ["| what | GB/s | of a copy | times faster than | n |", "| --- | --- | --- | --- | --- |"]
     for case, row in cases.items():
@@ -77,8 +77,8 @@ def _kernel_lines(lab: Lab) -> list[str]:
     if len(lines) == 2:
         return []
     copy = found["ceilings"]["copy_bytes_per_second"] / 1e9
-    lines += ["", f"A device copy moves {copy:.0f} GB/s, read and written. Medians over n replays of a CUDA graph of 20 calls or more; "
-                  "\\*: call by call, launches included."]  # fmt: skip
+    said = f"A device copy moves {copy:.0f} GB/s, read and written. Medians over n replays of a CUDA graph of "
+    lines += ["", said + "20 calls or more; \\*: call by call, launches included."]
     lines += ["", *(f"* {_said(what, row)}" for what, row in found.get("targets", {}).items())]
     return [*lines, *(f"* {line}" for line in (*_right(lab), *_host(found.get("host", {}))))]
 
@@ -96,25 +96,29 @@ def _right(lab: Lab) -> list[str]:
         n = sum(row["n"] * (2 if "graph_differing" in row else 1) for row in errors.values())
         worst = max(row["error_units"] for row in errors.values())
         lines.append(
-            f"Largest error of delta_norms against float64: {worst:.1f} x 2^-24; of {n} repetitions {differing} differ in a bit."
+            f"Largest error of delta_norms against float64: {worst:.1f} x 2^-24; of {n} repetitions {differing} differ "
+            "in a bit."
         )
     ran = lab["results"].get("tests", {})
     if "tests" in ran:
         tests, memory = ran["tests"], ran.get("memcheck", {})
-        lines.append(f"Property tests on it: {tests['passed']} passed, {tests['failed']} failed, {len(tests['not_run'])} not run; "
-                     f"{memory.get('cases', 0)} odd cases under {memory.get('watched_by', 'nothing')}: "
-                     f"{len(memory.get('wrong', ()))} wrong, {memory.get('memory_errors')} memory errors.")  # fmt: skip
+        lines.append(
+            f"Property tests on it: {tests['passed']} passed, {tests['failed']} failed, {len(tests['not_run'])} not "
+            f"run; {memory.get('cases', 0)} odd cases under {memory.get('watched_by', 'nothing')}: "
+            f"{len(memory.get('wrong', ()))} wrong, {memory.get('memory_errors')} memory errors."
+        )
     return lines
 
 
 def _host(found: Mapping[str, Any]) -> list[str]:
     """What a call costs the host."""
-    said = [f"delta_norms {case} {1e6 * row['kernel']['median_seconds']:.1f} µs (foreach {1e6 * row['foreach']['median_seconds']:.1f})"
-            for case, row in found.get("delta_norms", {}).items()]  # fmt: skip
-    said += [
-        f"gather_rows, {case} {1e6 * row['median_seconds']:.1f} µs"
-        for case, row in found.get("gather_rows", {}).items()
-    ]
+
+    def us(row: Mapping[str, Any]) -> str:
+        return f"{1e6 * row['median_seconds']:.1f}"
+
+    deltas, gathers = (found.get(name, {}).items() for name in ("delta_norms", "gather_rows"))
+    said = [f"delta_norms {case} {us(row['kernel'])} µs (foreach {us(row['foreach'])})" for case, row in deltas]
+    said += [f"gather_rows, {case} {us(row)} µs" for case, row in gathers]
     return [f"A call costs the host: {'; '.join(said)}."] if said else []
 
 
@@ -129,8 +133,8 @@ def _said(what: str, row: Mapping[str, Any]) -> str:
 
 def _step_lines(lab: Lab) -> list[str]:
     found = lab["results"]["steps"]
-    lines = ["| model | stages dropped | ms a step [p20, p80] | of a whole step | J a step (± bound) | watts | n |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    head = ("model", "stages dropped", "ms a step [p20, p80]", "of a whole step", "J a step (± bound)", "watts", "n")
+    lines = [line(head), line(["---"] * len(head))]
     for row in found.get("steps", []):
         energy, ms = row.get("energy", {}), [1e3 * row[name] for name in ("median_seconds", "p20", "p80")]
         joules = f"unavailable: {energy.get('unavailable_reason') or 'not measured'}"
@@ -138,13 +142,14 @@ def _step_lines(lab: Lab) -> list[str]:
             joules = f"{energy['joules_per_step']:.3f} (± {energy['bound_joules_per_step']:.3f})"
         watts = f"{energy['watts']:.0f}" if energy.get("watts") is not None else "-"
         share = f"{row['of_a_whole_step']:.2f}" if "of_a_whole_step" in row else "-"
-        lines.append(f"| {row['model']} | {row['dropped']} ({row['cut']} of {row['stages']}) | {ms[0]:.2f} [{ms[1]:.2f}, {ms[2]:.2f}] | {share} | "
-                     f"{joules} | {watts} | {row['n']} |")  # fmt: skip
+        dropped = f"{row['dropped']} ({row['cut']} of {row['stages']})"
+        took = f"{ms[0]:.2f} [{ms[1]:.2f}, {ms[2]:.2f}]"
+        lines.append(line((row["model"], dropped, took, share, joules, watts, str(row["n"]))))
     if len(lines) == 2:
         return []
     sizes = found["sizes"]
-    return [*lines, "", f"32 x 32 images, batch {sizes['batch']}, {sizes['precision']} autocast, channels last, eager; n spans of "
-            f"{sizes['least_steps']} steps, energy over one window of more than 5 s."]  # fmt: skip
+    said = f"32 x 32 images, batch {sizes['batch']}, {sizes['precision']} autocast, channels last, eager; n spans of "
+    return [*lines, "", f"{said}{sizes['least_steps']} steps, energy over one window of more than 5 s."]
 
 
 def _energy_lines(lab: Lab) -> list[str]:
@@ -152,8 +157,11 @@ def _energy_lines(lab: Lab) -> list[str]:
     from ldbench.reporting.formatting import plus_minus, spanned
 
     found = lab["results"]["trainings"]
-    lines = ["| model, scenario | method | n | accuracy % | to full | training s | time ÷ full | energy J (± bound) | energy ÷ full |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    head = (
+        "model, scenario", "method", "n", "accuracy %", "to full", "training s", "time ÷ full", "energy J (± bound)",
+        "energy ÷ full",
+    )  # fmt: skip
+    lines = [line(head), line(["---"] * len(head))]
     for plain in found.get("rows", []):
         row = {name: math.nan if value is None else value for name, value in plain.items()}
         energy = f"unavailable: {clean(row['energy_unavailable_reason'])}"
@@ -162,15 +170,18 @@ def _energy_lines(lab: Lab) -> list[str]:
             missing = int(row["runs"] - row["energy_joules_n"])
             energy += f", {missing} of {row['runs']} runs without" if missing else ""
         full = row["method"] == "full"
-        texts = [
-            f"{clean(row['model'])}, {row['scenario']}", clean(row["label"]), str(row["runs"]), plus_minus(row, "test_accuracy_percent"),
-            "-" if full else spanned(row, "difference_to_full_points"), plus_minus(row, "train_seconds", 1),
-            "1" if full else spanned(row, "train_time_ratio", "", 2), energy, "1" if full else spanned(row, "energy_ratio", "", 3),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
+        texts = [f"{clean(row['model'])}, {row['scenario']}", clean(row["label"]), str(row["runs"])]
+        texts += [plus_minus(row, "test_accuracy_percent")]
+        texts += ["-" if full else spanned(row, "difference_to_full_points"), plus_minus(row, "train_seconds", 1)]
+        texts += ["1" if full else spanned(row, "train_time_ratio", "", 2), energy]
+        texts += ["1" if full else spanned(row, "energy_ratio", "", 3)]
+        lines.append(line(texts))
     if len(lines) == 2:
         return []
     used = found["experiment"]
     width = "full width" if used.get("width", 1.0) == 1.0 else f"{used['width']} of the width"
-    return [*lines, "", f"{used['train_size']} images of {', '.join(used['dataset'])}, {used['epochs']} epochs, {used['precision']}, {width}; "
-            "intervals over the seeds (95 %); a run shorter than 5 s has no energy figure."]  # fmt: skip
+    said = f"{used['train_size']} images of {', '.join(used['dataset'])}, {used['epochs']} epochs, "
+    said += (
+        f"{used['precision']}, {width}; intervals over the seeds (95 %); a run shorter than 5 s has no energy figure."
+    )
+    return [*lines, "", said]

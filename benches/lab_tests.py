@@ -2,9 +2,9 @@
 
     python -m benches.lab_tests [--out FILE.json] [--seconds 90] [--device cuda:0]
 
-Compiling a kernel's many variants is most of the work on a GPU, so the tests are dealt out to several processes, beside the
-one that compute-sanitizer watches. Tests for which no time was left are named; tests that passed in an earlier try, as the file
-tells, are not repeated.
+Compiling a kernel's many variants is most of the work on a GPU, so the tests are dealt out to several processes, beside
+the one that compute-sanitizer watches. Tests for which no time was left are named; tests that passed in an earlier try,
+as the file tells, are not repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .lab_parts import ROOT
+
 FILES = ("tests/kernels/test_delta_norm.py", "tests/kernels/test_gather.py", "tests/store/test_activation_store.py")
 MOST_PROCESSES = 6
 ENDING = 4.0  # seconds that the test which runs when time is up may take, before its process is killed
@@ -92,8 +93,8 @@ def tests(folder: Path, skip: Sequence[str], seconds: float, processes: int) -> 
     for place in range(processes):
         path = folder / f"tests-{place}.json"
         path.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benches.lab_tests", "--share", str(place), str(processes), str(path),
-                   str(folder / "tests-skip.json"), "--seconds", str(seconds)]  # fmt: skip
+        share = map(str, (place, processes, path, folder / "tests-skip.json", "--seconds", seconds))
+        command = [sys.executable, "-m", "benches.lab_tests", "--share", *share]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr))
     return started
 
@@ -119,17 +120,8 @@ def gathered(folder: Path, passed: Sequence[str], processes: int) -> dict[str, A
 
 def memcheck_command(device: str, seconds: float, out: Path) -> tuple[list[str], dict[str, str], str]:
     """Command, environment and what watches it."""
-    command = [
-        sys.executable,
-        "-m",
-        "benches.kernel_memcheck",
-        "--device",
-        device,
-        "--seconds",
-        f"{seconds:.0f}",
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-m", "benches.kernel_memcheck", "--device", device]
+    command += ["--seconds", f"{seconds:.0f}", "--out", str(out)]
     if device == "cpu":
         return command, {"TRITON_INTERPRET": "1", "LDBENCH_KERNELS": "triton"}, "none: Triton's interpreter"
     tool = next((found for name in SANITIZER if (found := shutil.which(name))), None)
@@ -149,10 +141,9 @@ def memcheck_findings(printed: str, returncode: int | None, out: Path, watched: 
     cases.pop("environment", None)
     summary = re.search(r"ERROR SUMMARY: (\d+) error", printed)
     lines = [line for line in printed.splitlines() if line.startswith("=========") and "COMPUTE-SANITIZER" not in line]
-    return {
-        "watched_by": watched, "finished": returncode is not None, "exit_code": returncode,
-        "memory_errors": int(summary.group(1)) if summary else None, "first_lines": lines[:12], **cases,
-    }  # fmt: skip
+    found = {"watched_by": watched, "finished": returncode is not None, "exit_code": returncode}
+    found |= {"memory_errors": int(summary.group(1)) if summary else None, "first_lines": lines[:12]}
+    return found | cases
 
 
 def main() -> int:
@@ -170,11 +161,8 @@ def main() -> int:
     passed = results.earlier.get("tests", {}).get("passed_tests", [])
     on_gpu = device.type == "cuda"
     processes = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))
-    left = results.left
-    command, extra, watched = memcheck_command(
-        chosen.device if on_gpu else "cpu", left - 3 * ENDING, folder / "memcheck.json"
-    )
-    log = folder / "memcheck.log"
+    left, log, cases = results.left, folder / "memcheck.log", folder / "memcheck.json"
+    command, extra, watched = memcheck_command(chosen.device if on_gpu else "cpu", left - 3 * ENDING, cases)
     with log.open("w") as printed:
         checking = subprocess.Popen(command, cwd=ROOT, env=os.environ | extra, stdout=printed, stderr=subprocess.STDOUT)
         if not on_gpu:  # two cores at most: one after the other
@@ -190,14 +178,17 @@ def main() -> int:
                 if process is checking:
                     process.returncode = None
             results.put("tests", gathered(folder, passed, processes))
-    checked = memcheck_findings(log.read_text(), checking.returncode, folder / "memcheck.json", watched)
+    checked = memcheck_findings(log.read_text(), checking.returncode, cases, watched)
     results.put("memcheck", checked)
     found = results.found["tests"]
-    for name in [f"tests-{place}.json" for place in range(processes)] + ["tests-skip.json", "memcheck.json"]:
-        (folder / name).unlink(missing_ok=True)
+    for path in (*folder.glob("tests-*.json"), cases):
+        path.unlink(missing_ok=True)
     print(json.dumps(results.found, indent=1))
-    print(f"{found['failed']} of {found['failed'] + found['passed']} tests failed, {len(found['not_run'])} were not run; "
-          f"memcheck ended with {checked['exit_code']}, {len(checked.get('wrong', ()))} wrong results, {checked['memory_errors']} memory errors")  # fmt: skip
+    print(
+        f"{found['failed']} of {found['failed'] + found['passed']} tests failed, {len(found['not_run'])} were not run; "
+        f"memcheck ended with {checked['exit_code']}, {len(checked.get('wrong', ()))} wrong results, "
+        f"{checked['memory_errors']} memory errors"
+    )
     wrong = checked.get("wrong") or checked["memory_errors"] or checked["exit_code"] not in (0, None)
     if found["failed"] or found["processes_without_tests"] or wrong:
         return 1

@@ -2,11 +2,11 @@
 
     python -m benches.lab_trainings --data-root DATA --folder FOLDER [--out FILE.json] [--seconds 180] [--device cuda:0]
 
-Two networks at full width on 10,000 images of five classes of Fashion-MNIST, from scratch and from weights made on the other
-five, bfloat16, channels last, evaluated at the end alone: every method of seed 0 first, then of seed 1, and so on. One process
-trains them all, so that torch starts once, and one cost table per network serves all. When the time is up the training that runs
-is broken off; FOLDER is an ordinary results folder, and the same line goes on. A model, scenario and seed of which a
-method is missing says nothing: it is left out of the findings.
+Two networks at full width on 10,000 images of five classes of Fashion-MNIST, from scratch and from weights made on the
+other five, bfloat16, channels last, evaluated at the end alone: every method of seed 0 first, then of seed 1, and so
+on. One process trains them all, so that torch starts once, and one cost table per network serves all. When the time is
+up the training that runs is broken off; FOLDER is an ordinary results folder, and the same line goes on. A model,
+scenario and seed of which a method is missing says nothing: it is left out of the findings.
 
 Exit code 3: there are seeds left.
 """
@@ -43,17 +43,14 @@ GRID: dict[str, Any] = {
     "method": ["full", "short", "learn-and-drop", "autofreeze+store"], "short_budgets": [0.25, 0.5],
     "pretrain_dataset": "fashion-mnist[0-4]", "eval_every": "last", "checkpoint_minutes": 60.0,
 }  # fmt: skip
-GPU = {"epochs": 16, "pretrain_epochs": 8, "train_size": 10_000, "pretrain_size": 10_000, "precision": "bf16", "channels_last": True,
-       "cache_dtype": "bf16"}  # fmt: skip
+GPU = {
+    "epochs": 16, "pretrain_epochs": 8, "train_size": 10_000, "pretrain_size": 10_000, "precision": "bf16",
+    "channels_last": True, "cache_dtype": "bf16",
+}  # fmt: skip
 CPU = {
-    "epochs": 2,
-    "pretrain_epochs": 1,
-    "train_size": 320,
-    "pretrain_size": 320,
-    "test_size": 250,
-    "width": 0.125,
+    "epochs": 2, "pretrain_epochs": 1, "train_size": 320, "pretrain_size": 320, "test_size": 250, "width": 0.125,
     "batch_size": 32,
-}
+}  # fmt: skip
 ENDING = 7.0  # seconds kept back for breaking off, reading the records and writing the findings
 # What the tables are made of, and what tells how far to believe them.
 ESTIMATES = (
@@ -62,10 +59,10 @@ ESTIMATES = (
     "forward_flops_reduction_percent", "total_flops_reduction_percent", "realised_over_predicted",
 )  # fmt: skip
 PLAIN = (
-    "model", "dataset", "scenario", "method", "budget", "label", "runs", "failed", "diverged", "at_chance", "warnings", "verdict",
-    "energy_bound_joules_max", "energy_unavailable_reason", "peak_memory_bytes_max", "store_bytes_max", "store_tier",
-    "cache_build_seconds_mean", "scoring_seconds_mean", "eval_seconds_mean", "dropped_stages_mean", "stage_count_max",
-    "frontier_state",
+    "model", "dataset", "scenario", "method", "budget", "label", "runs", "failed", "diverged", "at_chance", "warnings",
+    "verdict", "energy_bound_joules_max", "energy_unavailable_reason", "peak_memory_bytes_max", "store_bytes_max",
+    "store_tier", "cache_build_seconds_mean", "scoring_seconds_mean", "eval_seconds_mean", "dropped_stages_mean",
+    "stage_count_max", "frontier_state",
 )  # fmt: skip
 OF_A_RUN = (
     "model", "scenario", "method", "budget", "seed", "status", "test_accuracy", "train_seconds", "energy_joules",
@@ -92,9 +89,8 @@ class Told:
 
     def cell_ended(self, result: dict[str, Any]) -> None:
         """A training is over."""
-        self.note(
-            f"  {result['status']}, {result.get('train_seconds') or 0:.1f} s, accuracy {result.get('test_accuracy')}"
-        )
+        seconds, accuracy = result.get("train_seconds") or 0, result.get("test_accuracy")
+        self.note(f"  {result['status']}, {seconds:.1f} s, accuracy {accuracy}")
 
 
 @contextlib.contextmanager
@@ -110,7 +106,7 @@ def alarm(seconds: float) -> Any:
 
 
 def whole_groups(cells: pd.DataFrame, planned: Sequence[Cell]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs of models, scenarios and seeds of which every method is there, and the names of those that were cut short."""
+    """The runs of models, scenarios and seeds of which every method is there, and which of these were cut short."""
     wanted: dict[tuple[Any, ...], set[str]] = {}
     for cell in planned:
         wanted.setdefault((cell.model, cell.scenario, cell.seed), set()).add(cell.cell_id)
@@ -129,10 +125,8 @@ def findings(folder: Path, planned: Sequence[Cell]) -> dict[str, Any]:
     """Rows of the summary and of the runs it is made of."""
     cells = load_results(folder)
     whole, incomplete = whole_groups(cells, planned)
-    failed = cells[cells["status"] == "failed"]
-    found: dict[str, Any] = {"runs_in_all": len(cells), "groups_cut_short": incomplete,
-                             "failures": failed[["cell", "error"]].to_dict("records")}  # fmt: skip
-    return found | told_of(whole)
+    failures = cells.loc[cells["status"] == "failed", ["cell", "error"]].to_dict("records")
+    return {"runs_in_all": len(cells), "groups_cut_short": incomplete, "failures": failures} | told_of(whole)
 
 
 def told_of(whole: pd.DataFrame) -> dict[str, Any]:
@@ -149,7 +143,10 @@ def told_of(whole: pd.DataFrame) -> dict[str, Any]:
 
 
 def remove_cut_short(folder: Path, planned: Sequence[Cell]) -> None:
-    """Begin those groups anew that an earlier call left incomplete: its machine is another one, its weights to begin with are gone."""
+    """Begin those groups anew that an earlier call left incomplete.
+
+    Its machine is another one, and its weights to begin with are gone.
+    """
     if not (folder / "cells").is_dir():
         return
     whole, _ = whole_groups(load_results(folder), planned)
@@ -163,9 +160,7 @@ def main() -> int:
     parser.add_argument("--data-root")
     parser.add_argument("--folder", type=Path, required=True, help="results folder")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--epochs", type=int, help="16 on a GPU, so that full training lasts longer than the 5 s a meter needs"
-    )
+    parser.add_argument("--epochs", type=int, help="16 on a GPU: full training must last longer than 5 s for a meter")
     chosen = parser.parse_args()
     device, results = device_of(chosen.device), Results(chosen.out, chosen.seconds)
     sizes = GPU if device.type == "cuda" else CPU
@@ -188,9 +183,8 @@ def main() -> int:
         if (chosen.folder / "cells").is_dir():
             for name, value in findings(chosen.folder, planned).items():
                 results.put(name, value)
-    print(
-        json.dumps({name: results.found.get(name) for name in ("runs_in_all", "groups_cut_short", "seeds", "failures")})
-    )
+    told = ("runs_in_all", "groups_cut_short", "seeds", "failures")
+    print(json.dumps({name: results.found.get(name) for name in told}))
     return 1 if failed or results.found.get("failures") else 3 if left else 0
 
 

@@ -2,11 +2,11 @@
 
     python -m benches.meter_check [--out FILE.json] [--seconds 50] [--device cuda:0]
 
-A constant load runs in windows of 1 to 12 s. The longest window gives the power that the others are held against, beside
-the bound that each window states for itself: its error should lie within its own bound and the reference's together. Each
-begins and ends on an idle device, as a training does; that a device takes a moment to reach its power is part of the error.
-Where Zeus (the package ``zeus``) is installed, it meters the longest window together with ours. Where nothing can be metered,
-the file says why.
+A constant load runs in windows of 1 to 12 s. The longest window gives the power that the others are held against,
+beside the bound that each window states for itself: its error should lie within its own bound and the reference's
+together. Each begins and ends on an idle device, as a training does; that a device takes a moment to reach its power is
+part of the error. Where Zeus (the package ``zeus``) is installed, it meters the longest window together with ours.
+Where nothing can be metered, the file says why.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ class Load:
     """Matrix products, queued a little ahead of the device."""
 
     def __init__(self, device: torch.device) -> None:
-        side = 8192 if device.type == "cuda" else 512
+        side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
         self.device = device
-        self.x = torch.randn(
-            side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
-        )
+        self.x = torch.randn(side, side, device=device, dtype=dtype)
         self.out = torch.empty_like(self.x)
 
     def run(self, seconds: float) -> None:
@@ -108,12 +106,10 @@ def check(device: torch.device, results: Results) -> None:
 def described(reference: Energy) -> dict[str, Any]:
     """What the longest window tells of meter and load."""
     assert reference.joules is not None
+    same = ("method", "tick_seconds", "lag_seconds", "seconds", "joules", "bound_joules")
     idle = None if reference.net_joules is None else (reference.joules - reference.net_joules) / reference.seconds
-    return {
-        "method": reference.method, "tick_seconds": reference.tick_seconds, "lag_seconds": reference.lag_seconds,
-        "idle_watts": idle, "load_watts": reference.joules / reference.seconds, "seconds": reference.seconds,
-        "joules": reference.joules, "bound_joules": reference.bound_joules, "flags": list(reference.flags),
-    }  # fmt: skip
+    found = {name: getattr(reference, name) for name in same} | {"flags": list(reference.flags)}
+    return found | {"idle_watts": idle, "load_watts": reference.joules / reference.seconds}
 
 
 def held_against(row: Energy, reference: Energy) -> dict[str, Any]:
@@ -135,15 +131,11 @@ def by_length(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for seconds in WINDOWS:
         known = [row for row in rows if "error" in row and abs(row["seconds"] - seconds) < 0.25 * seconds]
-        errors = [abs(row["error"]) for row in known]
-        found.append(
-            {
-                "seconds": seconds, "n": len(known), "median_error": statistics.median(errors) if errors else None,
-                "largest_error": max(errors, default=None),
-                "median_bound": statistics.median(row["bound"] for row in known) if known else None,
-                "covered": sum(row["covered"] for row in known),
-            }
-        )  # fmt: skip
+        errors, bounds = [abs(row["error"]) for row in known], [row["bound"] for row in known]
+        medians = (statistics.median(values) if values else None for values in (errors, bounds))
+        entry = {"seconds": seconds, "n": len(known), "covered": sum(row["covered"] for row in known)}
+        entry |= dict(zip(("median_error", "median_bound"), medians, strict=True))
+        found.append(entry | {"largest_error": max(errors, default=None)})
     return found
 
 

@@ -1,11 +1,11 @@
-"""Kills a small grid again and again, fills its disk now and then, and compares what it comes to with an undisturbed run.
+"""Kills a small grid again and again, fills its disk now and then, and compares it with an undisturbed run at the end.
 
     python -m benches.soak --kills 10 --minutes 5 --out soak
 
-Every kill is a SIGKILL at a random moment, most of them while cells train, some while the process starts. In one start of
-five the largest file the process may write is limited (``RLIMIT_FSIZE``), so that a checkpoint, a store or a result meets
-a full disk in the middle. At the end the grid runs on undisturbed; then every record but for its documented volatile
-fields, every epoch, every score and every weight must be equal to those of a run that nothing happened to, and
+Every kill is a SIGKILL at a random moment, most of them while cells train, some while the process starts. In one start
+of five the largest file the process may write is limited (``RLIMIT_FSIZE``), so that a checkpoint, a store or a result
+meets a full disk in the middle. At the end the grid runs on undisturbed; then every record but for its documented
+volatile fields, every epoch, every score and every weight must be equal to those of a run that nothing happened to, and
 ``ldbench verify`` must find no damaged file. Exit code 0 when all of that holds.
 """
 
@@ -30,11 +30,12 @@ from ldbench.io.checksums import read_sealed
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 
+METHODS = ("full", "short", "learn-and-drop", "freeze", "freezeout", "schedule")
 GRID = [
-    "run", "--model", "vgg11_bn", "--dataset", "digits", "--width", "0.0625", "--image-size", "32", "--train-size", "600",
-    "--test-size", "100", "--batch-size", "50", "--epochs", "6", "--seeds", "2", "--short-budgets", "0.5", "--save-model",
-    "final", "--cache-budget", "0,0,200MB", "--dropout", "0.2", "--checkpoint-minutes", "0.005", "--quiet",
-    *(part for method in ("full", "short", "learn-and-drop", "freeze", "freezeout", "schedule") for part in ("--method", method)),
+    "run", "--model", "vgg11_bn", "--dataset", "digits", "--width", "0.0625", "--image-size", "32", "--train-size",
+    "600", "--test-size", "100", "--batch-size", "50", "--epochs", "6", "--seeds", "2", "--short-budgets", "0.5",
+    "--save-model", "final", "--cache-budget", "0,0,200MB", "--dropout", "0.2", "--checkpoint-minutes", "0.005",
+    "--quiet", *(part for method in METHODS for part in ("--method", method)),
     "--set", "schedule.drops=[[0.25,0.3],[0.5,0.6]]", "--set", "learn-and-drop.remaining=0.9",
 ]  # fmt: skip
 DISK_FULL_EVERY = 5
@@ -59,10 +60,10 @@ def limit_file_size(limit: int) -> None:
 def disturb(out: Path, costs: Path, dice: random.Random, longest: float, disk_full: bool) -> str:
     """Start the grid and kill it at a random moment; tells what happened."""
     limit = dice.choice([2_000, 20_000, 200_000]) if disk_full else None
+    limited = None if limit is None else lambda: limit_file_size(limit)
     process = subprocess.Popen(
-        command(out, costs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=None if limit is None else lambda: limit_file_size(limit),
-    )  # fmt: skip
+        command(out, costs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=limited
+    )
     try:
         _, said = process.communicate(timeout=dice.uniform(0.5, longest))
         what = f"ended by itself with code {process.returncode}: {said.strip().splitlines()[-1:] or ''}"
@@ -83,9 +84,8 @@ def lasting(folder: Path) -> dict[str, Any]:
     for name in ("epochs.jsonl", "scores.jsonl"):
         rows = [json.loads(line) for line in (folder / name).read_text().splitlines()[1:]]
         lines[name] = [{k: v for k, v in row.items() if f"epochs.{k}" not in VOLATILE_FIELDS} for row in rows]
-    weights = {
-        name: (array.dtype.str, array.tobytes()) for name, array in load_file(folder / "model.safetensors").items()
-    }
+    arrays = load_file(folder / "model.safetensors")
+    weights = {name: (array.dtype.str, array.tobytes()) for name, array in arrays.items()}
     return {"record": record, **lines, "weights": weights}
 
 
@@ -139,8 +139,8 @@ def main() -> int:
     for problem in problems:
         print(problem)
     print(
-        f"{kills} kills in {time.monotonic() - began:.0f} s, the last grid gone on with {resumes} times, {lost:.0f} s of "
-        f"work lost: {'every bit is equal' if not problems else f'{len(problems)} differences'}"
+        f"{kills} kills in {time.monotonic() - began:.0f} s, the last grid gone on with {resumes} times, {lost:.0f} s "
+        f"of work lost: {'every bit is equal' if not problems else f'{len(problems)} differences'}"
     )
     return 1 if problems else 0
 

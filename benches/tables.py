@@ -3,8 +3,8 @@
     python -m benches.tables            # rewrites README.md
     python -m benches.tables --check    # exit code 1 if it is out of date
 
-Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*`` (results folders
-of the evidence suites).
+Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*`` (results
+folders of the evidence suites).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from benches.lab_tables import energy_table, kernel_table, step_table
+from benches.lab_tables import energy_table, kernel_table, line, step_table
 from benches.leads import lead_lines
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +43,15 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
 
 
 def evidence_table(folders: Sequence[Path]) -> str:
-    """Every method and control against full training and the frontier of shortened training; what is behind stays in it."""
+    """Every method and control against full training and the frontier of shortened training, also what is behind."""
     from ldbench.errors import clean
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
     from ldbench.reporting.formatting import accuracy, plus_minus, slope, spanned, standing
 
-    head = "| method | n | accuracy % | to full | time ÷ full | forward FLOPs - % | FLOPs - % | equal FLOPs | equal time | verdict |"
+    head = (
+        "method", "n", "accuracy %", "to full", "time ÷ full", "forward FLOPs - %", "FLOPs - %", "equal FLOPs",
+        "equal time", "verdict",
+    )  # fmt: skip
     lines = []
     for folder in folders:
         cells, summary = read(folder)
@@ -57,22 +60,15 @@ def evidence_table(folders: Sequence[Path]) -> str:
         lines += _stands_on(folder, cells, records_of(summary.head(1))[0])
         for _, group in summary.groupby(COMPARISON, sort=False):
             rows = records_of(group)
-            lines += [
-                "",
-                f"{clean(comparison_title(rows[0]))}; points gained by doubling the budget: {slope(rows[0])}",
-                "",
-            ]
-            lines += [head, "| --- " * head.count(" | ") + "| --- |"]
+            gained = f"points gained by doubling the budget: {slope(rows[0])}"
+            lines += ["", f"{clean(comparison_title(rows[0]))}; {gained}", "", line(head), line(["---"] * len(head))]
             counts = "average_" if rows[0]["streamed"] else ""
             for row in rows:
-                texts = [
-                    clean(row["label"]), str(row["runs"]), accuracy(row),
-                    spanned(row, f"{counts}difference_to_full_points"), spanned(row, "train_time_ratio", "", 2),
-                    plus_minus(row, "forward_flops_reduction_percent", 1), plus_minus(row, "total_flops_reduction_percent", 1),
-                    *(spanned(row, f"{counts}difference_at_equal_{axis}_points") for axis in ("flops", "time")),
-                    standing(row),
-                ]  # fmt: skip
-                lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
+                texts = [clean(row["label"]), str(row["runs"]), accuracy(row)]
+                texts += [spanned(row, f"{counts}difference_to_full_points"), spanned(row, "train_time_ratio", "", 2)]
+                texts += [plus_minus(row, f"{of}_flops_reduction_percent", 1) for of in ("forward", "total")]
+                texts += [spanned(row, f"{counts}difference_at_equal_{axis}_points") for axis in ("flops", "time")]
+                lines.append(line([*texts, standing(row)]))
         lines.append("")
     return "\n".join(lines).strip() or NO_EVIDENCE
 
@@ -85,33 +81,33 @@ def verdict_table(folders: Sequence[Path]) -> str:
     from ldbench.reporting.stats import LEVEL
     from ldbench.reporting.verdicts import PHRASES
 
+    head = (
+        "scenario", "model", "method", "n", "time ÷ full", "forward FLOPs - %", "to full", "equal FLOPs", "equal time",
+        "against shortened training",
+    )  # fmt: skip
+    differences = ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")
     lines = []
     for folder in folders:
         cells, summary = read(folder)
         rows = [row for row in records_of(summary) if row["verdict"] != "control"]
         if not rows:
             continue
-        head = "| scenario | model | method | n | time ÷ full | forward FLOPs - % | to full | equal FLOPs | equal time | against shortened training |"
-        lines += [*_stands_on(folder, cells, rows[0]), "", head, "| --- " * (head.count("|") - 1) + "|"]
+        lines += [*_stands_on(folder, cells, rows[0]), "", line(head), line(["---"] * len(head))]
         for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
             counts = "average_" if row["streamed"] else ""
             said = PHRASES[row["verdict"]]
             said += f", p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else ""
             if row["verdict"] == "undecided" and row["holm_p"] <= LEVEL:
                 said += f" ({clean(row['verdict_reason'])})"
-            texts = [
-                row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"]), spanned(row, "train_time_ratio", "", 2),
-                plus_minus(row, "forward_flops_reduction_percent", 1),
-                *(spanned(row, f"{counts}{name}_points") for name in
-                  ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")),
-                f"**{said}**" if row["verdict"] == "ahead" else said,
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(text.replace('|', '/') for text in texts)} |")
+            texts = [row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"])]
+            texts += [spanned(row, "train_time_ratio", "", 2), plus_minus(row, "forward_flops_reduction_percent", 1)]
+            texts += [spanned(row, f"{counts}{name}_points") for name in differences]
+            lines.append(line([*texts, f"**{said}**" if row["verdict"] == "ahead" else said]))
         name = folder.name
         lines += [
             "",
-            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds; p after Holm's "
-            f"correction. Controls, accuracies and slopes: [results/{name}.md](results/{name}.md).",
+            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds; p after "
+            f"Holm's correction. Controls, accuracies and slopes: [results/{name}.md](results/{name}.md).",
             "",
             f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
             "",
@@ -126,34 +122,34 @@ def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> lis
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
-    return [f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
-            f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(row)}"]  # fmt: skip
+    said = f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, "
+    said += f"torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
+    return [f"{said}{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(row)}"]
 
 
 def evidence_figure(folder: Path) -> str:
-    """Accuracy (of streams the mean over the chunks) against the FLOPs of training, comparison by comparison, as SVG."""
+    """Accuracy (of streams the mean over the chunks) against the FLOPs of training, by comparison, as SVG."""
     from ldbench.reporting.comparisons import COMPARISON, records_of
     from ldbench.reporting.plots import Point, cost_grid
 
-    panels = {}
+    panels: dict[str, list[Point]] = {}
     for _, group in read(folder)[1].groupby(COMPARISON, sort=False):
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""
-        panels[f"{rows[0]['model']}, {rows[0]['scenario']}{what}"] = [
-            Point(
-                row["label"], row["verdict"] == "control",
-                tuple(100 - row[f"total_flops_reduction_percent_{part}"] for part in ("mean", "high", "low")),
-                tuple(row[f"{name}_{part}"] for part in ("mean", "low", "high")), [],
-            )
-            for row in rows
-        ]  # fmt: skip
+        panel = panels[f"{rows[0]['model']}, {rows[0]['scenario']}{what}"] = []
+        for row in rows:
+            flops = tuple(100 - row[f"total_flops_reduction_percent_{part}"] for part in ("mean", "high", "low"))
+            reached = tuple(row[f"{name}_{part}"] for part in ("mean", "low", "high"))
+            panel.append(Point(row["label"], row["verdict"] == "control", flops, reached, []))
     return cost_grid(panels, "training FLOPs, % of full")
 
 
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
-    """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced. Raises ``ValueError`` where there
-    is no such place."""
+    """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced.
+
+    Raises ``ValueError`` where there is no such place.
+    """
     for name, table in tables.items():
         head, start, rest = text.partition(f"<!-- {name} table -->")
         _, end, tail = rest.partition("<!-- end -->")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ldbench.costs.table import CostTable as CostTable
     from ldbench.data.stream import Stream as Stream
     from ldbench.dropping.drop import Drop as Drop
+    from ldbench.dropping.engine import Hooks as Hooks
     from ldbench.dropping.engine import LayerDropper as LayerDropper
     from ldbench.errors import UserError as UserError
     from ldbench.meters import measure as measure
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ldbench.records.results import load_results as load_results
     from ldbench.reporting.report import write_report as write_report
     from ldbench.stages.split import split_stages as split_stages
+    from ldbench.store.budget import StoreOptions as StoreOptions
 
 __version__ = "0.1.0"
 
@@ -36,11 +38,13 @@ _HOME = {
     "Drop": "dropping.drop",
     "FixedSchedule": "policies.rules",
     "FreezeOut": "policies.baselines",
+    "Hooks": "dropping.engine",
     "LayerDropper": "dropping.engine",
     "LearnAndDrop": "policies.rules",
     "Method": "policies.registry",
     "ModelSpec": "models.fit",
     "Observation": "policies.base",
+    "StoreOptions": "store.budget",
     "Stream": "data.stream",
     "UserError": "errors",
     "build_model": "models.zoo",

@@ -172,7 +172,7 @@ def test_a_cost_table_of_anything_is_one_line(tmp_path: Path, monkeypatch: pytes
     for table in ({}, [], None, {"flops": [{}], "tiers": 3}, {"flops": "x", "tiers": {}}):
         write_sealed(tmp_path / "table.json", {"what": {"model": "m"}, "table": table})
         with pytest.raises(UserError, match=r"table\.json holds no cost table"):
-            preparation._given_table(tmp_path, {"model": "m"})
+            preparation.given_table(tmp_path, {"model": "m"})
 
 
 def test_a_planted_data_file_is_never_unpickled_even_with_the_right_checksum(

@@ -74,7 +74,7 @@ def build_seconds(table: CostTable, plan: StorePlan, current: int, cut: int, tie
 
 
 def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> float:
-    """Time that the samples still to come take until they are in the store at ``cut``; nothing while images are read."""
+    """Time that the samples still to come take into the store at ``cut``; nothing while images are read."""
     if cut == 0:
         return 0.0
     per_batch = table.input_seconds + sum(table.inference[:cut])
@@ -83,12 +83,18 @@ def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> f
 
 
 def best_cut(
-    table: CostTable, plan: StorePlan, current: int, stopped: int, remaining_steps: int, legal: Sequence[bool],
+    table: CostTable,
+    plan: StorePlan,
+    current: int,
+    stopped: int,
+    remaining_steps: int,
+    legal: Sequence[bool],
     exact: bool = False,
-) -> CutChoice:  # fmt: skip
+) -> CutChoice:
     """Among the stopped prefixes the cut with the largest remaining_steps x (step now - step there) - building cost.
 
-    What later samples take on their way into the store, beyond what they take now, is part of the building cost. Only a positive balance is taken; ``exact`` considers ``stopped`` alone.
+    What later samples take on their way into the store, beyond what they take now, is part of the building cost.
+    Only a positive balance is taken; ``exact`` considers ``stopped`` alone.
     """
     now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
     arriving = arrival_seconds(table, plan, current, plan.current_tier)

@@ -12,7 +12,8 @@ from ldbench.store.budget import StoreBudget
 
 
 class CostModel:
-    """The cost table, measured when it is first needed, and the bytes a store may take, settled when they are first asked for.
+    """The cost table, measured when it is first needed, and the bytes a store may take, settled when they are first
+    asked for.
 
     Args:
         table: measured before; None: ``measure`` makes it.

@@ -76,9 +76,7 @@ def stage_rows(table: CostTable, parameters: list[int], energy: StageEnergy = NO
     return rows
 
 
-def cut_rows(
-    table: CostTable, plan: StorePlan, legal: list[bool], energy: StageEnergy = NOT_ASKED
-) -> list[CutRow]:  # fmt: skip
+def cut_rows(table: CostTable, plan: StorePlan, legal: list[bool], energy: StageEnergy = NOT_ASKED) -> list[CutRow]:
     """Every possible cut, each against the full network reading images."""
     steps = plan.samples // table.batch_size
     epoch = steps * table.step_seconds(0)
@@ -104,7 +102,7 @@ def cut_rows(
 
 def as_dict(
     table: CostTable, stages: list[StageRow], cuts: list[CutRow], samples: int, energy: StageEnergy = NOT_ASKED
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """JSON-ready, with what the seconds are true for."""
     return {
         "batch_size": table.batch_size,

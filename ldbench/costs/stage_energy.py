@@ -39,11 +39,16 @@ class StageEnergy:
 
 
 def measure_stage_energy(
-    stages: nn.Sequential, fetch: Callable[[], tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
-    criterion: Callable[[Tensor, Tensor], Tensor], *, device: torch.device,
-    autocast: Callable[[], AbstractContextManager[Any]], seconds: float = WINDOW_SECONDS,
+    stages: nn.Sequential,
+    fetch: Callable[[], tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    seconds: float = WINDOW_SECONDS,
     meter: Callable[[torch.device], EnergyMeter] = energy_meter,
-) -> StageEnergy:  # fmt: skip
+) -> StageEnergy:
     """Repeat each part for ``seconds`` in a metered window of its own, on copies; nothing of the caller's is changed.
 
     Args:

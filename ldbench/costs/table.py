@@ -24,8 +24,8 @@ class CostTable:
     Attributes:
         steps: a whole training step of the stages from each cut on, its input at hand. Not the sum of the parts: in a
             whole step every part finds the caches full of the others' activations.
-        forward, backward: train mode, each stage by itself; ``backward`` includes the gradient of the stage's input, save
-            for the first stage, whose input needs none.
+        forward, backward: train mode, each stage by itself; ``backward`` includes the gradient of the stage's input,
+            save for the first stage, whose input needs none.
         inference: forward in eval mode without gradients, per stage.
         input_seconds: fetching and normalising a minibatch of images.
         tiers: cost of the activation store by tier.

@@ -53,16 +53,25 @@ class _Stopwatch:
 
 
 def measure_costs(
-    stages: nn.Sequential, names: Sequence[str], fetch: Callable[[], tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
-    criterion: Callable[[Tensor, Tensor], Tensor], *, device: torch.device, folder: Path, cache_dtype: str = "fp32",
-    autocast: Callable[[], AbstractContextManager[Any]], rounds: int = 9, budget_seconds: float = 20.0,
+    stages: nn.Sequential,
+    names: Sequence[str],
+    fetch: Callable[[], tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    *,
+    device: torch.device,
+    folder: Path,
+    cache_dtype: str = "fp32",
+    autocast: Callable[[], AbstractContextManager[Any]],
+    rounds: int = 9,
+    budget_seconds: float = 20.0,
     machine: dict[str, Any] | None = None,
-) -> CostTable:  # fmt: skip
+) -> CostTable:
     """Measure a cost table on copies of the stages; nothing of the caller's is changed, random states included.
 
-    Every round times each part once and a whole step from each cut; medians over the rounds are kept, those of whole steps
-    relative to the full one of the same round. After one round to warm up at least 3 are made, then as many as fit
-    ``budget_seconds``, at most ``rounds``.
+    Every round times each part once and a whole step from each cut; medians over the rounds are kept, those of whole
+    steps relative to the full one of the same round. After one round to warm up at least 3 are made, then as many as
+    fit ``budget_seconds``, at most ``rounds``.
 
     Args:
         fetch: gives a minibatch of images and targets as training would read it.
@@ -90,12 +99,17 @@ def measure_costs(
     columns = {key: [watch.typical(key, s) for s in range(count)] for key in ("forward", "backward", "inference")}
     alone = [a + b for a, b in zip(columns["forward"], columns["backward"], strict=True)]
     return CostTable(
-        stages=list(names), batch_size=len(x), **columns,
-        steps=between({cut: watch.relative("step", cut) for cut in cuts}, alone), input_seconds=watch.typical("input"),
-        tiers=tiers, flops=count_stage_flops(stages, tuple(x.shape[1:])),
+        stages=list(names),
+        batch_size=len(x),
+        **columns,
+        steps=between({cut: watch.relative("step", cut) for cut in cuts}, alone),
+        input_seconds=watch.typical("input"),
+        tiers=tiers,
+        flops=count_stage_flops(stages, tuple(x.shape[1:])),
         normalised=[any(getattr(m, "running_mean", None) is not None for m in stage.modules()) for stage in stages],
-        machine=machine or {}, seconds_to_measure=time.perf_counter() - began,
-    )  # fmt: skip
+        machine=machine or {},
+        seconds_to_measure=time.perf_counter() - began,
+    )
 
 
 def timed_cuts(count: int) -> list[int]:
@@ -105,7 +119,9 @@ def timed_cuts(count: int) -> list[int]:
 
 
 def between(known: dict[int, float], alone: Sequence[float]) -> list[float]:
-    """Step seconds of every cut: those ``known``, and between two of them in proportion to the stages' times ``alone``."""
+    """Step seconds of every cut: those ``known``, and between two of them in proportion to the stages' times
+    ``alone``.
+    """
     steps = [known.get(cut, 0.0) for cut in range(len(alone))]
     ends = sorted(known)
     for low, high in itertools.pairwise(ends):
@@ -116,8 +132,8 @@ def between(known: dict[int, float], alone: Sequence[float]) -> list[float]:
 
 
 def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh optimizer of the same class and settings (``defaults`` may hold more than the constructor takes), at rate 0:
-    many steps on one minibatch must not lead the copy to numbers that take longer.
+    """A fresh optimizer of the same class and settings (``defaults`` may hold more than the constructor takes), at
+    rate 0: many steps on one minibatch must not lead the copy to numbers that take longer.
     """
     kind: Any = type(optimizer)
     known = inspect.signature(kind).parameters
@@ -128,10 +144,14 @@ def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramet
 
 
 def _time_round(
-    watch: _Stopwatch, stages: nn.Sequential, cuts: Sequence[int], stepper: torch.optim.Optimizer,
-    fetch: Callable[[], tuple[Tensor, Tensor]], criterion: Callable[[Tensor, Tensor], Tensor],
+    watch: _Stopwatch,
+    stages: nn.Sequential,
+    cuts: Sequence[int],
+    stepper: torch.optim.Optimizer,
+    fetch: Callable[[], tuple[Tensor, Tensor]],
+    criterion: Callable[[Tensor, Tensor], Tensor],
     autocast: Callable[[], AbstractContextManager[Any]],
-) -> None:  # fmt: skip
+) -> None:
     x, labels = watch.time("input", 0, fetch)
     inputs = {}
     for s, stage in enumerate(stages):

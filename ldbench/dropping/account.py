@@ -1,4 +1,4 @@
-"""What a run's drops took, saved and met: executed FLOPs, seconds, drops, and what went wrong without ending the run."""
+"""What a run's drops came to: executed FLOPs, seconds, drops, and what went wrong without ending the run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class FlopLedger:
                 self.building += samples * entry.forward
 
     def add_scoring(self, samples: int, first: int, own: Sequence[int]) -> None:
-        """A forward pass of ``samples`` from stage ``first`` to the end for a score, which itself took ``own`` per stage."""
+        """A forward pass of ``samples`` from stage ``first`` on for a score, which itself took ``own`` per stage."""
         for s, (entry, flops) in enumerate(zip(self.table, own, strict=False)):
             passed = samples * entry.forward if s >= first else 0
             self.forward[s] += passed + flops

@@ -21,7 +21,8 @@ class Drop:
         cut: leading stages gone from now on.
         reason: in words.
         store_tier, store_bytes, store_dtype: of the store; None, 0 and None where dropped stages go on running forward.
-        store_relative_error: root mean square error that the store's dtype brings into the activations, relative to theirs.
+        store_relative_error: root mean square error that the store's dtype brings into the activations, relative to
+            theirs.
         build_seconds: statistics and store.
         predicted_saving_seconds: over the rest of the run, building taken off.
         at_chunk_end: made when a chunk was over and evaluated, not at a check.

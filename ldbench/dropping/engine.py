@@ -57,7 +57,7 @@ from ldbench.stages.residual import random_depth
 from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
-from ldbench.store.budget import StoreBudget, StoreOptions, Tier, resolve_budget, store_bytes
+from ldbench.store.budget import StoreOptions, Tier, resolve_budget, store_bytes
 from ldbench.store.fill import NoRoom
 
 
@@ -79,9 +79,9 @@ class Hooks:
 class LayerDropper:
     """Trains on while leading stages leave the network; the module's docstring has the loop.
 
-    Evaluate, copy and save ``model`` itself, which stays whole and ordinary. Dropped stages are put into evaluation mode
-    whenever the engine runs them, so a ``model.train()`` does not disturb them; a forward pass of the whole model in train
-    mode does move their BatchNorm statistics, as in any model.
+    Evaluate, copy and save ``model`` itself, which stays whole and ordinary. Dropped stages are put into evaluation
+    mode whenever the engine runs them, so a ``model.train()`` does not disturb them; a forward pass of the whole model
+    in train mode does move their BatchNorm statistics, as in any model.
 
     Args:
         model: a network ``torch.fx`` can trace; it is on its device already.
@@ -89,8 +89,8 @@ class LayerDropper:
         data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a ``BatchSource``.
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
         epochs: length of the run; ``total_steps`` says it in steps instead.
-        policy: when to drop; ``AutoFreeze()`` by default, which was ahead of the others where they were compared. Where it
-            has learning rates of its own (``lr_scales``), the loop has to follow.
+        policy: when to drop; ``AutoFreeze()`` by default, which was ahead of the others where they were compared.
+            Where it has learning rates of its own (``lr_scales``), the loop has to follow.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
         check_every: steps between two checks; 4 checks an epoch by default.
@@ -101,7 +101,8 @@ class LayerDropper:
         autocast: gives the context the forward pass runs in.
         augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
         criterion: used to measure the cost table.
-        stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by default.
+        stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by
+            default.
         hooks: what is called while the engine works.
 
     Attributes:
@@ -145,7 +146,9 @@ class LayerDropper:
             raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
         steps = full_steps(self.stream, self.batch_size, epochs or 0) if total_steps is None else total_steps
         every = check_every or max(1, mean_steps(self.stream, self.batch_size) // 4)
-        folder = options.folder or self._temporary_folder()
+        folder = options.folder or Path(tempfile.mkdtemp(prefix="ldbench-"))
+        if options.folder is None:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
         self.stages = split_stages(model)
         self.stage_names = [str(stage.stage_name) for stage in self.stages]
@@ -170,8 +173,11 @@ class LayerDropper:
             on_batch=self.hooks.on_batch,
             note=self._note,
         )
-        settle = functools.partial(_settled_budget, options.budget, self.device, folder)
-        self.costs = CostModel(costs, functools.partial(self._measure_costs, folder, options.dtype), settle)
+        self.costs = CostModel(
+            costs,
+            functools.partial(self._measure_costs, folder, options.dtype),
+            functools.partial(resolve_budget, options.budget, self.device, folder),
+        )
         depth = random_depth(self.stages, seed, compile) if self.policy.survival(0.0, 1) is not None else None
         self.live = LiveNetwork(self.stages, seed, compiled=compile, runs_dropped=execution == "freeze", depth=depth)
         self._waiting = 0  # stages that have stopped and are dropped when their chunk is over
@@ -189,10 +195,8 @@ class LayerDropper:
 
         ``first``: how many are left out at the beginning.
         """
-        size = self.batch_size
         order = self.active[sample_order(len(self.active), self.seed, epoch)]
-        for start in range(first * size, self.steps_per_epoch * size, size):
-            indices = order[start : start + size]
+        for indices in torch.split(order, self.batch_size)[first : len(order) // self.batch_size]:
             if self.store is not None:
                 with self.account.reading():
                     x, y = self.activations.batch(indices)
@@ -283,19 +287,9 @@ class LayerDropper:
         return self.activations.active
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps of a pass over the samples that can be drawn now."""
-        return len(self.active) // self.batch_size
-
-    @property
     def store(self) -> ActivationStore | None:
         """The activation store that is read now; None while images are."""
         return self.activations.store
-
-    @property
-    def live_stages(self) -> int:
-        """Stages still in the training network."""
-        return len(self.stages) - self.cut
 
     @property
     def _runs_from(self) -> int:
@@ -319,7 +313,7 @@ class LayerDropper:
         return self._consider(stopped) if stopped > self.cut else None
 
     def _consider(self, stopped: int, at_chunk_end: bool = False) -> Drop | None:
-        """Drop some or all of the first ``stopped`` stages, as the cost model says, or note why none. Raises ``ValueError``."""
+        """Drop as many of the first ``stopped`` stages as pays, or note why none. Raises ``ValueError``."""
         if not 0 <= stopped < len(self.stages):
             raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
         choice = self._choose(stopped)
@@ -405,26 +399,15 @@ class LayerDropper:
 
     def _measure_costs(self, folder: Path, dtype: str) -> CostTable:
         indices = self.active[: self.batch_size]
+        fetch = functools.partial(self.activations.images.batch, indices)
+        place: dict[str, Any] = {"device": self.device, "folder": folder, "cache_dtype": dtype}
         return measure_costs(
-            self.stages,
-            self.stage_names,
-            lambda: self.activations.images.batch(indices),
-            self.optimizer,
-            self.criterion,
-            device=self.device,
-            folder=folder,
-            cache_dtype=dtype,
-            autocast=self.autocast,
+            self.stages, self.stage_names, fetch, self.optimizer, self.criterion, autocast=self.autocast, **place
         )
 
     def _note(self, what: str) -> None:
         self.account.incidents.append({"step": self.step_count, "what": what})
         self.hooks.note(what)
-
-    def _temporary_folder(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="ldbench-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return folder
 
     # --- going on after an interruption ------------------------------------------------------------------------------
 
@@ -433,15 +416,8 @@ class LayerDropper:
         return None if self._pending is None else self._drop(**self._pending)
 
     def _parts(self) -> dict[str, Any]:
-        return {
-            "schedule": self.schedule,
-            "costs": self.costs,
-            "account": self.account,
-            "policy": self.policy,
-            "monitors": self.monitors,
-            "activations": self.activations,
-            "live": self.live,
-        }
+        names = ("schedule", "costs", "account", "policy", "monitors", "activations", "live")
+        return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """What the engine needs, beside model and optimizer, to go on with the same bits: JSON values and tensors."""
@@ -461,7 +437,3 @@ class LayerDropper:
             self._advance(state["cut"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-
-
-def _settled_budget(budget: str | StoreBudget | None, device: torch.device, folder: Path) -> StoreBudget:
-    return budget if isinstance(budget, StoreBudget) else resolve_budget(budget, device, folder)

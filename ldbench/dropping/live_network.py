@@ -69,7 +69,7 @@ class LiveNetwork:
         return x
 
     def draw(self, step: int, survival: Callable[[int], Sequence[float] | None]) -> None:
-        """Decide which residual blocks step number ``step`` leaves out; ``survival``: their probabilities, given how many."""
+        """Decide which residual blocks a step leaves out; ``survival``: the blocks' probabilities, given how many."""
         if self.depth is not None:
             self.depth.draw(step, survival(len(self.depth.places)) or [])
 

@@ -1,4 +1,4 @@
-"""What every monitor is: a figure per stage at each check, and the state that it takes to go on after an interruption."""
+"""What every monitor is: a figure per stage at each check, and a state to go on from."""
 
 from __future__ import annotations
 

@@ -89,9 +89,10 @@ class PerturbationMonitor(ParameterMonitor):
 class PlasticityMonitor(Monitor):
     """Distance of each stage's output from a snapshot's, on a fixed probe batch in evaluation mode.
 
-    The similarity-preserving loss of Tung and Mori 2019 (arXiv:1907.09682): ||G - G'||_F^2 / b^2 with G the b x b matrix of
-    inner products of the flattened outputs of b samples, each row divided by its norm. Of the snapshot, which is renewed
-    every ``renewal`` checks, only the G of every stage are kept, so that it costs no pass and b^2 numbers per stage.
+    The similarity-preserving loss of Tung and Mori 2019 (arXiv:1907.09682): ||G - G'||_F^2 / b^2 with G the b x b
+    matrix of inner products of the flattened outputs of b samples, each row divided by its norm. Of the snapshot,
+    which is renewed every ``renewal`` checks, only the G of every stage are kept, so that it costs no pass and b^2
+    numbers per stage.
 
     Args:
         stages: the network's.

@@ -23,8 +23,8 @@ class Scores:
 
     Attributes:
         change: ||theta(t) - theta(t-1)|| / ||theta(t-1)|| per unit of learning rate summed since the last check.
-        continuation: k = max(0, (r - 1/sqrt(m)) / (1 - 1/sqrt(m))) with the directness r = ||net movement|| / path length
-            over the last m checks: 1 for a straight path, 0 for a random walk (which has r near 1/sqrt(m)).
+        continuation: k = max(0, (r - 1/sqrt(m)) / (1 - 1/sqrt(m))) with the directness r = ||net movement|| / path
+            length over the last m checks: 1 for a straight path, 0 for a random walk (which has r near 1/sqrt(m)).
     """
 
     change: list[float | None]
@@ -32,7 +32,7 @@ class Scores:
 
 
 def continuation_score(net: float, path: float, window: int) -> float:
-    """Directness of a path of ``window`` steps, rescaled so that a random walk gives 0; in [0, 1]. A path of length 0 gives 0."""
+    """Directness of a path of ``window`` steps, in [0, 1]: a random walk gives 0, and so does a path of length 0."""
     if path <= 0:
         return 0.0
     walk = 1 / math.sqrt(window)

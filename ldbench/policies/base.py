@@ -27,10 +27,11 @@ class Observation:
         change: layer-change score per stage, relative movement per unit of summed learning rate.
         continuation: continuation score per stage, in [0, 1].
         gradient: L1 norm per stage of the gradient summed over the interval that ends at this check; see
-            ``ldbench.dropping.monitors.GradientWatcher``.
-        plasticity: distance per stage of its output from a snapshot's; see ``ldbench.dropping.monitors.PlasticityWatcher``.
+            ``ldbench.dropping.monitors.GradientMonitor``.
+        plasticity: distance per stage of its output from a snapshot's; see
+            ``ldbench.dropping.monitors.PlasticityMonitor``.
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
-            ``ldbench.dropping.monitors.PerturbationWatcher``.
+            ``ldbench.dropping.monitors.PerturbationMonitor``.
     """
 
     step: int
@@ -57,8 +58,8 @@ class Policy(Protocol):
         needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
             measurement; nothing else is measured.
         exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
-        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs forward
-            passes.
+        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs
+            forward passes.
         waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
 
@@ -82,7 +83,7 @@ class Policy(Protocol):
         ...
 
     def survival(self, progress: float, blocks: int) -> list[float] | None:
-        """Probability in (0, 1] with which each residual block takes part in a step; None: none is skipped at random."""
+        """Probability in (0, 1] of each residual block to take part in a step; None: none is skipped at random."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

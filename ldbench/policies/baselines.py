@@ -1,7 +1,7 @@
 """Rules of other papers for when layers leave training, on this project's engine; what was taken and what differs.
 
-Each is a policy like every other: pure, resumable, and run with either execution, so that a rival is compared by its rule
-and not by how well somebody wrote its trainer.
+Each is a policy like every other: pure, resumable, and run with either execution, so that a rival is compared by its
+rule and not by how well somebody wrote its trainer.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class FreezeOut(NeverDrop):
     """Brock et al. 2017, "FreezeOut: Accelerate Training by Progressively Freezing Layers" (arXiv:1706.04983).
 
     Stage i anneals its own learning rate along half a cosine to zero at t_i and is frozen from then on; the t_i run
-    linearly from ``t_first`` for the first stage to 1 for the last, cubed where ``cubic``. With ``scaled``, the rate of
-    stage i starts at 1 / t_i times the base, so that each stage's rate has the same integral. The authors recommend
-    scaled cubic (their default, t_0 = 0.8) and unscaled linear (github.com/ajbrock/FreezeOut). What differs: the unit is
-    a stage instead of a layer, a warm-up of the recipe is kept, and the last stage is never frozen before the end.
+    linearly from ``t_first`` for the first stage to 1 for the last, cubed where ``cubic``. With ``scaled``, the rate
+    of stage i starts at 1 / t_i times the base, so that each stage's rate has the same integral. The authors recommend
+    scaled cubic (their default, t_0 = 0.8) and unscaled linear (github.com/ajbrock/FreezeOut). What differs: the unit
+    is a stage instead of a layer, a warm-up of the recipe is kept, and the last stage is never frozen before the end.
     """
 
     exact = True
@@ -68,15 +68,15 @@ class FreezeOut(NeverDrop):
 class AutoFreeze(NeverDrop):
     """Liu, Agarwal, Venkataraman 2021, "AutoFreeze: Automatically Freezing Model Blocks" (arXiv:2102.01386).
 
-    The run is divided into ``intervals``. Over each one the gradient of every parameter is summed up; g_s is the L1 norm of
-    that sum over stage s, and eta_s = |g_s(before) - g_s(now)| / g_s(before) its relative change from one interval to the
-    next. Among the stages that still train, the first one whose eta is at least their ``percentile``-th percentile is the
-    first to stay: all before it are frozen. From the authors' code (github.com/YuhanLiu11/AutoFreeze): L1 norm,
-    percentile 50, and the comparison among active layers alone.
+    The run is divided into ``intervals``. Over each one the gradient of every parameter is summed up; g_s is the L1
+    norm of that sum over stage s, and eta_s = |g_s(before) - g_s(now)| / g_s(before) its relative change from one
+    interval to the next. Among the stages that still train, the first one whose eta is at least their
+    ``percentile``-th percentile is the first to stay: all before it are frozen. From the authors' code
+    (github.com/YuhanLiu11/AutoFreeze): L1 norm, percentile 50, and the comparison among active layers alone.
 
-    What differs: the unit is a stage of any network instead of a block of BERT's encoder; the gradient is summed as the
-    optimizer sees it, clipping included; 20 intervals as in the authors' example (their code's default is 10), or as many
-    as there are checks. Their cache keeps every block's output in files; ours is the engine's store.
+    What differs: the unit is a stage of any network instead of a block of BERT's encoder; the gradient is summed as
+    the optimizer sees it, clipping included; 20 intervals as in the authors' example (their code's default is 10), or
+    as many as there are checks. Their cache keeps every block's output in files; ours is the engine's store.
     """
 
     exact = True
@@ -121,15 +121,15 @@ class Egeria(NeverDrop):
 
     The plasticity of a stage is the distance of its output from a reference model's, a snapshot of the training model
     that is renewed now and then: the similarity-preserving loss of Tung and Mori 2019 (arXiv:1907.09682) on a probe
-    batch. It is smoothed by a moving average over ``window`` checks, and a straight line is fitted to the last ``window``
-    averages. The first stage that still trains is frozen when the slope of that line has been within ``tolerance`` times
-    its largest value of the first three readings for ``patience`` checks in a row.
+    batch. It is smoothed by a moving average over ``window`` checks, and a straight line is fitted to the last
+    ``window`` averages. The first stage that still trains is frozen when the slope of that line has been within
+    ``tolerance`` times its largest value of the first three readings for ``patience`` checks in a row.
 
-    What differs: the probe batch is fixed and the reference only as old as ``window`` checks, so that the average spans
-    one life of it; the paper's reference is quantised to int8 to run on idle CPU cores, ours needs no pass of its own,
-    since only its similarities are kept; every stage's plasticity is read at each check instead of the first one's, since
-    runs here have tens of checks and not thousands; instead of watching the training loss to leave the initial phase it
-    waits for ``earliest``; what was dropped is never taken back when the learning rate falls tenfold.
+    What differs: the probe batch is fixed and the reference only as old as ``window`` checks, so that the average
+    spans one life of it; the paper's reference is quantised to int8 to run on idle CPU cores, ours needs no pass of
+    its own, since only its similarities are kept; every stage's plasticity is read at each check instead of the first
+    one's, since runs here have tens of checks and not thousands; instead of watching the training loss to leave the
+    initial phase it waits for ``earliest``; what was dropped is never taken back when the learning rate falls tenfold.
     """
 
     exact = True
@@ -187,16 +187,17 @@ def _slope(values: Sequence[float]) -> float:
 class ParameterFreezing(NeverDrop):
     """After Chen et al. 2021, "... Adaptive Parameter Freezing" (ICDCS 2021; github.com/chenc10/APF_Release).
 
-    Their effective perturbation of a scalar parameter is P = |E| / A, with E and A the exponential moving averages of its
-    movement between checks and of that movement's magnitude, weight ``memory`` on the past; where P is below
+    Their effective perturbation of a scalar parameter is P = |E| / A, with E and A the exponential moving averages of
+    its movement between checks and of that movement's magnitude, weight ``memory`` on the past; where P is below
     ``threshold`` the scalar moves about without getting anywhere. A stage has stopped when at least ``share`` of its
     scalars have been settled so at ``patience`` checks in a row.
 
-    What it adds to this project's directness (``ldbench.dropping.scores``): each scalar is judged by itself, and the past fades
-    instead of ending after a window. What differs from the paper, which is about what federated clients send: its
-    parameters freeze one by one, for a time, and thaw again; ``share`` and ``patience`` make a rule for stages of it.
-    Their memory is 0.95 and their threshold 0.1 over hundreds of rounds; a run here has tens of checks. For a random walk
-    P is below 0.25 in about 45 % of the scalars at a memory of 0.8; 30 % are two thirds of the way there.
+    What it adds to this project's directness (``ldbench.dropping.scores``): each scalar is judged by itself, and the
+    past fades instead of ending after a window. What differs from the paper, which is about what federated clients
+    send: its parameters freeze one by one, for a time, and thaw again; ``share`` and ``patience`` make a rule for
+    stages of it. Their memory is 0.95 and their threshold 0.1 over hundreds of rounds; a run here has tens of checks.
+    For a random walk P is below 0.25 in about 45 % of the scalars at a memory of 0.8; 30 % are two thirds of the way
+    there.
     """
 
     exact = True
@@ -229,15 +230,16 @@ class ParameterFreezing(NeverDrop):
 
 
 class StochasticDepth(NeverDrop):
-    """Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv:1603.09382); Zhang and He 2020 (arXiv:2010.13369).
+    """Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv:1603.09382); Zhang and He 2020
+    (arXiv:2010.13369).
 
-    No freezing rule: at every step residual block l of L takes part with probability p_l = 1 - (l / L) (1 - p_L), where
-    p_L is ``last``; a block left out for the whole minibatch is its shortcut alone, forward and backward. With ``gamma``
-    this is progressive layer dropping: p_L falls from 1 as (1 - last) exp(-gamma x progress) + last; 100 is the paper's
-    gamma. What differs from Huang et al.: while training a block's branch is divided by its probability, as Zhang and He
-    do, instead of multiplied by it in evaluation, so that the network evaluated and saved is the plain one; of a block
-    that changes the shape the projection of its shortcut is still computed, as it has to be. From Zhang and He only the
-    schedule is taken, not their transformer block. Networks without residual blocks are refused.
+    No freezing rule: at every step residual block l of L takes part with probability p_l = 1 - (l / L) (1 - p_L),
+    where p_L is ``last``; a block left out for the whole minibatch is its shortcut alone, forward and backward. With
+    ``gamma`` this is progressive layer dropping: p_L falls from 1 as (1 - last) exp(-gamma x progress) + last; 100 is
+    the paper's gamma. What differs from Huang et al.: while training a block's branch is divided by its probability,
+    as Zhang and He do, instead of multiplied by it in evaluation, so that the network evaluated and saved is the plain
+    one; of a block that changes the shape the projection of its shortcut is still computed, as it has to be. From
+    Zhang and He only the schedule is taken, not their transformer block. Networks without residual blocks are refused.
     """
 
     def __init__(self, last: float = 0.5, gamma: float | None = None) -> None:

@@ -1,8 +1,8 @@
 """When to drop: pure decisions from scores and progress, without torch, resumable through ``state_dict``.
 
-A policy never touches the network. It is shown an ``Observation`` and answers how many leading stages have stopped; what
-is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.policies.registry``. Rules taken
-from other papers are in ``ldbench.policies.baselines``.
+A policy never touches the network. It is shown an ``Observation`` and answers how many leading stages have stopped;
+what is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.policies.registry``.
+Rules taken from other papers are in ``ldbench.policies.baselines``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def useful_changes(seen: Observation) -> list[float | None]:
 class LearnAndDrop(NeverDrop):
     """Stops a stage when little of its movement still leads anywhere.
 
-    The useful change of stage s is u_s = c_s x k_s, its layer-change score times its continuation score: movement per unit
-    of learning rate, counted as far as it is directed. Both factors are needed. Under BatchNorm and weight decay c alone
-    settles at a level that follows the learning rate, not learning; k alone rises again at the end of an annealed run,
-    when hardly anything moves any more.
+    The useful change of stage s is u_s = c_s x k_s, its layer-change score times its continuation score: movement per
+    unit of learning rate, counted as far as it is directed. Both factors are needed. Under BatchNorm and weight decay
+    c alone settles at a level that follows the learning rate, not learning; k alone rises again at the end of an
+    annealed run, when hardly anything moves any more.
 
     A stage is calm at a check when u_s is at most ``remaining`` times the highest u_s it has had; it has stopped after
-    ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run, and
-    after a share p of the run at most ``pace`` x p of all stages: scores of neighbouring stages fall together, and what
-    leaves all at once leaves too early.
+    ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run,
+    and after a share p of the run at most ``pace`` x p of all stages: scores of neighbouring stages fall together, and
+    what leaves all at once leaves too early.
     """
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
@@ -84,9 +84,9 @@ class LearnAndDrop(NeverDrop):
 class FixedSchedule(NeverDrop):
     """Drops at fixed shares of the run: ``drops`` is a list of (progress, stages or share of the stages).
 
-    The default lets a quarter of the stages go at 30 %, half at 50 % and three quarters at 70 % of the run. With ``cheapest``
-    the engine takes the cut that pays best up to the scheduled one, by the cost table, instead of that very one: a wide
-    activation may cost more to read than the stages behind it cost to run.
+    The default lets a quarter of the stages go at 30 %, half at 50 % and three quarters at 70 % of the run. With
+    ``cheapest`` the engine takes the cut that pays best up to the scheduled one, by the cost table, instead of that
+    very one: a wide activation may cost more to read than the stages behind it cost to run.
     """
 
     refreshes = True

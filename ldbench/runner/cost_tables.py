@@ -13,7 +13,7 @@ from ldbench.io.checksums import plain
 from ldbench.records.cell_files import read_json
 
 
-def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
+def given_table(path: Path, what: dict[str, Any]) -> CostTable:
     """The table for ``what`` in a file or folder of an earlier run."""
     try:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -31,6 +31,6 @@ def _given_table(path: Path, what: dict[str, Any]) -> CostTable:
     raise UserError(f"cost table: {path} holds none for {what['model']} on {what['dataset']} with these settings")
 
 
-def _table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
+def table_name(what: dict[str, Any], machine: dict[str, Any]) -> str:
     text = json.dumps(plain([what, machine]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

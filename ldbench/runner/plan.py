@@ -36,7 +36,7 @@ def plan(experiment: Experiment) -> list[Cell]:
 
 
 def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
-    """Everything about a plan that can be known before training: models, data, stores, replays. Raises ``UserError``."""
+    """What can be known about a plan before training: models, data, stores, replays. Raises ``UserError``."""
     seen: set[tuple[str, ...]] = set()
     wanted = {(*cell.place, cell.method) for cell in planned}
     for cell in planned:

@@ -22,7 +22,7 @@ from ldbench.models.initial_weights import InitialWeights, torchvision_weights, 
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.records.environment import environment
-from ldbench.runner.cost_tables import _given_table, _table_name
+from ldbench.runner.cost_tables import given_table, table_name
 from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
@@ -55,9 +55,12 @@ class Preparation:
             self._data.clear()  # one data set at a time: cells of one data set follow each other
             options = self.experiment
             self._data[name] = self._resident(
-                name, image_size=options.image_size, train_size=options.train_size, test_size=options.test_size,
+                name,
+                image_size=options.image_size,
+                train_size=options.train_size,
+                test_size=options.test_size,
                 val_size=options.val_size,
-            )  # fmt: skip
+            )
         return self._data[name]
 
     def _load(self, name: str, **sizes: Any) -> Dataset:
@@ -115,7 +118,7 @@ class Preparation:
         weights.put_into(model, model_spec(cell, dataset))
 
     def costs(self, cell: Cell) -> CostTable:
-        """The cost table of a cell's model and data: from the results folder if it was measured there, else measured."""
+        """The cost table of a cell: from the results folder if it was measured there, else measured."""
         data = self.data(cell.dataset)
         machine = {
             key: value
@@ -126,9 +129,9 @@ class Preparation:
         what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
-            return _given_table(Path(self.experiment.cost_table), plain(what))
+            return given_table(Path(self.experiment.cost_table), plain(what))
         folder = self.folder / "costs"
-        path = folder / f"{_table_name(what, machine)}.json"
+        path = folder / f"{table_name(what, machine)}.json"
         with folder_lock(folder, self.note):  # who comes second waits, and decides by the same table
             saved = read_or_set_aside(path, self.note)
             if saved is not None:
@@ -145,11 +148,17 @@ class Preparation:
         stages = split_stages(model)
         indices = torch.randperm(len(data.train))[: cell.batch_size]
         return measure_costs(
-            stages, [str(stage.stage_name) for stage in stages], lambda: data.train.batch(indices),
+            stages,
+            [str(stage.stage_name) for stage in stages],
+            lambda: data.train.batch(indices),
             build_optimizer(cell, [list(model.parameters())]),
-            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing), device=self.device, folder=self.folder,
-            cache_dtype=cell.cache_dtype, autocast=autocast_for(cell.precision, self.device), machine=machine,
-        )  # fmt: skip
+            torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing),
+            device=self.device,
+            folder=self.folder,
+            cache_dtype=cell.cache_dtype,
+            autocast=autocast_for(cell.precision, self.device),
+            machine=machine,
+        )
 
     def check(self, cell: Cell) -> list[StageFlops]:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
@@ -174,16 +183,17 @@ class Preparation:
             smallest = min(store_bytes(stream.capacity, f.output_shape, cell.cache_dtype) for f in flops[:-1])
             if budget.tier_for(smallest) is None:
                 raise UserError(
-                    f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and fits "
-                    f"neither the device ({budget.device}), the host ({budget.pinned}) nor the disk ({budget.disk}); "
-                    "raise --cache-budget or choose --cache-dtype fp16"
+                    f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and "
+                    f"fits neither the device ({budget.device}), the host ({budget.pinned}) nor the disk "
+                    f"({budget.disk}); raise --cache-budget or choose --cache-dtype fp16"
                 )
         return flops
 
 
 def _check_channels_last(model: torch.nn.Module) -> None:
-    """Refuse what PyTorch's CPU backend cannot do without harm, seen in torch 2.11 and 2.14 with one thread: the backward pass
-    of a strided 1 x 1 convolution of 2 to 7 channels in channels_last writes beyond its buffer."""
+    """Refuse what PyTorch's CPU backend cannot do without harm, seen in torch 2.11 and 2.14 with one thread: the
+    backward pass of a strided 1 x 1 convolution of 2 to 7 channels in channels_last writes beyond its buffer.
+    """
     for name, layer in model.named_modules():
         if (
             isinstance(layer, torch.nn.Conv2d)
@@ -192,8 +202,8 @@ def _check_channels_last(model: torch.nn.Module) -> None:
             and layer.in_channels < 8
         ):
             raise UserError(
-                f"channels_last on a CPU: layer {name} is a strided 1 x 1 convolution of {layer.in_channels} channels, for which "
-                "PyTorch writes beyond its memory; choose a larger --width, or leave --channels-last out"
+                f"channels_last on a CPU: layer {name} is a strided 1 x 1 convolution of {layer.in_channels} channels, "
+                "for which PyTorch writes beyond its memory; choose a larger --width, or leave --channels-last out"
             )
 
 

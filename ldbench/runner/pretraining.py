@@ -1,4 +1,6 @@
-"""Makes weights to fine-tune from: one ordinary ``full`` run on a source data set, kept beside the cells and shared by them."""
+"""Makes weights to fine-tune from: one ordinary ``full`` run on a source data set, kept beside the cells and shared by
+them.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,32 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
     assert cell.pretrain_dataset is not None
     assert cell.pretrain_epochs is not None
     return dataclasses.replace(
-        cell, dataset=cell.pretrain_dataset, method="full", budget=None, epochs=cell.pretrain_epochs,
-        **dataclasses.asdict(default_recipe(cell.model)), compile=False, train_size=cell.pretrain_size, test_size=None,
-        val_size=0, image_size=image_size, eval_every="last", save_model="final", cache_dtype="fp32", cache_budget=None,
-        check_every=None, policy={}, scenario="scratch", init=None, pretrain_dataset=None, pretrain_epochs=None,
-        pretrain_size=None, chunks=None, memory=None, stream=None,
-    )  # fmt: skip
+        cell,
+        dataset=cell.pretrain_dataset,
+        method="full",
+        budget=None,
+        epochs=cell.pretrain_epochs,
+        **dataclasses.asdict(default_recipe(cell.model)),
+        compile=False,
+        train_size=cell.pretrain_size,
+        test_size=None,
+        val_size=0,
+        image_size=image_size,
+        eval_every="last",
+        save_model="final",
+        cache_dtype="fp32",
+        cache_budget=None,
+        check_every=None,
+        policy={},
+        scenario="scratch",
+        init=None,
+        pretrain_dataset=None,
+        pretrain_epochs=None,
+        pretrain_size=None,
+        chunks=None,
+        memory=None,
+        stream=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -54,21 +76,28 @@ class Pretrained:
     result: Mapping[str, Any]
 
     def for_classes(self, class_names: Sequence[str]) -> InitialWeights:
-        """The weights to begin with on a data set of these classes: the head is kept only where the source's are the same."""
+        """The weights to begin with on a data set of these classes: the head is kept only where the source's are the
+        same.
+        """
         told = self.result
         facts = {
-            "pretrain_seconds": told["train_seconds"], "pretrain_dataset": told["dataset"],
-            "pretrain_epochs": told["epochs"], "pretrain_images": told["train_size"],
+            "pretrain_seconds": told["train_seconds"],
+            "pretrain_dataset": told["dataset"],
+            "pretrain_epochs": told["epochs"],
+            "pretrain_images": told["train_size"],
             "pretrain_accuracy": told["test_accuracy"],
-        }  # fmt: skip
+        }
         new_head = list(told["class_names"]) != list(class_names)
         return dataclasses.replace(self.weights, new_head=new_head, facts=facts)
 
 
 def pretrained(
-    cell: Cell, out: Path, load: Callable[[Cell], Resident], checkpointer: Callable[[Path], Checkpointer],
+    cell: Cell,
+    out: Path,
+    load: Callable[[Cell], Resident],
+    checkpointer: Callable[[Path], Checkpointer],
     note: Callable[[str], None],
-) -> Pretrained:  # fmt: skip
+) -> Pretrained:
     """What ``cell``, a ``source_cell``, leaves: from the results folder where it is there and whole, else trained now.
 
     Whoever comes second waits for the first. An interrupted run goes on from its checkpoint.
@@ -92,7 +121,9 @@ def pretrained(
 
 
 def _kept(cell: Cell, folder: Path, note: Callable[[str], None]) -> Pretrained | None:
-    """What an earlier run left in ``folder``; damaged files are set aside and named. Raises ``UserError`` where it diverged."""
+    """What an earlier run left in ``folder``; damaged files are set aside and named. Raises ``UserError`` where it
+    diverged.
+    """
     mend_cell(folder, note)
     result = read_json(folder / "result.json")
     if result is None:

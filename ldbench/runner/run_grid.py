@@ -1,4 +1,6 @@
-"""Runs the cells of an experiment one after another: skips finished ones, records failed ones, goes on where it was stopped."""
+"""Runs the cells of an experiment one after another: skips finished ones, records failed ones, goes on where it was
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -100,9 +102,14 @@ class _Run:
     """One process's share of an experiment."""
 
     def __init__(
-        self, experiment: Experiment, out: Path, planned: Sequence[Cell], device: torch.device, progress: Progress,
+        self,
+        experiment: Experiment,
+        out: Path,
+        planned: Sequence[Cell],
+        device: torch.device,
+        progress: Progress,
         stop: StopRequest,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.experiment, self.out, self.progress, self.stop = experiment, out, progress, stop
         datasets = list(dict.fromkeys(cell.dataset for cell in planned))
         self.planned = sorted(planned, key=lambda cell: datasets.index(cell.dataset))  # a data set stays resident
@@ -161,7 +168,9 @@ class _Run:
                 lock.release()
 
     def _refuse_other_data(self, cell: Cell) -> None:
-        """Results over different data must never be compared: raises ``UserError`` when the files changed between runs."""
+        """Results over different data must never be compared: raises ``UserError`` when the files changed between
+        runs.
+        """
         now = self.preparation.data(cell.dataset).dataset.fingerprint
         for other in self.planned:
             status, _, seen = self.found[other.cell_id]
@@ -200,10 +209,16 @@ class _Run:
 
         try:
             run = run_cell(
-                cell, self.preparation.data(cell.dataset), self.preparation.costs(cell), folder,
-                device=self.preparation.device, replay=self._recorded_drops(cell), on_epoch=on_epoch, checkpointer=checkpointer,
+                cell,
+                self.preparation.data(cell.dataset),
+                self.preparation.costs(cell),
+                folder,
+                device=self.preparation.device,
+                replay=self._recorded_drops(cell),
+                on_epoch=on_epoch,
+                checkpointer=checkpointer,
                 initial=self.preparation.initial(cell, self._checkpointer),
-            )  # fmt: skip
+            )
         except Exception as error:  # a failed cell is recorded with its error and the others go on
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
@@ -217,12 +232,19 @@ class _Run:
     def _failure(self, cell: Cell, error: Exception) -> dict[str, Any]:
         text = " ".join(str(error).split()) or type(error).__name__
         return {
-            "schema_version": SCHEMA_VERSION, "cell_id": cell.cell_id, "model": cell.model, "dataset": cell.dataset,
-            "scenario": cell.scenario, "method": cell.method, "budget": cell.budget, "seed": cell.seed, "status": "failed",
+            "schema_version": SCHEMA_VERSION,
+            "cell_id": cell.cell_id,
+            "model": cell.model,
+            "dataset": cell.dataset,
+            "scenario": cell.scenario,
+            "method": cell.method,
+            "budget": cell.budget,
+            "seed": cell.seed,
+            "status": "failed",
             "error": text if isinstance(error, UserError) else f"{type(error).__name__}: {text}",
             "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
             "environment": environment(self.preparation.device),
-        }  # fmt: skip
+        }
 
     def _recorded_drops(self, cell: Cell) -> list[tuple[int, int, bool]] | None:
         source = replay_source(cell.method)

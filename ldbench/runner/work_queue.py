@@ -14,7 +14,8 @@ POLL_SECONDS = 1.0
 
 
 class WorkQueue:
-    """Hands out cells one by one, locked; those that somebody else is running come last, when their owner is done or dead.
+    """Hands out cells one by one, locked; those that somebody else is running come last, when their owner is done or
+    dead.
 
     Args:
         out: the results folder.
@@ -25,9 +26,13 @@ class WorkQueue:
     """
 
     def __init__(
-        self, out: Path, cells: Sequence[Cell], done: Callable[[Cell], bool], note: Callable[[str], None],
+        self,
+        out: Path,
+        cells: Sequence[Cell],
+        done: Callable[[Cell], bool],
+        note: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.out, self.cells, self.done, self.note, self._sleep = out, list(cells), done, note, sleep
         self._unlocked = self._told = False
 

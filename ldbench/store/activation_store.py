@@ -1,7 +1,7 @@
 """The activation store: the output of the dropped stages for every training sample, read by sample index.
 
-A store lives on the device while it fits the budget, then in pinned host memory, then in a memory-mapped file. A sample is
-one flat row in its memory format; rows are padded so that wide loads stay aligned.
+A store lives on the device while it fits the budget, then in pinned host memory, then in a memory-mapped file. A
+sample is one flat row in its memory format; rows are padded so that wide loads stay aligned.
 """
 
 from __future__ import annotations
@@ -38,9 +38,17 @@ class ActivationStore:
     """
 
     def __init__(
-        self, samples: int, shape: Sequence[int], dtype: str, tier: Tier, device: torch.device, *,
-        channels_last: bool = False, folder: Path | None = None, reopen: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        samples: int,
+        shape: Sequence[int],
+        dtype: str,
+        tier: Tier,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+        folder: Path | None = None,
+        reopen: Path | None = None,
+    ) -> None:
         self.samples, self.shape, self.dtype, self.tier = samples, tuple(shape), dtype, tier
         self.device, self.channels_last = device, channels_last and len(self.shape) == 3
         self.out_dtype = torch.float32
@@ -92,7 +100,7 @@ class ActivationStore:
         return self.rows.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def write(self, indices: Tensor, activations: Tensor) -> None:
-        """Store activations [B, *shape] as the rows ``indices`` (int64 [B], CPU). Raises ``StoreLost``, see ``read``."""
+        """Store activations [B, *shape] as rows ``indices`` (int64 [B], CPU). Raises ``StoreLost``, see ``read``."""
         self._check_file()
         self.out_dtype = activations.dtype
         where = indices.to(self.rows.device)
@@ -112,19 +120,24 @@ class ActivationStore:
             raise StoreLost(f"{self.file} was truncated")
 
     def read(self, indices: Tensor) -> Tensor:
-        """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they were computed in.
+        """Activations [B, *shape] of the samples ``indices`` (int64 [B], CPU) on the device, in the dtype they came in.
 
         Raises ``StoreLost`` when the file was truncated.
         """
         self._check_file()
         batch: Tensor = gather_rows(
-            self.rows, indices, self.shape, dtype=self.out_dtype, scales=self.scales, channels_last=self.channels_last,
+            self.rows,
+            indices,
+            self.shape,
+            dtype=self.out_dtype,
+            scales=self.scales,
+            channels_last=self.channels_last,
             device=self.device,
-        )  # fmt: skip
+        )
         return batch
 
     def relative_error(self, indices: Tensor, activations: Tensor) -> float:
-        """Root mean square of what storing changed in these rows, relative to that of the activations; 0 for an exact store."""
+        """Root mean square of what storing changed in these rows, relative to the activations; 0 if exact."""
         exact = activations.double()
         change = self.read(indices).double() - exact
         return float(change.square().sum().sqrt() / exact.square().sum().sqrt().clamp_min(1e-300))

@@ -1,4 +1,6 @@
-"""What training reads once stages are dropped: their stored output, made in a chain of drops and made again after a loss."""
+"""What training reads once stages are dropped: their stored output, made in a chain of drops and made again after a
+loss.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ class Activations:
         return self.chain[-1][0] if self.chain else 0
 
     def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
-        """What training reads of the samples ``indices`` (int64 [B], CPU): images or stored activations [B, ...], and targets [B].
+        """What training reads of the samples ``indices`` (int64 [B], CPU): images or stored activations [B, ...], and
+        targets [B].
 
         ``augment``: a draw for images; the store holds one view of each sample.
         """
@@ -120,7 +123,9 @@ class Activations:
         return x
 
     def _through(self, x: Tensor, cut: int) -> Tensor:
-        """``x`` sent through the first ``cut`` stages in evaluation mode, whatever a ``model.train()`` has made of them."""
+        """``x`` sent through the first ``cut`` stages in evaluation mode, whatever a ``model.train()`` has made of
+        them.
+        """
         segment = self.stages[:cut].eval()
         with self.autocast():
             for stage in segment:
@@ -128,7 +133,9 @@ class Activations:
         return x
 
     def fill(self, cut: int, tier: Tier) -> tuple[ActivationStore, float]:
-        """A store of the output of stage ``cut - 1`` made from what is read now, and its relative error. Raises ``NoRoom``."""
+        """A store of the output of stage ``cut - 1`` made from what is read now, and its relative error. Raises
+        ``NoRoom``.
+        """
         current = self.stored_cut
         batches = torch.split(self.active, self.batch_size)
         source = functools.partial(self.source, cut=current)
@@ -150,8 +157,8 @@ class Activations:
     def advance(self, chunk: int) -> int:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
 
-        With a store, what arrives passes once through the dropped stages and takes the rows of what left. An exception on
-        the way leaves everything as it was, but for those rows.
+        With a store, what arrives passes once through the dropped stages and takes the rows of what left. An exception
+        on the way leaves everything as it was, but for those rows.
 
         Returns:
             samples that passed; 0 without a store.
@@ -259,7 +266,9 @@ def first_rows(active: Tensor, samples: int) -> Tensor:
 
 
 def next_rows(rows: Tensor, active: Tensor, capacity: int) -> Tensor:
-    """The rows when the samples ``active`` are to be held: who stays keeps its row, who comes takes the lowest free one."""
+    """The rows when the samples ``active`` are to be held: who stays keeps its row, who comes takes the lowest free
+    one.
+    """
     following = torch.full_like(rows, -1)
     following[active] = rows[active]
     taken = torch.zeros(capacity, dtype=torch.bool)

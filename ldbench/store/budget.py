@@ -44,7 +44,8 @@ class StoreOptions:
 
     Attributes:
         dtype: of its rows: "fp32", "bf16", "fp16" or "int8".
-        budget: bytes it may take in each tier, in numbers or as ``resolve_budget`` reads them; None: half of what is free.
+        budget: bytes it may take in each tier, in numbers or as ``resolve_budget`` reads them; None: half of what is
+            free.
         folder: where a memory-mapped store may lie; None: a temporary folder.
         identity: names the data's content; with it a memory-mapped store can be taken up again after an interruption.
     """
@@ -71,14 +72,17 @@ def parse_budget(text: str) -> list[int]:
     return sizes
 
 
-def resolve_budget(text: str | None, device: torch.device, folder: Path) -> StoreBudget:
+def resolve_budget(wanted: str | StoreBudget | None, device: torch.device, folder: Path) -> StoreBudget:
     """The budget ``--cache-budget`` asks for.
 
     Args:
-        text: None for half of what is free in each tier; "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK" sizes.
+        wanted: None for half of what is free in each tier; "DEVICE", "DEVICE,HOST" or "DEVICE,HOST,DISK" sizes; or a
+            budget, which it is then.
         device: where training runs.
         folder: an existing folder on the disk that would hold a memory-mapped store.
     """
+    if isinstance(wanted, StoreBudget):
+        return wanted
     host = int(free_host_bytes() * AUTO_SHARE)
     on_gpu = device.type == "cuda"
     auto = [
@@ -86,7 +90,7 @@ def resolve_budget(text: str | None, device: torch.device, folder: Path) -> Stor
         host if on_gpu else 0,
         int(shutil.disk_usage(folder).free * AUTO_SHARE),
     ]
-    parts = parse_budget(text) if text is not None else []
+    parts = parse_budget(wanted) if wanted is not None else []
     sizes = parts + auto[len(parts) :]
     return StoreBudget(sizes[0], sizes[1] if on_gpu else 0, sizes[2])
 

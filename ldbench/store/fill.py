@@ -39,7 +39,8 @@ def fill_store(
     allocate: Callable[..., ActivationStore],
     tier: Tier,
 ) -> tuple[ActivationStore, float]:
-    """The segment's output in evaluation mode, row after row in the order of ``batches``, in the first tier from ``tier`` on that has room.
+    """The segment's output in evaluation mode, row after row in the order of ``batches``, in the first tier from
+    ``tier`` on that has room.
 
     Returns:
         the store, and the relative error of its first minibatch (what the store's dtype costs in precision).
@@ -68,9 +69,12 @@ def _tiers_from(tier: Tier) -> tuple[Tier, ...]:
 
 
 def _fill(
-    segment: nn.Sequential, batches: Iterable[Tensor], source: Source, autocast: Autocast,
+    segment: nn.Sequential,
+    batches: Iterable[Tensor],
+    source: Source,
+    autocast: Autocast,
     allocate: Callable[[torch.Size], ActivationStore],
-) -> tuple[ActivationStore, float]:  # fmt: skip
+) -> tuple[ActivationStore, float]:
     store: ActivationStore | None = None
     precision_error, filled = 0.0, 0
     try:

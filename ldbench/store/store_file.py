@@ -1,4 +1,4 @@
-"""Keeps the file of a memory-mapped store over an interruption, and takes it back only when everything about it fits."""
+"""Keeps the file of a memory-mapped store over an interruption, and takes it back only when all of it fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldbench.store.activation_store import ActivationStore
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """SHA-256 over ldbench's own source files, kernels included, hexadecimal: a commit's name says nothing about edits."""
+    """SHA-256 over ldbench's source files, kernels included, hexadecimal: a commit says nothing about edits."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for folder in (package, package / "kernels"):  # which is a link in a checkout, and not followed from the package
@@ -30,7 +30,7 @@ def code_version() -> str:
 
 
 def prefix_fingerprint(stages: Iterable[nn.Module], facts: Mapping[str, Any]) -> str:
-    """SHA-256 of what decides a store's rows: parameters and buffers of the dropped stages, code, and ``facts`` (JSON)."""
+    """SHA-256 of what decides a store's rows: state of the dropped stages, code, and ``facts`` (JSON)."""
     facts = {"code": code_version(), "torch": torch.__version__, **facts}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for stage in stages:
@@ -53,10 +53,14 @@ def keep_store(store: ActivationStore, fingerprint: str) -> None:
         return
     flush(store.file)
     card = {
-        "fingerprint": fingerprint, "content_sha256": _content(store.file), "samples": store.samples,
-        "shape": store.shape, "dtype": store.dtype, "out_dtype": str(store.out_dtype).removeprefix("torch."),
+        "fingerprint": fingerprint,
+        "content_sha256": _content(store.file),
+        "samples": store.samples,
+        "shape": store.shape,
+        "dtype": store.dtype,
+        "out_dtype": str(store.out_dtype).removeprefix("torch."),
         "channels_last": store.channels_last,
-    }  # fmt: skip
+    }
     write_sealed(_card(store.file), card)
 
 
@@ -75,9 +79,14 @@ def find_store(folder: Path, fingerprint: str, device: torch.device) -> Activati
             if card["fingerprint"] != fingerprint or _content(file) != card["content_sha256"]:
                 continue
             store = ActivationStore(
-                card["samples"], card["shape"], card["dtype"], "disk", device,
-                channels_last=card["channels_last"], reopen=file,
-            )  # fmt: skip
+                card["samples"],
+                card["shape"],
+                card["dtype"],
+                "disk",
+                device,
+                channels_last=card["channels_last"],
+                reopen=file,
+            )
             store.out_dtype = getattr(torch, card["out_dtype"])
             return store
     return None

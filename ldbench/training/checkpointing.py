@@ -18,7 +18,8 @@ from ldbench.store.store_file import code_version, discard_stores
 from ldbench.training.interrupts import StopRequest
 
 CHECKPOINT, HEARTBEAT = "checkpoint.safetensors", "heartbeat.json"
-# Five minutes are 1 % of a night's run; at that interval a checkpoint may take 3 s, which is what 1 % of training allows.
+# Five minutes are 1 % of a night's run; at that interval a checkpoint may take 3 s, which is what 1 % of training
+# allows.
 DEFAULT_MINUTES = 5.0
 MOST_SHARE = 0.01
 HEARTBEAT_SECONDS = 2.0

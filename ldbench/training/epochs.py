@@ -41,8 +41,8 @@ def plan_epochs(stream: Stream, batch_size: int, epochs: int, budget: float | No
 
     Args:
         budget: the share of each chunk's steps that is trained (at least one); None for all.
-        early: the budget is a share of all steps instead, and the first chunk is trained in full as far as it reaches; the
-            others share what is left evenly.
+        early: the budget is a share of all steps instead, and the first chunk is trained in full as far as it reaches;
+            the others share what is left evenly.
     """
     lengths = [len(chosen) // batch_size for chosen in stream.sets]
     shares = [budget or 1.0] * len(lengths)

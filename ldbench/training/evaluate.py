@@ -14,9 +14,12 @@ from ldbench.data.loader import ResidentSplit
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: ResidentSplit, autocast: Callable[[], AbstractContextManager[Any]], batch_size: int = 512,
+    model: nn.Module,
+    split: ResidentSplit,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    batch_size: int = 512,
     on_batch: Callable[[], None] = lambda: None,
-) -> tuple[float, float, Tensor]:  # fmt: skip
+) -> tuple[float, float, Tensor]:
     """Accuracy, mean cross-entropy, and per image whether it was right (bool [N], CPU), of the whole network."""
     model.eval()
     losses, hits = [], []

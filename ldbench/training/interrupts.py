@@ -14,7 +14,8 @@ HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """The user or the system wants the process to end. Not a ``KeyboardInterrupt``: Typer gives those a code of its own.
+    """The user or the system wants the process to end. Not a ``KeyboardInterrupt``: Typer gives those a code of its
+    own.
 
     Attributes:
         exit_code: 128 + the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.

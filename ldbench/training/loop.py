@@ -1,4 +1,4 @@
-"""The one training loop: every method of every cell runs through it, and goes on from a checkpoint with the same bits."""
+"""The training loop: every method of every cell runs through it, and goes on from a checkpoint with the same bits."""
 
 from __future__ import annotations
 

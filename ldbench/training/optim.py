@@ -25,7 +25,9 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
 
 
 def learning_rate_factor(schedule: str, step: float, total_steps: int, warmup_fraction: float) -> float:
-    """Factor on the base rate at ``step`` of ``total_steps``: linear warm-up, then cosine to 0, constant, or 0.1x at 1/2 and 3/4."""
+    """Factor on the base rate at ``step`` of ``total_steps``: linear warm-up, then cosine to 0, constant, or 0.1x at
+    1/2 and 3/4.
+    """
     warmup = int(warmup_fraction * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -109,7 +109,9 @@ def _stages(dropper: LayerDropper) -> list[dict[str, Any]]:
 
 
 def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
-    """What each chunk of a stream came to, on the whole test set; nothing where all data were there from the beginning."""
+    """What each chunk of a stream came to, on the whole test set; nothing where all data were there from the
+    beginning.
+    """
     stream, told = run.dropper.stream, []
     if run.cell.chunks is None:
         return {"chunks": [], "average_accuracy": None, "memory_size": None, "chunk_size": None}

@@ -143,7 +143,9 @@ class RunState:
         return self.dropper.costs.table
 
     def loss_is_broken(self) -> bool:
-        """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the device."""
+        """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the
+        device.
+        """
         return self.dropper.step_count % self.dropper.schedule.check_every == 0 and not math.isfinite(
             float(self.loss_sum)
         )
@@ -213,7 +215,7 @@ class RunState:
         return add_sessions(self._energy_before, self.clock.energy.total(), self.clock.seconds > self._seconds_before)
 
     def compile(self) -> None:
-        """Run the compiled network once forward and backward, leaving weights, statistics and gradients as they were."""
+        """Run the compiled network once, forward and backward, leaving weights, statistics, gradients as they were."""
         began = time.perf_counter()
         dropper = self.dropper
         buffers, random = [(b, b.clone()) for b in self.model.buffers()], random_states(dropper.device)

@@ -32,8 +32,8 @@ def stream_of(cell: Cell, dataset: Dataset) -> Stream:
     size = samples // cell.chunks
     if size < cell.batch_size:
         raise UserError(
-            f"{cell.dataset}: {cell.chunks} chunks of {samples} training images hold {size} each and fill no minibatch of "
-            f"{cell.batch_size}: take fewer --chunks, a smaller --batch-size or more images"
+            f"{cell.dataset}: {cell.chunks} chunks of {samples} training images hold {size} each and fill no minibatch "
+            f"of {cell.batch_size}: take fewer --chunks, a smaller --batch-size or more images"
         )
     memory = size if cell.memory is None else cell.memory
     labels, order = dataset.train.labels, cell.stream or STREAMS[0]

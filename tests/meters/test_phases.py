@@ -26,19 +26,11 @@ def record_of(cell: Cell) -> CellRun:
     """Train a cell that drops nothing."""
     experiment = experiment_from_dict({"train_size": cell.train_size, "test_size": cell.test_size})
     preparation = Preparation(experiment, Path("nowhere"), torch.device("cpu"))
-    data = preparation.data(cell.dataset)
-    return run_cell(
-        cell,
-        data,
-        CostTable.untimed(preparation.check(cell), cell.batch_size),
-        Path("nowhere"),
-        device=torch.device("cpu"),
-    )
+    costs = CostTable.untimed(preparation.check(cell), cell.batch_size)
+    return run_cell(cell, preparation.data(cell.dataset), costs, Path("nowhere"), device=torch.device("cpu"))
 
 
-def phases_on(
-    clock: Clock, gpu: Gpu, least: float = 0.0, edges: list[list[float]] | None = None
-) -> PhaseMeters:  # fmt: skip
+def phases_on(clock: Clock, gpu: Gpu, least: float = 0.0, edges: list[list[float]] | None = None) -> PhaseMeters:
     """Phases metered on ``gpu``; ``edges`` receives a list per phase of when its windows began and ended."""
     nvml = FakeNvml(gpu)
 
@@ -52,9 +44,8 @@ def phases_on(
             work()
             return lambda: None
 
-        return CounterMeter(
-            [counter], Calibration(gpu.longest, 50.0, lag_seconds=gpu.lag), minimum_seconds=least, clock=clock, sleep=clock.sleep, spawn=spawn
-        )  # fmt: skip
+        known = Calibration(gpu.longest, 50.0, lag_seconds=gpu.lag)
+        return CounterMeter([counter], known, minimum_seconds=least, clock=clock, sleep=clock.sleep, spawn=spawn)
 
     return PhaseMeters(torch.device("cpu"), meter)
 
@@ -124,8 +115,8 @@ def test_training_without_evaluation_in_between_is_one_window(
     clock = Clock()
     gpu = Gpu(clock, power=[(1e6, 200.0, 200.0)], tick=0.02)
     monkeypatch.setattr(training, "PhaseMeters", lambda device: phases_on(clock, gpu))
-    cell = next(iter(plan(experiment_from_dict({"model": ["resnet18"], "width": 0.125, "epochs": 3, "train_size": 128,
-                                                "test_size": 64, "batch_size": 64, "method": ["full"], "eval_every": every}))))  # fmt: skip
+    sizes = {"width": 0.125, "epochs": 3, "train_size": 128, "test_size": 64, "batch_size": 64}
+    [cell] = plan(experiment_from_dict({"model": ["resnet18"], "method": ["full"], "eval_every": every} | sizes))
     run = record_of(cell)
     assert run.result["energy_phases"]["training"]["windows"] == windows
     own = [row["energy_joules"] is not None for row in run.epochs]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from bisect import bisect_right
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pynvml
+import torch
+
+ONE, TWO = "GPU-11111111-aaaa-0000-0000-000000000000", "GPU-22222222-bbbb-0000-0000-000000000000"
+LOAD = [(1.0, 400.0, 400.0)]  # power that stays
 
 
 class Clock:
@@ -39,10 +44,20 @@ class Gpu:
     """
 
     def __init__(
-        self, clock: Clock, uuid: str = "GPU-11111111-aaaa-0000-0000-000000000000", *, seed: int = 0,
-        power: list[tuple[float, float, float]] | None = None, tick: float = 0.1, jitter: float = 0.0,
-        horizon: float = 120.0, mean_power: bool = False, latency: float = 0.0, lag: float = 0.0, average: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        clock: Clock,
+        uuid: str = ONE,
+        *,
+        seed: int = 0,
+        power: list[tuple[float, float, float]] | None = None,
+        tick: float = 0.1,
+        jitter: float = 0.0,
+        horizon: float = 120.0,
+        mean_power: bool = False,
+        latency: float = 0.0,
+        lag: float = 0.0,
+        average: float = 0.0,
+    ) -> None:
         self.clock, self.uuid, self.latency, self.random = clock, uuid, latency, random.Random(seed)
         self.lag, self.average = lag, average
         end = clock.now + horizon
@@ -190,3 +205,42 @@ class FakeNvml:
             SimpleNamespace(timeStamp=round(t * 1e6), sampleValue=SimpleNamespace(uiVal=round(w * 1000)))
             for t, w in new
         ]
+
+
+class QuickNvml(FakeNvml):
+    """The same without the cost of a mock a call, for thousands of windows."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        super().__init__(*gpus)
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda handle: handle.counter()
+        self.nvmlDeviceGetFieldValues = self._fields
+
+
+class RealTimeNvml(FakeNvml):
+    """A GPU at 400 W with a tick of 20 ms, on the real clock; ``work`` adds 300 W to that."""
+
+    def __init__(self) -> None:
+        super().__init__(Gpu(Clock(), power=LOAD))
+        self.nvmlDeviceGetTotalEnergyConsumption = self._watched("counter", self._joules)
+        self.work: list[float] = []  # begins and ends
+        self.loads = 0
+
+    def _joules(self, handle: Gpu) -> int:
+        now = time.perf_counter() // 0.02 * 0.02
+        worked = sum(sign * max(0.0, now - t) for t, sign in zip(self.work, itertools.cycle((1, -1)), strict=False))
+        return int(1000 * (400 * now + 300 * worked))
+
+    def prepare(self) -> float:
+        """As a load, of which ``load`` counts how many were made."""
+        return 0.0
+
+    def feed(self) -> None:
+        if len(self.work) % 2 == 0:
+            self.work.append(time.perf_counter())
+
+    def finish(self) -> None:
+        self.work.append(time.perf_counter())
+
+    def load(self, device: torch.device) -> RealTimeNvml:
+        self.loads += 1
+        return self
