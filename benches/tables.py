@@ -117,13 +117,15 @@ def verdict_table(folders: Sequence[Path]) -> str:
 
 
 def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
-    """What a table was made from: runs, machine, versions, days, and what its verdicts were corrected for."""
+    """What a table was made from: runs, machine, versions, commit, days, and what its verdicts were corrected for."""
     from ldbench.reporting.formatting import family
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
     said = f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, "
     said += f"torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
+    commits = dict.fromkeys(commit[:8] for commit in _named(cells, "environment_git_commit"))
+    said += f"commit {', '.join(commits) or '?'}, "
     return [f"{said}{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(row)}"]
 
 

@@ -137,7 +137,8 @@ class LayerDropper:
     ) -> None:
         self.model, self.optimizer, self.execution, self.seed = model, optimizer, execution, seed
         self.autocast, self.augment, self.criterion = autocast, augment, criterion
-        self.policy, self.hooks = policy or AutoFreeze(), hooks or Hooks()
+        self.policy = AutoFreeze() if policy is None else policy
+        self.hooks = Hooks() if hooks is None else hooks
         self.device = next(model.parameters()).device
         images, options = as_batch_source(data, self.device), store or StoreOptions()
         self.stream = stream or Stream.whole(len(images))

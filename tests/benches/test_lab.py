@@ -1,4 +1,4 @@
-"""The lab's run: parts within their time, what is done is kept, two files at the end. Parts are small commands of Python."""
+"""The lab's run: parts within their time, what is done is kept, two files at the end. Parts are small Python commands."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def test_the_parts_fit_into_eight_minutes_by_arithmetic(device: str, tmp_path: P
 
 
 def test_a_part_is_done_failed_cut_short_or_unavailable_and_the_others_are_kept(tmp_path: Path) -> None:
-    lab = called(tmp_path / "lab", [
+    planned = [
         part("good", writes(n=3, environment={"gpu": "GPU X"})),
         part("bad", writes(half=1) + "; print('what went wrong'); sys.exit(1)"),
         part("slow", writes(begun=1) + "; time.sleep(30)", seconds=1.0),
         part("absent", writes(unavailable_reason="no counter")),
         part("more", writes(seeds=1) + "; sys.exit(3)"),
         part("last", writes(n=4)),
-    ])  # fmt: skip
+    ]
+    lab = called(tmp_path / "lab", planned)
     states = {name: entry["state"] for name, entry in lab["parts"].items()}
-    assert states == {
-        "good": "done", "bad": "failed", "slow": "partial", "absent": "unavailable", "more": "partial", "last": "done",
-    }  # fmt: skip
+    ended = ("done", "failed", "partial", "unavailable", "partial", "done")
+    assert states == {entry.name: state for entry, state in zip(planned, ended, strict=True)}
     assert lab["parts"]["bad"]["reason"] == "exit code 1: what went wrong"
     assert lab["parts"]["slow"]["reason"] == "not done within 1 s"
     assert lab["parts"]["slow"]["seconds"] < 10
@@ -95,8 +95,11 @@ def test_a_part_is_done_failed_cut_short_or_unavailable_and_the_others_are_kept(
 def test_a_part_without_time_is_skipped_and_told_and_the_exit_code_asks_for_another_call(tmp_path: Path) -> None:
     from benches.lab_folder import counted
 
-    planned = [part("long", writes(n=1), seconds=30.0), part("short", writes(n=2), seconds=5.0),
-               part("rest", writes(n=3) + "; print(sys.argv)", seconds=30.0, least=2.0)]  # fmt: skip
+    planned = [
+        part("long", writes(n=1), seconds=30.0),
+        part("short", writes(n=2), seconds=5.0),
+        part("rest", writes(n=3) + "; print(sys.argv)", seconds=30.0, least=2.0),
+    ]
     lab = called(tmp_path, planned, seconds=20.0)
     assert lab["parts"]["long"]["state"] == "skipped"
     assert lab["parts"]["long"]["reason"] == "12 s were left, it may take 30"
@@ -114,7 +117,8 @@ def test_a_later_call_goes_on_from_the_archive(tmp_path: Path) -> None:
         f"{mark}cells = out.parent / 'training' / 'cells'; old = len(list(cells.glob('*'))) if cells.exists() else 0; "
         + (
             "(cells / str(old)).mkdir(parents=True); (cells / str(old) / 'result.json').write_text('{}'); "
-            "(cells / str(old) / 'weights.safetensors').write_text('large'); (cells / str(old) / '.lock').write_text(''); "
+            "(cells / str(old) / 'weights.safetensors').write_text('large'); "
+            "(cells / str(old) / '.lock').write_text(''); "
             "out.write_text(json.dumps({'old': old})); sys.exit(0 if old else 3)"
         )
     )
@@ -123,11 +127,8 @@ def test_a_later_call_goes_on_from_the_archive(tmp_path: Path) -> None:
     )
     planned = [part("first", mark + writes(n=1)), part("broken", broken), part("trainings", training)]
     before = called(folder, planned)
-    assert [before["parts"][name]["state"] for name in ("first", "broken", "trainings")] == [
-        "done",
-        "failed",
-        "partial",
-    ]
+    states = [before["parts"][name]["state"] for name in ("first", "broken", "trainings")]
+    assert states == ["done", "failed", "partial"]
     names = packed(folder)
     assert "training/cells/0/result.json" in names
     assert not [name for name in names if name.endswith((".safetensors", ".lock")) or "scratch" in name]
@@ -185,16 +186,11 @@ def test_two_calls_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_parts_write_their_caches_into_the_folder_and_no_child_outlives_them(tmp_path: Path) -> None:
-    names = [
-        "HOME",
-        "TMPDIR",
-        "TRITON_CACHE_DIR",
-        "TORCHINDUCTOR_CACHE_DIR",
-        "MPLCONFIGDIR",
-        "HYPOTHESIS_STORAGE_DIRECTORY",
-    ]
+    names = ["HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"]
+    names += ["HYPOTHESIS_STORAGE_DIRECTORY"]
     code = f"import os, subprocess; found = {{n: os.environ[n] for n in {names}}}; " + (
-        "found |= {'bytecode': os.environ['PYTHONDONTWRITEBYTECODE'], 'path': os.environ['PYTHONPATH'].split(os.pathsep)[0]}; "
+        "found['bytecode'] = os.environ['PYTHONDONTWRITEBYTECODE']; "
+        "found['path'] = os.environ['PYTHONPATH'].split(os.pathsep)[0]; "
         "found['child'] = subprocess.Popen(['sleep', '60']).pid; out.write_text(json.dumps(found))"
     )
     found = called(tmp_path / "lab", [part("one", code)])["results"]["one"]
@@ -236,7 +232,8 @@ def test_tests_without_time_are_named_and_those_that_passed_are_not_repeated(tmp
     (tmp_path / "test_some.py").write_text(cases)
     out = tmp_path / "found.json"
     script = (
-        f"import sys, time, pathlib; sys.path.insert(0, {str(ROOT)!r}); import pytest; from benches.lab_tests import Watch; "
+        f"import sys, time, pathlib; sys.path.insert(0, {str(ROOT)!r}); import pytest; "
+        "from benches.lab_tests import Watch; "
         f"watch = Watch(pathlib.Path({str(out)!r}), (0, 1), ['test_some.py::test_a'], time.monotonic() + 0.5); "
         "pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:hypothesispytest', 'test_some.py'], plugins=[watch])"
     )

@@ -28,16 +28,12 @@ def test_the_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tables.main() == 0
 
 
-WHERE = ENVIRONMENT | {
-    "gpu": "GPU X",
-    "driver": "1.2",
-    "cuda": "13.0",
-    "torch": "2.11",
-    "triton": "3.6",
-    "python": "3.12.1",
-    "numpy": "2.5",
-}
-CAPTION = "**GPU X**, driver 1.2, cuda 13.0, torch 2.11, triton 3.6, python 3.12.1, numpy 2.5, 2026-01-02, commit 0123456789ab."
+WHERE = ENVIRONMENT | {"gpu": "GPU X", "driver": "1.2", "cuda": "13.0", "torch": "2.11", "triton": "3.6"}
+WHERE |= {"python": "3.12.1", "numpy": "2.5"}
+CAPTION = (
+    "**GPU X**, driver 1.2, cuda 13.0, torch 2.11, triton 3.6, python 3.12.1, numpy 2.5, 2026-01-02, "
+    "commit 0123456789ab."
+)
 
 
 def lab_file(folder: Path, **results: Any) -> Path:
@@ -54,34 +50,32 @@ def test_the_kernel_table_has_bandwidth_peers_targets_and_what_they_were_measure
     from benches import lab_tables
 
     times = {"kernel": {"median_seconds": 1e-4, "n": 30}}
-    speed = {
-        "bytes_per_second": 2.655e12,
-        "share_of_copy": 0.885,
-        "times_faster_than": {"foreach": 2.41},
-        "times": times,
-    }
+    speed = {"bytes_per_second": 2.655e12, "share_of_copy": 0.885, "times_faster_than": {"foreach": 2.41}}
+    speed |= {"times": times}
     compiled = speed | {"times_faster_than": {"foreach": 2.4, "compiled": 1.2}}
     compiled["times"] = times | {"compiled": {"median_seconds": 1.2e-4, "n": 30, "in": "calls one by one"}}
     target = {"case": "resnet152", "share_of_copy": 0.85, "peer": "foreach", "times_faster": 2.2}
-    path = lab_file(
-        tmp_path,
-        kernels={
-            "ceilings": {"copy_bytes_per_second": 3e12}, "delta": {"resnet152": speed},
-            "compiled delta": {"resnet18": compiled, "vgg19": {"left_out": "3 s left"}},
-            "targets": {"delta": {"target": target, "share_of_copy": 0.885, "times_faster": 2.41, "met": True}},
-            "delta_correct": {"resnet152 float32": {"error_units": 3.21, "n": 1000, "differing": 0, "graph_differing": 1}},
-            "host": {"delta_norms": {"124 tensors": {"kernel": {"median_seconds": 12e-6}, "foreach": {"median_seconds": 3e-5}}},
-                     "gather_rows": {"indices on the host": {"median_seconds": 5e-5}}},
-        },
-        tests={"tests": {"passed": 61, "failed": 1, "not_run": ["a", "b"]},
-               "memcheck": {"cases": 32, "watched_by": "memcheck", "wrong": {}, "memory_errors": 5}},
-    )  # fmt: skip
+    right = {"error_units": 3.21, "n": 1000, "differing": 0, "graph_differing": 1}
+    deltas = {"kernel": {"median_seconds": 12e-6}, "foreach": {"median_seconds": 3e-5}}
+    gathers = {"indices on the host": {"median_seconds": 5e-5}}
+    kernels = {
+        "ceilings": {"copy_bytes_per_second": 3e12},
+        "delta": {"resnet152": speed},
+        "compiled delta": {"resnet18": compiled, "vgg19": {"left_out": "3 s left"}},
+        "targets": {"delta": {"target": target, "share_of_copy": 0.885, "times_faster": 2.41, "met": True}},
+        "delta_correct": {"resnet152 float32": right},
+        "host": {"delta_norms": {"124 tensors": deltas}, "gather_rows": gathers},
+    }
+    memcheck = {"cases": 32, "watched_by": "memcheck", "wrong": {}, "memory_errors": 5}
+    tests = {"tests": {"passed": 61, "failed": 1, "not_run": ["a", "b"]}, "memcheck": memcheck}
+    path = lab_file(tmp_path, kernels=kernels, tests=tests)
     text = lab_tables.kernel_table([path])
     assert text.splitlines()[0] == CAPTION
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert rows == [
         "| delta_norms, parameters of resnet152 | 2655 | 88% | foreach 2.41 | 30 |",
-        "| delta_norms, parameters of resnet18 (beside a compiled peer) | 2655 | 88% | foreach 2.40, compiled 1.20\\* | 30 |",
+        "| delta_norms, parameters of resnet18 (beside a compiled peer) | 2655 | 88% | foreach 2.40, compiled 1.20\\* "
+        "| 30 |",
     ]
     assert "A device copy moves 3000 GB/s" in text
     assert "(resnet152): 85% of a copy and 2.2 times foreach: met, 88% and 2.41." in text
@@ -95,8 +89,10 @@ def test_the_step_table_has_joules_with_bound_or_the_reason(tmp_path: Path) -> N
 
     step = {"model": "vgg11_bn", "stages": 11, "median_seconds": 4e-3, "p20": 3.9e-3, "p80": 4.2e-3, "n": 12}
     metered = {"joules_per_step": 1.5, "bound_joules_per_step": 0.02, "watts": 375.0, "unavailable_reason": None}
-    steps = [step | {"dropped": "none", "cut": 0, "of_a_whole_step": 1.0, "energy": metered},
-             step | {"dropped": "half", "cut": 5, "energy": {"unavailable_reason": "3 s were left"}}]  # fmt: skip
+    steps = [
+        step | {"dropped": "none", "cut": 0, "of_a_whole_step": 1.0, "energy": metered},
+        step | {"dropped": "half", "cut": 5, "energy": {"unavailable_reason": "3 s were left"}},
+    ]
     sizes = {"batch": 128, "precision": "bf16", "least_steps": 20}
     rows = lab_tables.step_table([lab_file(tmp_path, steps={"steps": steps, "sizes": sizes})]).splitlines()
     assert rows[0] == CAPTION
@@ -144,9 +140,8 @@ def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_pa
     assert text.startswith("**evidence-x**: 24 runs on Test CPU, torch ")
     assert "2 tests of this report" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
-        "short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop", "freeze",
-    ]  # fmt: skip
+    methods = [row.split(" | ")[0].strip("| ") for row in rows]
+    assert methods == ["short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop", "freeze"]
     assert len({row.count(" | ") for row in rows}) == 1
     assert tables.evidence_table([]) == tables.NO_EVIDENCE
 

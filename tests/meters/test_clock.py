@@ -7,9 +7,7 @@ import time
 import pytest
 import torch
 from support.fake_nvml import RealTimeNvml
-from support.metering import (
-    real_time_meter,
-)
+from support.metering import real_time_meter
 
 from ldbench.meters import TrainClock
 

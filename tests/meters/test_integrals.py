@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_nvml import Clock, Gpu
-from support.metering import (
-    seeds,
-)
+from support.metering import seeds
 
 from ldbench.meters import Unavailable
 from ldbench.meters.integrals import enclose, integrate

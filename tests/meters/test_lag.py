@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.fake_nvml import LOAD, Clock, FakeNvml, Gpu
-from support.metering import (
-    Step,
-    Watcher,
-    calibrated_counter,
-    calibrated_power,
-    one_window,
-    stepping_gpu,
-)
+from support.metering import Step, Watcher, calibrated_counter, calibrated_power, one_window, stepping_gpu
 
 from ldbench.meters import Unavailable
 from ldbench.meters.counter import CounterMeter
@@ -26,8 +19,8 @@ KINDS = [(0.0, 0.0), (0.05, 0.0), (0.2, 0.0), (0.0, 1.0), (0.1, 0.3)]
 def test_the_lag_is_found_and_never_too_short(lag: float, average: float, reading: str) -> None:
     """Under 3 % of noise, with a power that takes 30 ms to rise.
 
-    Those, and a tick and a half, are what it may be longer by. Noise makes it longer by a fifth at most; samples of single
-    moments show all of it, so that it is more for them.
+    Those, and a tick and a half, are what it may be longer by. Noise makes it longer by a fifth at most; samples of
+    single moments show all of it, so that it is more for them.
     """
     for seed in range(5):
         gpu, load = stepping_gpu(seed, lag=lag, average=average, tick=0.05, jitter=0.3, latency=0.001)

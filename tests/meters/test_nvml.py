@@ -7,10 +7,7 @@ import os
 import pynvml
 import pytest
 from support.fake_nvml import LOAD, Clock, FakeNvml, Gpu
-from support.metering import (
-    counter_meter,
-    one_window,
-)
+from support.metering import counter_meter, one_window
 
 from ldbench.meters import Unavailable
 from ldbench.meters.nvml import BufferedPower, NvmlDevice
@@ -41,10 +38,8 @@ def test_co_tenants_and_throttling_are_flagged() -> None:
 def test_conditions_that_cannot_be_read_are_null_and_harmless() -> None:
     clock = Clock()
     gpu = Gpu(clock, power=LOAD)
-    names = (
-        "MigMode", "VirtualizationMode", "ComputeRunningProcesses", "Temperature", "ClockInfo", "EnforcedPowerLimit",
-        "CurrentClocksEventReasons", "CurrentClocksThrottleReasons", "ViolationStatus",
-    )  # fmt: skip
+    names = ["MigMode", "VirtualizationMode", "ComputeRunningProcesses", "Temperature", "ClockInfo"]
+    names += ["EnforcedPowerLimit", "CurrentClocksEventReasons", "CurrentClocksThrottleReasons", "ViolationStatus"]
     nvml = FakeNvml(gpu, errors={f"nvmlDeviceGet{name}": pynvml.NVML_ERROR_NO_PERMISSION for name in names})
     energy = one_window(counter_meter(gpu, clock, nvml=nvml)[0], clock)
     assert energy.joules is not None

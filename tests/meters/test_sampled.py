@@ -7,11 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_nvml import LOAD, Clock, FakeNvml, Gpu, QuickNvml
-from support.metering import (
-    lags,
-    pieces,
-    seeds,
-)
+from support.metering import lags, pieces, seeds
 
 from ldbench.meters.edges import Calibration
 from ldbench.meters.nvml import BufferedPower, NvmlDevice, PolledPower

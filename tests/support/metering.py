@@ -9,10 +9,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from support.fake_nvml import Clock, FakeNvml, Gpu, QuickNvml, RealTimeNvml
 
-from ldbench.meters import (
-    Energy,
-    EnergyMeter,
-)
+from ldbench.meters import Energy, EnergyMeter
 from ldbench.meters.counter import CounterMeter
 from ldbench.meters.edges import Calibration, calibrate
 from ldbench.meters.lag import with_counter_lag, with_power_lag
