@@ -40,7 +40,7 @@ from ldbench.training.loop import run_cell
 from ldbench.training.optim import build_optimizer, learning_rate_factor
 from ldbench.training.setup import Resident, model_spec
 
-from .common import quartiles
+from .suite.common import quartiles
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -153,10 +153,8 @@ def main() -> None:
             predicted = stored["predicted_saved_seconds"] / (costs.steps[0] * whole["steps"])
             shares.append((1 - stored["train_seconds"] / whole["train_seconds"], predicted))
         quotients = [realised / predicted for realised, predicted in shares]
-        result["realised / predicted"] = {
-            "median": statistics.median(quotients), "min": min(quotients), "max": max(quotients), "n": len(shares),
-            "saved_share": statistics.median(realised for realised, _ in shares),
-        }  # fmt: skip
+        saved = statistics.median(realised for realised, _ in shares)
+        result["realised / predicted"] = quartiles(quotients) | {"saved_share": saved}
         print("realised / predicted:", result["realised / predicted"], flush=True)
         learn = dataclasses.replace(longer[0], method="learn-and-drop", check_every=None)
         scored = run_cell(learn, data, costs, folder, device=device).result

@@ -28,8 +28,8 @@ from ldbench.records.environment import environment
 from ldbench.stages.split import legal_cuts
 from ldbench.store.budget import resolve_budget
 
-from . import common
-from .common import quartiles
+from .suite import common
+from .suite.common import quartiles
 
 STEPS = 8  # a turn: long against the clock, short against a slow spell of the machine
 ROUNDS = 5  # after each cost table

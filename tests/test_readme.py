@@ -28,9 +28,16 @@ def test_the_five_lines_train_and_drop() -> None:
     targets = torch.arange(256) % 4
     images = torch.randn(256, 1, 8, 8) + targets.view(-1, 1, 1, 1)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16),
-        nn.ReLU(), nn.Flatten(), nn.Linear(64, 4),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
     before = nn.functional.cross_entropy(model(images), targets)
     scope = {
         "ldbench": ldbench, "model": model, "images": images, "targets": targets, "epochs": 12,

@@ -1,4 +1,6 @@
-"""Nothing that somebody else made runs code here: no format of ours is pickled, and no name reaches the page or the disk raw."""
+"""Nothing that somebody else made runs code here: no format of ours is pickled, and no name reaches the page or the
+disk raw.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ from ldbench.io.checksums import Damaged, write_sealed
 from ldbench.io.tensors import read_checkpoint
 from ldbench.store.store_file import find_store
 
-# --- what the source may not hold --------------------------------------------------------------------------------------
+# --- what the source may not hold
+# --------------------------------------------------------------------------------------
 
-PICKLERS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "copyreg", "yaml", "dbm", "code", "runpy"}  # fmt: skip
+PICKLERS = {
+    "pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "copyreg", "yaml", "dbm",
+    "code", "runpy",
+}  # fmt: skip
 RUNNERS = {"eval", "exec", "compile", "__import__", "execfile"}
 SOURCES = [file for module in (package, kernels) for file in sorted(Path(str(module.__file__)).parent.rglob("*.py"))]
 
@@ -82,7 +88,11 @@ def test_the_search_finds_what_it_is_for() -> None:
 
 def test_pickles_only_use_is_a_reader_without_names() -> None:
     tree = ast.parse((Path(str(package.__file__)).parent / "data/cifar_pickle.py").read_text())
-    used = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("pickle.")]  # fmt: skip
+    used = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("pickle.")
+    ]
     assert used == ["pickle.Unpickler"]
     (reader,) = [
         node
@@ -98,7 +108,8 @@ def test_the_option_that_runs_the_users_code_says_so(command: str) -> None:
     assert re.search(r"package\.module:factory, whose code is then run", told)
 
 
-# --- real attempts -----------------------------------------------------------------------------------------------------
+# --- real attempts
+# -----------------------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -151,7 +162,21 @@ def test_planted_pickles_are_named_as_damaged_and_never_run(mark: Path, tmp_path
         named = {Path(entry["path"]).name for entry in json.loads(verified.out)["damaged"]}
         assert named >= {*planted, "table.json", "experiment.json"}
         assert refused(ldbench("run", root / "experiment.json", "--dry-run"))
-        assert refused(ldbench("run", "--model", "support.tiny_nets:net", "--dataset", "digits", "--image-size", "8", "--cost-table", root / "costs", "--dry-run", "--json"))  # fmt: skip
+        assert refused(
+            ldbench(
+                "run",
+                "--model",
+                "support.tiny_nets:net",
+                "--dataset",
+                "digits",
+                "--image-size",
+                "8",
+                "--cost-table",
+                root / "costs",
+                "--dry-run",
+                "--json",
+            )
+        )
         with pytest.raises(Damaged):
             read_checkpoint(odd / "checkpoint.safetensors")
 
@@ -201,11 +226,24 @@ def test_a_planted_data_file_is_never_unpickled_even_with_the_right_checksum(
 @pytest.mark.parametrize(
     "data",
     [
-        b"cos\nsystem\n(S'true'\ntR.", b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n.", b"cnumpy.core.multiarray\nfrombuffer\n.",
-        b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", b"P1\n.", b"\x80\x02\x82\x01.", b"", b".", b"\x80\x09.", b"}(U\x04dataK\x01u", b"I" + b"9" * 9000 + b"\n.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93.", b"(ios\nsystem\n.", b"(cos\nsystem\no.", b"cnumpy\ndtype\n}U\x0c__setstate__NsbS''\nb.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n.",
+        b"cnumpy.core.multiarray\nfrombuffer\n.",
+        b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.",
+        b"P1\n.",
+        b"\x80\x02\x82\x01.",
+        b"",
+        b".",
+        b"\x80\x09.",
+        b"}(U\x04dataK\x01u",
+        b"I" + b"9" * 9000 + b"\n.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        b"(ios\nsystem\n.",
+        b"(cos\nsystem\no.",
+        b"cnumpy\ndtype\n}U\x0c__setstate__NsbS''\nb.",
     ],
-)  # fmt: skip
+)
 def test_programs_in_place_of_a_batch_are_refused(data: bytes) -> None:
     with pytest.raises(NoBatch):
         read_batch(data)
@@ -236,14 +274,21 @@ def test_an_image_that_another_program_would_have_to_draw_is_refused(tmp_path: P
         load_dataset(f"folder:{tmp_path}", root=None)
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names
+# -------------------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)", "</style><script>alert(1)</script>",
-    "</title><svg onload=alert(1)>", "javascript:alert(1)", "]]><script>alert(1)</script>", "--><script>alert(1)</script>",
-    "&lt;script&gt;", "../../../../tmp/owned", "/etc/passwd", "..", "a\0b", "$\\input{/etc/passwd}$", "\u202egnp.exe", "{{7*7}}", "=cmd|' /C calc'!A0",
+    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)",
+    "</style><script>alert(1)</script>",
+    "</title><svg onload=alert(1)>", "javascript:alert(1)", "]]><script>alert(1)</script>",
+    "--><script>alert(1)</script>",
+    "&lt;script&gt;", "../../../../tmp/owned", "/etc/passwd", "..", "a\0b", "$\\input{/etc/passwd}$",
+    "\u202egnp.exe", "{{7*7}}", "=cmd|' /C calc'!A0",
 ]  # fmt: skip
-PLAIN = {"html", "head", "meta", "title", "style", "body", "header", "section", "h1", "h2", "h3", "p", "a", "div", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "pre", "br", "dl", "dt", "dd"}  # fmt: skip
+PLAIN = {
+    "html", "head", "meta", "title", "style", "body", "header", "section", "h1", "h2", "h3", "p", "a", "div",
+    "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "pre", "br", "dl", "dt", "dd",
+}  # fmt: skip
 ATTRIBUTES = {
     "lang",
     "charset",
@@ -259,7 +304,10 @@ ATTRIBUTES = {
     "width",
     "height",
 }
-SVG = {"svg", "metadata", "defs", "style", "g", "path", "clipPath", "pattern", "rect", "use", "image", "text", "title", "RDF", "Work", "type", "format", "creator", "Agent", "date"}  # fmt: skip
+SVG = {
+    "svg", "metadata", "defs", "style", "g", "path", "clipPath", "pattern", "rect", "use", "image", "text",
+    "title", "RDF", "Work", "type", "format", "creator", "Agent", "date",
+}  # fmt: skip
 
 
 class Elements(HTMLParser):
@@ -282,8 +330,10 @@ def named(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Results in which everything that has a name is called the same bad thing."""
     name, root = request.param, tmp_path / "deep" / "results"
     changes = {
-        "model": f"m{name}" if name.startswith(".") else name, "dataset": name, "cell_id": name, "error": name, "peak_memory_kind": name, "store_tier": name, "energy_unavailable_reason": name,
-        "energy_method": name, "augmentation": name, "augmentation_after_drop": name, "precision": name, "stem": name, "head": name,
+        "model": f"m{name}" if name.startswith(".") else name, "dataset": name, "cell_id": name, "error": name,
+        "peak_memory_kind": name, "store_tier": name, "energy_unavailable_reason": name,
+        "energy_method": name, "augmentation": name, "augmentation_after_drop": name, "precision": name,
+        "stem": name, "head": name,
         "environment": {name: name, "cpu": name, "gpu": name}, "stages": [{"name": name, "parameters": 1}] * 8,
     }  # fmt: skip
     for method, budget in (("full", None), ("short", 0.5), ("learn-and-drop", None), (name, None)):
@@ -331,5 +381,9 @@ def test_names_write_nothing_outside_the_results(named: Path, tmp_path: Path) ->
 def test_the_page_forbids_scripts_besides(tmp_path: Path) -> None:
     write_cell(tmp_path, make_record("full", 0))
     assert not refused(ldbench("report", tmp_path))
-    policies = [a["content"] for t, a in elements(tmp_path / "report" / "index.html") if a.get("http-equiv") == "Content-Security-Policy"]  # fmt: skip
+    policies = [
+        a["content"]
+        for t, a in elements(tmp_path / "report" / "index.html")
+        if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]

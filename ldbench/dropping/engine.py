@@ -215,8 +215,9 @@ class LayerDropper:
         """Call after ``optimizer.step()``: counts the step, checks when that is due, drops what has stopped."""
         self.account.flops.add_step(samples or self.batch_size, self.cut, self._runs_from, self.live.skipped)
         self.live.count_step()
-        with self.account.scoring():
-            self.monitors.after_step(float(self.optimizer.param_groups[-1]["lr"]))
+        if self.policy.needs:
+            with self.account.scoring():
+                self.monitors.after_step(float(self.optimizer.param_groups[-1]["lr"]))
         self.schedule.step += 1
         return self._check() if self.schedule.check_due else None
 

@@ -1,4 +1,4 @@
-"""The lab's run: parts within their time, what is done is kept, two files at the end. Parts are small Python commands."""
+"""The lab's run: parts within their time, what is done is kept, two files at the end. Parts are small commands."""
 
 from __future__ import annotations
 

@@ -17,10 +17,26 @@ from ldbench.experiment.validation import experiment_from_dict
 SMALL = ["--dataset", "digits", "--model", "resnet18", "--width", "0.1", "--image-size", "16"]
 SMALL += ["--train-size", "200", "--test-size", "100", "--epochs", "4", "--batch-size", "50"]
 PROMISED = (
-    "schema_version", "model", "dataset", "method", "budget", "seed", "status", "test_accuracy", "train_seconds",
-    "eval_seconds", "cache_build_seconds", "forward_flops", "backward_flops", "forward_flops_full", "energy_joules",
-    "energy_unavailable_reason", "dropped_stages", "stages", "environment",
-)  # fmt: skip
+    "schema_version",
+    "model",
+    "dataset",
+    "method",
+    "budget",
+    "seed",
+    "status",
+    "test_accuracy",
+    "train_seconds",
+    "eval_seconds",
+    "cache_build_seconds",
+    "forward_flops",
+    "backward_flops",
+    "forward_flops_full",
+    "energy_joules",
+    "energy_unavailable_reason",
+    "dropped_stages",
+    "stages",
+    "environment",
+)
 
 
 def ldbench(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:

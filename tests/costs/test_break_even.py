@@ -87,8 +87,21 @@ def test_illegal_cuts_and_stores_that_fit_nowhere_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg16_bn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-)  # fmt: skip
+    "name",
+    [
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vgg19",
+        "vgg11_bn",
+        "vgg16_bn",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+    ],
+)
 def test_flops_agree_with_torchvisions_published_operations(name: str) -> None:
     weights = models.get_model_weights(name).DEFAULT
     with torch.device("meta"):
@@ -138,9 +151,17 @@ def test_measuring_changes_nothing_and_accounts_for_the_whole_step(tmp_path: Pat
     random = torch.get_rng_state()
     x, y = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
     made = measure_costs(
-        stages, ["a", "b"], lambda: (x, y), optimizer, nn.functional.cross_entropy, device=torch.device("cpu"),
-        folder=tmp_path, autocast=contextlib.nullcontext, rounds=3, machine={"cpu": "this one"},
-    )  # fmt: skip
+        stages,
+        ["a", "b"],
+        lambda: (x, y),
+        optimizer,
+        nn.functional.cross_entropy,
+        device=torch.device("cpu"),
+        folder=tmp_path,
+        autocast=contextlib.nullcontext,
+        rounds=3,
+        machine={"cpu": "this one"},
+    )
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(before[k], v) for k, v in stages.state_dict().items())
     assert all(p.grad is None for p in stages.parameters())

@@ -78,9 +78,15 @@ def metered(meter: object, seconds: float = 0.05) -> StageEnergy:
     batch = torch.ones(2, 4), torch.tensor([0, 1])
     before = [p.clone() for p in stages.parameters()]
     found = measure_stage_energy(
-        stages, lambda: batch, optimizer, nn.functional.cross_entropy, device=torch.device("cpu"),
-        autocast=contextlib.nullcontext, seconds=seconds, meter=lambda _: meter(),  # type: ignore[operator]
-    )  # fmt: skip
+        stages,
+        lambda: batch,
+        optimizer,
+        nn.functional.cross_entropy,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+        seconds=seconds,
+        meter=lambda _: meter(),  # type: ignore[operator]
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, stages.parameters(), strict=True))
     assert all(p.grad is None for p in stages.parameters())
     return found

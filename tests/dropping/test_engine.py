@@ -1,4 +1,6 @@
-"""Dropping: what leaves training is really gone, what stays is untouched, and skipping the forward pass changes nothing else."""
+"""Dropping: what leaves training is really gone, what stays is untouched, and skipping the forward pass changes
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ def test_new_samples_join_the_store_in_evaluation_mode_whatever_model_train_did(
     torch.testing.assert_close(training.dropper.activations.read(new), direct.flatten(1), rtol=1e-5, atol=1e-6)
 
 
-# --- the model stays the user's own ------------------------------------------------------------------------------------
+# --- the model stays the user's own
+# ------------------------------------------------------------------------------------
 
 
 def moves_statistics(model: nn.Module) -> bool:
@@ -296,9 +299,15 @@ def test_map_style_data_sets_can_feed_the_loop() -> None:
     torch.manual_seed(3)
     training = Training(FixedSchedule(DROP_TWO))
     training.dropper = LayerDropper(
-        training.model, training.optimizer, torch.utils.data.TensorDataset(*tensors), batch_size=BATCH, epochs=4,
-        policy=FixedSchedule(DROP_TWO), check_every=2, costs=cheap_store(training.model),
-    )  # fmt: skip
+        training.model,
+        training.optimizer,
+        torch.utils.data.TensorDataset(*tensors),
+        batch_size=BATCH,
+        epochs=4,
+        policy=FixedSchedule(DROP_TWO),
+        check_every=2,
+        costs=cheap_store(training.model),
+    )
     training.run()
     for a, b in zip(plain.model.state_dict().values(), training.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)

@@ -88,7 +88,12 @@ def test_rates_are_summed_from_check_to_check() -> None:
     scored = monitors("scores")
     tracker = scored._monitors["scores"]
     seen = []
-    tracker.check = lambda progress, summed: seen.append(summed) or {}  # type: ignore[method-assign, func-returns-value, assignment]
+
+    def check(progress: float, summed: float) -> dict[str, Levels]:
+        seen.append(summed)
+        return {}
+
+    tracker.check = check  # type: ignore[method-assign]
     for rates in ((0.5, 0.25), (1.0,), ()):
         for rate in rates:
             scored.after_step(rate)

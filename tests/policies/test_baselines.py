@@ -109,11 +109,18 @@ def test_survival_falls_linearly_with_depth_and_progressively_in_time(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("autofreeze", {"percentile": 101}), ("autofreeze", {"intervals": 1}), ("egeria", {"window": 1}),
-        ("egeria", {"tolerance": "x"}), ("egeria", {"patience": 0}), ("apf", {"share": 2}), ("apf", {"memory": True}),
-        ("stochastic-depth", {"last": 0}), ("progressive-depth", {"gamma": -1}), ("freezeout-linear", {"t_first": 0}),
+        ("autofreeze", {"percentile": 101}),
+        ("autofreeze", {"intervals": 1}),
+        ("egeria", {"window": 1}),
+        ("egeria", {"tolerance": "x"}),
+        ("egeria", {"patience": 0}),
+        ("apf", {"share": 2}),
+        ("apf", {"memory": True}),
+        ("stochastic-depth", {"last": 0}),
+        ("progressive-depth", {"gamma": -1}),
+        ("freezeout-linear", {"t_first": 0}),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(UserError):
         build_policy(name, options)

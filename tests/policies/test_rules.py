@@ -87,8 +87,10 @@ def test_a_policy_resumed_from_json_goes_on_as_if_never_stopped(scores: list[tup
 
 @given(
     st.sampled_from(["full", "learn-and-drop", "freeze", "freezeout", "schedule"]),
-    st.integers(1, 30), st.integers(1, 99), st.data(),
-)  # fmt: skip
+    st.integers(1, 30),
+    st.integers(1, 99),
+    st.data(),
+)
 def test_every_policy_keeps_what_is_gone_and_the_last_stage(
     name: str, stages: int, step: int, data: st.DataObject
 ) -> None:
@@ -125,11 +127,16 @@ def test_a_schedule_counts_stages_or_shares() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("learn-and-drop", {"patience": 0}), ("learn-and-drop", {"patient": 2}), ("learn-and-drop", {"patience": "x"}),
-        ("freezeout", {"t_first": 0.0}), ("schedule", {"drops": 3}), ("schedule", {"drops": [[2.0, 1]]}), ("full", {"a": 1}),
+        ("learn-and-drop", {"patience": 0}),
+        ("learn-and-drop", {"patient": 2}),
+        ("learn-and-drop", {"patience": "x"}),
+        ("freezeout", {"t_first": 0.0}),
+        ("schedule", {"drops": 3}),
+        ("schedule", {"drops": [[2.0, 1]]}),
+        ("full", {"a": 1}),
         ("freeze", {"events": [[1, 2]]}),
     ],
-)  # fmt: skip
+)
 def test_wrong_policy_options_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(UserError):
         build_policy(name, options)

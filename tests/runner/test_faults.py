@@ -1,4 +1,6 @@
-"""Faults of files, memory and clocks, the real thing where it can be had: no work is lost, and one line says what happened."""
+"""Faults of files, memory and clocks, the real thing where it can be had: no work is lost, and one line says what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,8 @@ def test_a_disk_too_full_for_the_result_ends_in_one_line_and_the_same_command_go
     assert not list(tmp_path.glob("r/cells/*/result.json"))
     assert not list(tmp_path.glob("r/**/.*.part"))
     table = {
-        "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 60, "test_size": 20, "epochs": 1,
+        "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 60, "test_size": 20,
+        "epochs": 1,
         "batch_size": 20, "method": "full",
     }  # fmt: skip
     run_experiment(experiment_from_dict(table), tmp_path / "r", ConsoleProgress(Console(), quiet=True))
@@ -194,9 +197,17 @@ def test_a_host_without_memory_or_disk_for_a_store_says_there_is_no_room(tmp_pat
     stages = nn.Sequential(nn.Flatten(), nn.Linear(1, 200_000, bias=False), nn.Identity())
     feed = TensorSource(torch.ones(20_000, 1), torch.zeros(20_000), CPU)  # a store of 16 GB
     activations = Activations(
-        stages, feed, Stream.whole(20_000), batch_size=10, dtype="fp32", device=CPU, folder=tmp_path, channels_last=False,
-        autocast=contextlib.nullcontext, identity=None,
-    )  # fmt: skip
+        stages,
+        feed,
+        Stream.whole(20_000),
+        batch_size=10,
+        dtype="fp32",
+        device=CPU,
+        folder=tmp_path,
+        channels_last=False,
+        autocast=contextlib.nullcontext,
+        identity=None,
+    )
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with limited(resource.RLIMIT_AS, held + 2**28), limited(resource.RLIMIT_FSIZE, 2**20), pytest.raises(NoRoom):
         activations.fill(2, "device")

@@ -1,4 +1,6 @@
-"""Fine-tuning end to end: what is begun with, that all methods begin with the same, and that interruptions change nothing."""
+"""Fine-tuning end to end: what is begun with, that all methods begin with the same, and that interruptions change
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,10 @@ from ldbench.training.checkpointing import CHECKPOINT, Checkpointer
 from ldbench.training.interrupts import Interrupted
 
 TABLE: dict[str, Any] = {
-    "model": "support.tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50, "epochs": 3,
-    "batch_size": 20, "check_every": 2, "scenario": "fine-tune", "pretrain_dataset": "digits[0-3]", "pretrain_size": 512,
+    "model": "support.tiny_nets:net", "dataset": "digits[5-9]", "image_size": 8, "train_size": 80, "test_size": 50,
+    "epochs": 3,
+    "batch_size": 20, "check_every": 2, "scenario": "fine-tune", "pretrain_dataset": "digits[0-3]",
+    "pretrain_size": 512,
     "pretrain_epochs": 2, "method": ["full", "short", "learn-and-drop", "freeze", "schedule"], "short_budgets": [0.5],
     "policy": {"schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.9, "patience": 1}},
     "seeds": 2, "threads": torch.get_num_threads(),
@@ -104,8 +108,10 @@ def test_every_method_of_a_seed_begins_with_the_same_weights_which_are_those_of_
             assert record["init_tensors_drawn"] == ["15.weight", "15.bias"]
             assert record["init_tensors_taken"] == len(source)
             assert (record["pretrain_dataset"], record["pretrain_epochs"], record["pretrain_images"]) == (
-                "digits[0-3]", 2, 512,
-            )  # fmt: skip
+                "digits[0-3]",
+                2,
+                512,
+            )
             assert record["pretrain_seconds"] == told["train_seconds"]
             assert record["pretrain_accuracy"] == told["test_accuracy"]
             assert record["train_seconds"] < 60
@@ -276,12 +282,18 @@ def test_a_saved_model_is_begun_with_wherever_it_lies(tmp_path: Path, paying: st
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t.update({"0.weight": torch.zeros(7, 1, 3, 3)}), "0.weight is [7, 1, 3, 3] where the network has [6, 1, 3, 3]"),
+        (
+            lambda t: t.update({"0.weight": torch.zeros(7, 1, 3, 3)}),
+            "0.weight is [7, 1, 3, 3] where the network has [6, 1, 3, 3]",
+        ),
         (lambda t: t.pop("1.running_mean"), "1.running_mean is missing"),
         (lambda t: t.update({"99.bias": torch.zeros(2)}), "99.bias is unknown to the network"),
-        (lambda t: [t.pop(name) for name in list(t)], "0.weight is missing; 0.bias is missing; 1.weight is missing and"),
+        (
+            lambda t: [t.pop(name) for name in list(t)],
+            "0.weight is missing; 0.bias is missing; 1.weight is missing and",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_that_does_not_fit_is_named(change: Any, said: str) -> None:
     tensors = dict(build_model(SPEC).state_dict())
     change(tensors)
@@ -311,10 +323,12 @@ def test_a_tensor_saved_once_under_one_of_its_two_names_fills_both() -> None:
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        ("vgg11_bn", {"classifier.6.weight", "classifier.6.bias"}), ("resnet18", {"fc.weight", "fc.bias"}),
-        ("squeezenet1_1", {"classifier.1.weight", "classifier.1.bias"}), ("densenet121", {"classifier.weight", "classifier.bias"}),
+        ("vgg11_bn", {"classifier.6.weight", "classifier.6.bias"}),
+        ("resnet18", {"fc.weight", "fc.bias"}),
+        ("squeezenet1_1", {"classifier.1.weight", "classifier.1.bias"}),
+        ("densenet121", {"classifier.weight", "classifier.bias"}),
     ],
-)  # fmt: skip
+)
 def test_the_head_is_what_follows_the_number_of_classes(name: str, head: set[str]) -> None:
     before = torch.get_rng_state()
     assert head_names(ModelSpec(name, 3, 32, 10)) == head
@@ -351,9 +365,12 @@ def test_files_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
         (["--scenario", "fine-tune", "--pretrain-dataset", "digits", "--pretrain-epochs", "0"], "above 0"),
         (["--pretrain-epochs", "2"], "goes with --pretrain-dataset"),
         (["--scenario", "fine-tune", "--pretrain-dataset", "synthetic:3x16x16:4:40"], "conv1.weight is"),
-        (["--scenario", "fine-tune", "--pretrain-dataset", "digits", "--pretrain-size", "3"], "train size 3 cannot be had"),
+        (
+            ["--scenario", "fine-tune", "--pretrain-dataset", "digits", "--pretrain-size", "3"],
+            "train size 3 cannot be had",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_fine_tuned_ends_with_exit_code_2_and_one_line(
     words: list[str], said: str, tmp_path: Path
 ) -> None:

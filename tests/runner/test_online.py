@@ -77,10 +77,17 @@ def test_new_samples_pass_once_through_the_dropped_stages_and_join_the_store(tie
     feed.read = []
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     dropper = LayerDropper(
-        model, optimizer, feed, stream=sets, batch_size=BATCH, epochs=2, policy=AtOnce([[0.2, 1], [0.75, 2]]),
-        costs=cheap_store(model), check_every=1,
+        model,
+        optimizer,
+        feed,
+        stream=sets,
+        batch_size=BATCH,
+        epochs=2,
+        policy=AtOnce([[0.2, 1], [0.75, 2]]),
+        costs=cheap_store(model),
+        check_every=1,
         store=StoreOptions(budget="0,0,1MB" if tier == "disk" else None, folder=tmp_path),
-    )  # fmt: skip
+    )
     assert dropper.total_steps == 2 * (2 + 3 + 3)
     dropper.count_flops((1, 8, 8))
     for chunk in range(3):
@@ -221,11 +228,15 @@ def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("short", {}), ("freezeout", {}), ("learn-and-drop", {}), ("schedule", {"cache_dtype": "int8"}),
-        ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}), ("egeria+store", {}),
+        ("short", {}),
+        ("freezeout", {}),
+        ("learn-and-drop", {}),
+        ("schedule", {"cache_dtype": "int8"}),
+        ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}),
+        ("egeria+store", {}),
         ("learn-and-drop", {"policy": {"learn-and-drop": {"remaining": 0.9, "patience": 1}}}),
     ],
-)  # fmt: skip
+)
 def test_interrupted_in_any_chunk_a_run_ends_with_the_same_bits(
     method: str, options: dict[str, object], bench: Bench, tmp_path: Path
 ) -> None:
@@ -303,14 +314,15 @@ def test_a_grid_with_all_scenarios_runs_is_reported_and_verified(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--chunks", "4"], "add --scenario online"), (["--stream", "by-class"], "add --scenario online"),
+        (["--chunks", "4"], "add --scenario online"),
+        (["--stream", "by-class"], "add --scenario online"),
         (["--scenario", "online", "--chunks", "1"], "chunks must be 2 to"),
         (["--scenario", "online", "--memory", "-1"], "memory must not be negative"),
         (["--scenario", "online", "--stream", "by-clas"], "did you mean by-class"),
         (["--scenario", "online", "--chunks", "1000"], "fill no minibatch of 128"),
         (["--scenario", "online-fine-tune"], "needs weights to begin with"),
     ],
-)  # fmt: skip
+)
 def test_a_stream_that_cannot_be_had_ends_with_exit_code_2_and_one_line(
     words: list[str], said: str, tmp_path: Path
 ) -> None:

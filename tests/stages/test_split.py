@@ -18,10 +18,24 @@ from ldbench.stages.split import Stage, has_randomness, legal_cuts, split_stages
 from ldbench.stages.tracing import StageSplitError
 
 SAMPLED = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5",
-    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1",
-    "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
-)  # fmt: skip
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_32",
+)
 SLOW_FAMILIES = {"inception", "mobilenetv2"}  # much like googlenet and mobilenetv3
 SIZES = {"alexnet": 64, "inception_v3": 75, "vit_h_14": 28}
 

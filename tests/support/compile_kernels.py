@@ -38,7 +38,9 @@ def resources(cubin: bytes) -> dict[str, int]:
 def inspect(
     kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, divisible: tuple[str, ...] = ()
 ) -> dict[str, int]:
-    """Counts in the PTX of ``kernel`` for ``sm_<capability>``; ``divisible`` names the arguments known to be multiples of 16."""
+    """Counts in the PTX of ``kernel`` for ``sm_<capability>``; ``divisible`` names the arguments known to be multiples
+    of 16.
+    """
     names = [*types, *constants]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constants, attributes)
@@ -67,7 +69,8 @@ def delta(dtype: str, update: bool, capability: int) -> dict[str, int]:
 
 
 def gathered(stored: str, wanted: str, layout: str, capability: int) -> dict[str, int]:
-    """``layout``: "nchw" with 32 x 32 places, "odd" with 7 x 7, "last" for channels_last, "flat" without scales, "padded" for
+    """``layout``: "nchw" with 32 x 32 places, "odd" with 7 x 7, "last" for channels_last, "flat" without scales,
+    "padded" for
     rows that 16 does not divide in a store that it divides, "bare" for such rows without padding."""
     pointers = {"rows": f"*{stored}", "indices": "*i64", "scales": "*fp32", "out": f"*{wanted}"}
     channels = 0 if layout in ("flat", "padded", "bare") else 64
@@ -93,10 +96,18 @@ def main() -> None:
         pointers = {"sums": "*fp64", "offsets": "*i64", "out": "*fp32"}
         answer[f"layers {capability}"] = inspect(delta_norm.layer_norms, pointers, constants, capability)
         for stored, wanted, layout in [
-            ("i8", "bf16", "nchw"), ("i8", "fp16", "nchw"), ("i8", "fp32", "nchw"), ("i8", "bf16", "odd"), ("i8", "bf16", "last"),
-            ("i8", "fp32", "last"), ("fp16", "fp32", "flat"), ("bf16", "fp32", "flat"), ("i8", "bf16", "padded"),
-            ("fp16", "fp32", "padded"), ("i8", "bf16", "bare"),
-        ]:  # fmt: skip
+            ("i8", "bf16", "nchw"),
+            ("i8", "fp16", "nchw"),
+            ("i8", "fp32", "nchw"),
+            ("i8", "bf16", "odd"),
+            ("i8", "bf16", "last"),
+            ("i8", "fp32", "last"),
+            ("fp16", "fp32", "flat"),
+            ("bf16", "fp32", "flat"),
+            ("i8", "bf16", "padded"),
+            ("fp16", "fp32", "padded"),
+            ("i8", "bf16", "bare"),
+        ]:
             answer[f"gather {stored} {wanted} {layout} {capability}"] = gathered(stored, wanted, layout, capability)
     json.dump(answer, sys.stdout)
 

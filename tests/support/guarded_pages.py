@@ -1,7 +1,7 @@
 """Run the kernels in Triton's interpreter on buffers that end, or begin, where memory may not be touched.
 
-Run in a process of its own: an access beyond a buffer, read or written, ends it by a segmentation fault. Prints how many cases
-it ran.
+Run in a process of its own: an access beyond a buffer, read or written, ends it by a segmentation fault. Prints how
+many cases it ran.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _kept: list[mmap.mmap] = []
 
 
 def guarded(values: Tensor, *, at_end: bool) -> Tensor:
-    """A contiguous copy of ``values`` that ends (or begins) at a page that may not be touched; such pages lie on both sides."""
+    """A contiguous copy of ``values`` that ends (or begins) at a page that may not be touched; such pages lie on both
+    sides.
+    """
     size = max(values.nbytes, 1)
     pages = -(-size // PAGE) * PAGE
     region = mmap.mmap(-1, pages + 2 * PAGE)

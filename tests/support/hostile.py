@@ -28,8 +28,9 @@ def ldbench(*arguments: object) -> Ended:
     code: Any = 0
     with (
         mock.patch.object(sys, "argv", ["ldbench", *map(str, arguments)]),
-        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
-    ):  # fmt: skip
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as ended:
@@ -61,15 +62,79 @@ def everything_below(folder: Path) -> dict[str, bytes | None]:
 
 
 words = st.sampled_from(
-    ["", " ", "..", "../..", "/", "~", "-", "--", "--model", "none", "null", "true", "0", "-1", "1e999", "nan", "[/]",
-     "[bold]", "%s", "{0}", "a b", "résumé", "\u202e", "\u00e9", "日本語", "\U0001f600", "x" * 300, "x" * 5000,
-     "x:y", ":", "a:", ":b", "..:x", "folder:", "folder:..", "folder:[/x]", "synthetic:", "synthetic:1x9x9:2:x",
-     "synthetic:1x1x1:" + "9" * 5000 + ":1", "9" * 5000, "cuda:99999999999999999999", "0.5,0.5", "1,2,3", ",", "\t", "a\nb", "\x1b[31m"]
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "..",
+        "../..",
+        "/",
+        "~",
+        "-",
+        "--",
+        "--model",
+        "none",
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1e999",
+        "nan",
+        "[/]",
+        "[bold]",
+        "%s",
+        "{0}",
+        "a b",
+        "résumé",
+        "\u202e",
+        "\u00e9",
+        "日本語",
+        "\U0001f600",
+        "x" * 300,
+        "x" * 5000,
+        "x:y",
+        ":",
+        "a:",
+        ":b",
+        "..:x",
+        "folder:",
+        "folder:..",
+        "folder:[/x]",
+        "synthetic:",
+        "synthetic:1x9x9:2:x",
+        "synthetic:1x1x1:" + "9" * 5000 + ":1",
+        "9" * 5000,
+        "cuda:99999999999999999999",
+        "0.5,0.5",
+        "1,2,3",
+        ",",
+        "\t",
+        "a\nb",
+        "\x1b[31m",
+    ]
+)
 text = words | st.text(max_size=20)
 numbers = st.sampled_from(
-    [0, 1, 2, -1, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-320, 1e308, float("nan"), float("inf"), float("-inf")]
-)  # fmt: skip
+    [
+        0,
+        1,
+        2,
+        -1,
+        2**31,
+        2**63,
+        -(2**63),
+        10**400,
+        0.0,
+        -0.0,
+        0.5,
+        1.0,
+        -1.5,
+        1e-320,
+        1e308,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+    ]
+)
 scalars = st.booleans() | numbers | st.integers(-5, 50) | st.floats() | text
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=6

@@ -21,18 +21,22 @@ from ldbench.training.setup import Resident
 
 CPU = torch.device("cpu")
 TABLE: dict[str, Any] = {
-    "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 100, "test_size": 60, "epochs": 4,
+    "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 100, "test_size": 60,
+    "epochs": 4,
     "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05,
     "policy": {
         "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.8, "patience": 1},
         "freezeout": {"t_first": 0.4}, "apf+store": {"share": 0.05, "patience": 1},
-        "egeria": {"window": 2, "patience": 1, "tolerance": 1.0}, "egeria+store": {"window": 2, "patience": 1, "tolerance": 1.0},
+        "egeria": {"window": 2, "patience": 1, "tolerance": 1.0}, "egeria+store": {"window": 2, "patience": 1,
+        "tolerance": 1.0},
     },
 }  # fmt: skip
 
 
 class StopAfter(StopRequest):
-    """A signal that comes at the n-th point where a run may be stopped: steps, minibatches of stores and of evaluations."""
+    """A signal that comes at the n-th point where a run may be stopped: steps, minibatches of stores and of
+    evaluations.
+    """
 
     def __init__(self, checks: int) -> None:
         super().__init__()
@@ -55,7 +59,10 @@ class Bench:
         self.data: Resident = preparation.data("digits")
         measured = preparation.costs(cell)
         count = len(measured.stages)
-        tiers = {k: dataclasses.replace(v, read_overhead=0.0, read_per_byte=0.0, write_per_byte=0.0) for k, v in measured.tiers.items()}  # fmt: skip
+        tiers = {
+            k: dataclasses.replace(v, read_overhead=0.0, read_per_byte=0.0, write_per_byte=0.0)
+            for k, v in measured.tiers.items()
+        }
         self.costs: CostTable = dataclasses.replace(
             measured,
             inference=[0.0] * count,

@@ -1,9 +1,10 @@
 """What the kernel tests share: where they run, buffers between canaries, values by kind.
 
-What no test can tell apart without a GPU, and the tests marked ``gpu`` look at: scratch per stream and per captured graph,
-tables that outlive their plan's changes while a graph points to them (a played capture shows who keeps what, not the race),
-indices taken out of pinned memory at the call, pinned rows read by the kernel rather than the host, the device a launch goes
-to. What only speed would show: the number of warps, hints on alignment beyond those ``test_codegen`` sees in the PTX.
+What no test can tell apart without a GPU, and the tests marked ``gpu`` look at: scratch per stream and per captured
+graph, tables that outlive their plan's changes while a graph points to them (a played capture shows who keeps what,
+not the race), indices taken out of pinned memory at the call, pinned rows read by the kernel rather than the host, the
+device a launch goes to. What only speed would show: the number of warps, hints on alignment beyond those
+``test_codegen`` sees in the PTX.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def forced(kernels: str) -> Iterator[None]:
 
 
 def fenced(numel: int, dtype: torch.dtype, offset: int = 0) -> tuple[Tensor, Tensor]:
-    """(whole buffer of canaries, a view of ``numel`` elements in it that starts ``offset`` elements past 16-byte alignment)."""
+    """(whole buffer of canaries, a view of ``numel`` elements in it that starts ``offset`` elements past 16-byte
+    alignment).
+    """
     canary = 113 if dtype == torch.int8 else float("nan")
     whole = torch.full((numel + 2 * PAD + offset,), canary, dtype=dtype, device=DEVICE)
     return whole, whole[PAD + offset : PAD + offset + numel]

@@ -55,7 +55,8 @@ def make_record(method: str, seed: int, *, budget: float | None = None, **change
         "stages": [{"name": f"features.{4 * s}", "parameters": 10} for s in range(STAGES)], "drops": drops,
         "declined": [{"step": 900, "cut": 6, "reason": "cut 6 does not pay"}] if drops else [], "augmentation": "none",
         "augmentation_after_drop": "not applicable", "precision": "fp32", "width": 0.5, "image_size": 32,
-        "synthetic": False, "scenario": "scratch", "chunks": [], "average_accuracy": None, "environment": dict(ENVIRONMENT),
+        "synthetic": False, "scenario": "scratch", "chunks": [], "average_accuracy": None,
+        "environment": dict(ENVIRONMENT),
     }  # fmt: skip
     return record | changes
 

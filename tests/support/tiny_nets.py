@@ -9,11 +9,23 @@ def net(channels: int, image_size: int, classes: int) -> nn.Module:
     """Five stages; the random masks and running statistics of each have to survive an interruption."""
     side = image_size // 4
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * side * side, 24), nn.ReLU(),
-        nn.Dropout(0.2), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, classes),
-    )  # fmt: skip
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(8 * side * side, 24),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(24, 16),
+        nn.ReLU(),
+        nn.Linear(16, classes),
+    )
 
 
 class Block(nn.Module):
@@ -36,6 +48,12 @@ def residual_net(channels: int, image_size: int, classes: int) -> nn.Module:
     """Six stages, the middle four residual blocks, one of which changes the shape."""
     side = image_size // 4
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=1, stride=2), nn.ReLU(), Block(6, 6), Block(6, 8), Block(8, 8), Block(8, 8),
-        nn.Flatten(), nn.Linear(8 * side * side, classes),
-    )  # fmt: skip
+        nn.Conv2d(channels, 6, 3, padding=1, stride=2),
+        nn.ReLU(),
+        Block(6, 6),
+        Block(6, 8),
+        Block(8, 8),
+        Block(8, 8),
+        nn.Flatten(),
+        nn.Linear(8 * side * side, classes),
+    )

@@ -187,8 +187,10 @@ def test_a_checkpoint_that_is_damaged_or_of_other_data_is_set_aside_and_the_cell
         write_checkpoint(path, saved)
 
     for damage, reason in (
-        (edit, "checksum"), (of_other_data, "data set has changed"), (of_another_net, "another network"),
-    ):  # fmt: skip
+        (edit, "checksum"),
+        (of_other_data, "data set has changed"),
+        (of_another_net, "another network"),
+    ):
         folder = tmp_path / damage.__name__
         folder.mkdir()
         with pytest.raises(Interrupted):
@@ -239,7 +241,8 @@ def test_lost_work_is_counted_apart(bench: Bench, tmp_path: Path) -> None:
 # --- real processes --------------------------------------------------------------------------------------------------
 
 TABLE = {
-    "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 400, "test_size": 60, "epochs": 20,
+    "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 400, "test_size": 60,
+    "epochs": 20,
     "batch_size": 20, "method": ["full", "schedule"], "policy": {"schedule": {"drops": [[0.3, 0.3], [0.6, 0.6]]}},
     "cache_budget": "0,0,100MB", "save_model": "final", "eval_every": 10, "checkpoint_minutes": 0.001,
 }  # fmt: skip
@@ -286,8 +289,10 @@ def test_real_signals_end_a_run_in_time_and_the_same_command_ends_with_the_same_
     table |= {"cost_table": str(tmp_path / "plain" / "costs")}
     experiment.write_text(json.dumps(table))
     for number, code, line in (
-        (signal.SIGKILL, -9, ""), (signal.SIGTERM, 143, "the same command goes on"), (signal.SIGINT, 130, "saving a checkpoint"),
-    ):  # fmt: skip
+        (signal.SIGKILL, -9, ""),
+        (signal.SIGTERM, 143, "the same command goes on"),
+        (signal.SIGINT, 130, "saving a checkpoint"),
+    ):
         process = start(experiment, out)
         wait_for(partial(newer_checkpoint, out, time.time()))
         process.send_signal(number)
