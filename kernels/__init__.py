@@ -5,8 +5,8 @@ Triton kernels serve CUDA tensors, plain PyTorch the rest; ``LDBENCH_KERNELS=ref
 
 from __future__ import annotations
 
-from .dispatch import delta_norms, gather_rows, quantize_rows
+from .dispatch import delta_norms, gather_rows
 from .plan import DeltaNormPlan
-from .reference import row_stride, scale_count
+from .reference import quantize_rows, row_stride, scale_count
 
 __all__ = ["DeltaNormPlan", "delta_norms", "gather_rows", "quantize_rows", "row_stride", "scale_count"]

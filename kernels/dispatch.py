@@ -12,9 +12,8 @@ from torch import Tensor
 
 from . import reference
 from .plan import DeltaNormPlan, capturing
-from .reference import quantize_rows
 
-__all__ = ["delta_norms", "gather_rows", "quantize_rows"]
+__all__ = ["delta_norms", "gather_rows"]
 
 # Looked up once: torch.compile cannot trace the look-up in torch 2.11.
 HAS_TRITON = importlib.util.find_spec("triton") is not None

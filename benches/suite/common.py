@@ -107,9 +107,9 @@ def ratio_samples(
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Median, quartiles and both ends."""
     low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "p25": low, "p75": high, "n": len(values)}
+    return {"median": middle, "p25": low, "p75": high, "min": min(values), "max": max(values), "n": len(values)}
 
 
 def _span(work: Callable[[], object], count: int) -> float:
