@@ -1,1 +1,1 @@
-"""The asv suite. asv imports every file of this folder beside older commits too, with ldbench's own dependencies alone."""
+"""The asv suite: asv imports every file here beside older commits too, with ldbench's own dependencies alone."""
