@@ -77,7 +77,7 @@ class FlopLedger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``'s answer."""
-        if self.table:
+        if self.table and state["forward"]:  # else the run did not count until now
             self.forward, self.backward = list(state["forward"]), list(state["backward"])
             self.building, self.scoring = state["building"], state["scoring"]
 

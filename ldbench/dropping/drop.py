@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ldbench.dropping.retirement import refresh_statistics, remember
+from ldbench.dropping.retirement import refresh_statistics, remember_buffers
+from ldbench.stages.train_mode import preserved_modes
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.fill import Autocast, NoRoom, Source
 
@@ -67,18 +68,18 @@ def build_drop(
     """Make a segment of stages fit to leave training. Any exception leaves it as it was.
 
     Args:
-        segment: the stages that leave; in evaluation mode afterwards.
+        segment: the stages that leave; its modules keep their train/eval flags, which live stages may share.
         source: gives what the segment reads, for sample indices.
         autocast: gives the context the forward pass runs in.
         statistics: sample indices of the minibatches that BatchNorm's statistics are re-estimated on; none: they stay.
         fill: makes the store; None: no store is wanted.
     """
-    undo = remember(segment)
+    undo = remember_buffers(segment)
     passed = 0
     try:
-        segment.eval()
         if statistics:
-            passed = refresh_statistics(segment, statistics, source, autocast)
+            with preserved_modes(segment):
+                passed = refresh_statistics(segment, statistics, source, autocast)
         if fill is None:
             return Built(passed=passed)
         store, error = fill()

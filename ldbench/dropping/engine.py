@@ -13,8 +13,9 @@ A training loop, and where in it things happen::
             dropper.step()
             # Counts the step. At every ``check_every``-th one the monitors give a figure per stage and the policy
             # (policies/) says how many leading stages have stopped. The cost model (costs/model) says which cut among
-            # them pays, building the store included. That cut is dropped: BatchNorm's statistics are re-estimated, the
-            # store is filled (dropping/drop), and parameters leave the optimizer, the monitors and the live network.
+            # them pays, building the store included. That cut is dropped: BatchNorm's statistics are re-estimated where
+            # the policy asks for it, the store is filled (dropping/drop), and parameters leave the optimizer, the
+            # monitors and the live network.
     dropper.close()                        # frees the store
     model.eval()                           # the model itself stayed whole: evaluate and save that
 """
@@ -135,6 +136,8 @@ class LayerDropper:
         stream: Stream | None = None,
         hooks: Hooks | None = None,
     ) -> None:
+        if execution not in ("store", "freeze"):
+            raise ValueError(f"execution is store or freeze, not {execution!r}")
         self.model, self.optimizer, self.execution, self.seed = model, optimizer, execution, seed
         self.autocast, self.augment, self.criterion = autocast, augment, criterion
         self.policy = AutoFreeze() if policy is None else policy
@@ -208,7 +211,8 @@ class LayerDropper:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's output for a minibatch of the loader."""
-        self.live.draw(self.step_count, functools.partial(self.policy.survival, self.progress))
+        if self.live.depth is not None:
+            self.live.draw(self.step_count, functools.partial(self.policy.survival, self.progress))
         return self.live(x, self.step_count)
 
     def step(self, samples: int | None = None) -> Drop | None:
@@ -226,6 +230,8 @@ class LayerDropper:
 
         What is new in it passes once through the dropped stages and joins the store; what is not in it any more leaves.
         """
+        if chunk != self.chunk + 1:
+            raise ValueError(f"set {chunk} of the stream does not follow set {self.chunk}, which is drawn from now")
         stopped = self.policy.at_chunk_end(self.step_count, self._waiting)
         if stopped > self.cut:
             self._consider(stopped, at_chunk_end=True)
@@ -352,22 +358,23 @@ class LayerDropper:
         """
         self._pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier, "at_chunk_end": at_chunk_end}
         before = self.account.building_seconds
-        with self.hooks.on_build() if tier is not None else contextlib.nullcontext(), self.account.building():
-            built = self._build(cut, tier)
-            self._pending = None
-            passed = built.passed + (len(self.active) if built.store is not None else 0)
-            self.account.flops.add_forward(passed, self._runs_from, cut)
-            if built.no_room is None:
-                self._advance(cut, built.store, tier)
-        if built.no_room is not None:
-            self._decline_for_room(cut, built.no_room)
-            return None
-        store, seconds = built.store, self.account.building_seconds - before
-        size, where, dtype = (0, None, None) if store is None else (store.nbytes, store.tier, store.dtype)
-        error = built.relative_error
-        return self.account.add(
-            Drop(self.step_count, cut, reason, where, size, dtype, error, seconds, saving, at_chunk_end)
-        )
+        with self.hooks.on_build() if tier is not None else contextlib.nullcontext():
+            with self.account.building():
+                built = self._build(cut, tier)
+                self._pending = None
+                passed = built.passed + (len(self.active) if built.store is not None else 0)
+                self.account.flops.add_forward(passed, self._runs_from, cut)
+                if built.no_room is None:
+                    self._advance(cut, built.store, tier)
+            if built.no_room is not None:
+                self._decline_for_room(cut, built.no_room)
+                return None
+            store, seconds = built.store, self.account.building_seconds - before
+            size, where, dtype = (0, None, None) if store is None else (store.nbytes, store.tier, store.dtype)
+            error = built.relative_error
+            return self.account.add(
+                Drop(self.step_count, cut, reason, where, size, dtype, error, seconds, saving, at_chunk_end)
+            )
 
     def _build(self, cut: int, tier: Tier | None) -> Built:
         statistics: list[Tensor] = []
@@ -381,7 +388,7 @@ class LayerDropper:
     def _advance(self, cut: int, store: ActivationStore | None = None, tier: Tier | None = None) -> None:
         """The first ``cut`` stages are gone from now on, for everybody."""
         gone = [parameter for stage in self.stage_parameters[self.cut : cut] for parameter in stage]
-        retire(self.stages[self.cut : cut], gone, self.optimizer)
+        retire(gone, self.optimizer)
         self.cut = cut
         self.monitors.drop(cut)
         if store is not None and tier is not None:
@@ -424,7 +431,12 @@ class LayerDropper:
     def state_dict(self) -> dict[str, Any]:
         """What the engine needs, beside model and optimizer, to go on with the same bits: JSON values and tensors."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return parts | {"cut": self.cut, "waiting": self._waiting, "pending": self._pending}
+        return parts | {
+            "execution": self.execution,
+            "cut": self.cut,
+            "waiting": self._waiting,
+            "pending": self._pending,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``'s answer, on a fresh dropper whose model holds its saved weights already.
@@ -434,6 +446,8 @@ class LayerDropper:
         """
         if self.step_count:
             raise ValueError("load the state into a new LayerDropper: this one has made steps already")
+        if state["execution"] != self.execution:
+            raise ValueError(f"the state is of execution {state['execution']!r}, not {self.execution!r}")
         self._waiting, self._pending = state["waiting"], state["pending"]
         if state["cut"]:
             self._advance(state["cut"])

@@ -61,11 +61,15 @@ class LiveNetwork:
 
     @torch.no_grad()
     def _through_dropped(self, x: Tensor) -> Tensor:
-        for module in self._dropped:  # a model.train() since the last step has woken them
-            if module.training:
-                module.training = False
-        for stage in self.stages[: self._cut]:
-            x = stage(x)
+        awake = [module for module in self._dropped if module.training]
+        for module in awake:
+            module.training = False
+        try:
+            for stage in self.stages[: self._cut]:
+                x = stage(x)
+        finally:
+            for module in awake:  # a live stage may share one, such as a dropout
+                module.training = True
         return x
 
     def draw(self, step: int, survival: Callable[[int], Sequence[float] | None]) -> None:

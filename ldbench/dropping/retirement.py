@@ -1,4 +1,4 @@
-"""What happens to leading stages when they leave training: their statistics, their store, their retirement."""
+"""What happens to leading stages when they leave training: their statistics, and their parameters' retirement."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.stages.train_mode import remember_modes
 from ldbench.store.fill import Autocast, Source
 
 
-def remember(segment: nn.Module) -> Callable[[], None]:
-    """Returns what puts the segment's buffers and modes back as they are now: undoes a drop that fell through."""
+def remember_buffers(segment: nn.Module) -> Callable[[], None]:
+    """Returns what puts the segment's buffers back as they are now: undoes a drop that fell through."""
     buffers = [(buffer, buffer.clone()) for buffer in segment.buffers()]
-    restore_modes = remember_modes(segment)
 
     def undo() -> None:
         for buffer, before in buffers:
             buffer.copy_(before)
-        restore_modes()
 
     return undo
 
@@ -59,11 +56,11 @@ def refresh_statistics(segment: nn.Sequential, batches: Sequence[Tensor], source
     return sum(len(indices) for indices in batches)
 
 
-def retire(stages: Iterable[nn.Module], parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Take stages out of training for good: gradients, optimizer entries and state, and train mode.
+def retire(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Take the parameters of stages out of training for good: gradients, optimizer entries and state.
 
-    Nothing is patched: a ``model.train()`` sets the flags of dropped modules again, as of any others. Whoever sends a
-    minibatch through dropped stages puts them into evaluation mode first (``LiveNetwork``, ``Activations``).
+    Modules are left as they are, since a live stage may share one, such as a dropout: whoever sends a minibatch through
+    dropped stages has them in evaluation mode meanwhile (``LiveNetwork``, ``Activations``).
     """
     gone = {id(p): p for p in parameters}
     for group in optimizer.param_groups:  # an emptied group stays: schedulers count the groups
@@ -72,8 +69,6 @@ def retire(stages: Iterable[nn.Module], parameters: Iterable[nn.Parameter], opti
         optimizer.state.pop(parameter, None)
         parameter.grad = None  # a stale gradient is how momentum and weight decay move frozen layers elsewhere
         parameter.requires_grad_(False)
-    for stage in stages:
-        stage.eval()
 
 
 def release(stages: Iterable[nn.Module]) -> None:

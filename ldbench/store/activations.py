@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldbench.data.batch_source import BatchSource
 from ldbench.data.stream import Stream
+from ldbench.stages.train_mode import evaluating
 from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
 from ldbench.store.fill import Autocast, fill_store
@@ -86,13 +87,15 @@ class Activations:
 
         ``augment``: a draw for images; the store holds one view of each sample.
         """
-        if self.store is None:
+        if self.store is None and not self.chain:
             return self.images.batch(indices, augment)
         assert self._targets is not None, "a store was filled"
         return self.read(indices), self._targets[indices.to(self._targets.device)]
 
     def read(self, indices: Tensor) -> Tensor:
         """Stored activations [B, ...]; a store whose file was truncated under us is rebuilt first."""
+        if self.store is None:  # making it again was cut short
+            self.rebuild()
         assert self.store is not None
         try:
             return self.store.read(self._rows[indices])
@@ -111,7 +114,7 @@ class Activations:
 
         Targets that pass are kept for reading from the store.
         """
-        if self.store is not None:
+        if self.chain:
             return self.read(indices)
         return self._through(self._images(indices), cut)
 
@@ -126,8 +129,8 @@ class Activations:
         """``x`` sent through the first ``cut`` stages in evaluation mode, whatever a ``model.train()`` has made of
         them.
         """
-        segment = self.stages[:cut].eval()
-        with self.autocast():
+        segment = self.stages[:cut]
+        with evaluating(segment), self.autocast():
             for stage in segment:
                 x = stage(x)
         return x
@@ -247,11 +250,16 @@ class Activations:
         self.close()
         chain, chunk = self.chain, self.chunk
         self.chain, self.chunk = [], 0
-        for cut, tier, filled in chain:
-            self._advance_to(filled)
-            store, _ = self.fill(cut, tier)
-            self.take(store, cut, tier)
-        self._advance_to(chunk)
+        try:
+            for cut, tier, filled in chain:
+                self._advance_to(filled)
+                store, _ = self.fill(cut, tier)
+                self.take(store, cut, tier)
+            self._advance_to(chunk)
+        except BaseException:  # it can be made again later, by the same chain
+            self.close()
+            self.chain, self.chunk = chain, chunk
+            raise
 
     def _advance_to(self, chunk: int) -> None:
         for later in range(self.chunk + 1, chunk + 1):

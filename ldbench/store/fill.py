@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.errors import one_line
+from ldbench.stages.train_mode import evaluating
 from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
 
@@ -49,11 +50,11 @@ def fill_store(
         NoRoom: the last tier is full too; nothing is left behind.
         StoreLost: the file was truncated while it was written, twice.
     """
-    segment.eval()
     tiers = _tiers_from(tier)
     for candidate in (*tiers, tiers[-1]):
         try:
-            return _fill(segment, batches, source, autocast, functools.partial(allocate, tier=candidate))
+            with evaluating(segment):
+                return _fill(segment, batches, source, autocast, functools.partial(allocate, tier=candidate))
         except StoreLost as error:  # the file was truncated while it was written: once more, as it's no lack of room
             problem: Exception = error
         except NoRoom as error:

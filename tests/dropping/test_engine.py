@@ -338,3 +338,92 @@ def test_a_stale_gradient_cannot_move_a_dropped_parameter() -> None:
     weight.grad = torch.ones_like(weight)
     training.optimizer.step()
     assert torch.equal(weight, before)
+
+
+class Shared(nn.Module):
+    """One dropout behind two layers, so that a dropped and a live stage hold the same module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.first(torch.flatten(x, 1)))
+        return self.head(self.drop(self.second(x)))
+
+
+def shared(execution: Execution) -> tuple[Shared, torch.optim.Optimizer, LayerDropper]:
+    torch.manual_seed(0)
+    model = Shared()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    policy = FixedSchedule(((0.4, 1),), cheapest=False)
+    dropper = LayerDropper(
+        model, optimizer, data(), batch_size=BATCH, epochs=4, policy=policy, execution=execution, check_every=2
+    )
+    return model, optimizer, dropper
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, dropper: LayerDropper, epochs: int) -> None:
+    for _ in range(epochs):
+        for x, y, _ in dropper:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(dropper(x), y).backward()
+            optimizer.step()
+            dropper.step()
+
+
+def test_a_dropout_that_a_dropped_and_a_live_stage_share_stays_on_and_resuming_gives_the_same_bits() -> None:
+    model, optimizer, dropper = shared("freeze")
+    train(model, optimizer, dropper, 2)
+    assert dropper.cut == 1
+    assert model.drop.training
+    seen: list[bool] = []
+    model.drop.register_forward_hook(lambda module, x, y: seen.append(module.training))
+    saved = copy.deepcopy((model.state_dict(), dropper.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, dropper, 2)
+    assert seen == [False, True] * 12  # in the dropped stage, then in the live one
+    again, optimizer, resumed = shared("freeze")
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    optimizer.load_state_dict(saved[2])
+    train(again, optimizer, resumed, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_flops_can_be_counted_from_a_state_on_that_did_not_count() -> None:
+    model, optimizer, dropper = shared("freeze")
+    train(model, optimizer, dropper, 1)
+    _, _, resumed = shared("freeze")
+    resumed.count_flops((1, 8, 8))
+    resumed.load_state_dict(dropper.state_dict())
+    resumed.step()
+    assert resumed.account.flops.total > 0
+
+
+def test_a_store_whose_rebuilding_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    training = Training(FixedSchedule(DROP_TWO), store=StoreOptions(budget="0,0,100MB", folder=tmp_path)).run()
+    activations = training.dropper.activations
+    before = activations.read(torch.arange(SAMPLES)).clone()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    chain, activations.on_batch = list(activations.chain), stop
+    with pytest.raises(KeyboardInterrupt):
+        activations.rebuild()
+    assert activations.chain == chain
+    activations.on_batch = lambda: None
+    again, _ = activations.batch(torch.arange(SAMPLES))
+    assert torch.equal(again, before)
+
+
+def test_a_set_out_of_turn_and_an_execution_that_is_none_are_refused() -> None:
+    _, _, dropper = shared("store")
+    with pytest.raises(ValueError, match="does not follow"):
+        dropper.begin_chunk(2)
+    with pytest.raises(ValueError, match="store or freeze"):
+        shared("frezze")  # type: ignore[arg-type]
+    _, _, frozen = shared("freeze")
+    with pytest.raises(ValueError, match="execution"):
+        frozen.load_state_dict(dropper.state_dict())
