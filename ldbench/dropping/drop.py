@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ldbench.dropping.retirement import refresh_statistics, remember_buffers
-from ldbench.stages.train_mode import preserved_modes
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.fill import Autocast, NoRoom, Source
 
@@ -78,8 +77,7 @@ def build_drop(
     passed = 0
     try:
         if statistics:
-            with preserved_modes(segment):
-                passed = refresh_statistics(segment, statistics, source, autocast)
+            passed = refresh_statistics(segment, statistics, source, autocast)
         if fill is None:
             return Built(passed=passed)
         store, error = fill()

@@ -211,8 +211,7 @@ class LayerDropper:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's output for a minibatch of the loader."""
-        if self.live.depth is not None:
-            self.live.draw(self.step_count, functools.partial(self.policy.survival, self.progress))
+        self.live.draw(self.step_count, lambda blocks: self.policy.survival(self.progress, blocks))
         return self.live(x, self.step_count)
 
     def step(self, samples: int | None = None) -> Drop | None:

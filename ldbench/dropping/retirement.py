@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldbench.stages.train_mode import evaluating
 from ldbench.store.fill import Autocast, Source
 
 
@@ -29,7 +30,7 @@ def refresh_statistics(segment: nn.Sequential, batches: Sequence[Tensor], source
     Training's running averages mix in older weights; the store is made with the statistics of the final ones.
 
     Args:
-        segment: the stages being dropped, left in evaluation mode.
+        segment: the stages being dropped.
         batches: sample indices of each minibatch.
         source: the segment's input for sample indices.
 
@@ -37,22 +38,21 @@ def refresh_statistics(segment: nn.Sequential, batches: Sequence[Tensor], source
         Samples that passed; 0 where there is nothing to estimate.
     """
     norms: list[Any] = [m for m in segment.modules() if getattr(m, "running_mean", None) is not None]
-    segment.eval()
     if not norms:
         return 0
     momenta = [m.momentum for m in norms]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # a cumulative average
-        module.train()
-    try:
-        for indices in batches:
-            with autocast():
-                segment(source(indices))
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-            module.eval()
+    with evaluating(segment):
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative average
+            module.train()
+        try:
+            for indices in batches:
+                with autocast():
+                    segment(source(indices))
+        finally:
+            for module, momentum in zip(norms, momenta, strict=True):
+                module.momentum = momentum
     return sum(len(indices) for indices in batches)
 
 

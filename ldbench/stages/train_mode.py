@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 
-def remember_modes(module: nn.Module) -> Callable[[], None]:
-    """Returns what puts the train/eval flag of ``module`` and of every module in it back as it is now."""
-    flags = [(part, part.training) for part in module.modules()]
-
-    def restore() -> None:
-        for part, training in flags:
-            part.training = training
-
-    return restore
-
-
 @contextmanager
 def preserved_modes(module: nn.Module) -> Iterator[None]:
     """Whatever the block sets and however it ends, every module's own train/eval flag is the old one afterwards."""
-    restore = remember_modes(module)
+    flags = [(part, part.training) for part in module.modules()]
     try:
         yield
     finally:
-        restore()
+        for part, training in flags:
+            part.training = training
 
 
 @contextmanager

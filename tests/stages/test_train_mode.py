@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ldbench.stages.train_mode import evaluating, preserved_modes, remember_modes
+from ldbench.stages.train_mode import evaluating, preserved_modes
 
 
 @pytest.fixture
@@ -61,10 +61,3 @@ def test_a_module_added_within_the_block_is_left_alone(mixed: nn.Sequential) -> 
     with evaluating(mixed):
         mixed.append(nn.Dropout())
     assert flags(mixed) == [*MIXED, True]
-
-
-def test_what_is_remembered_can_be_put_back_later(mixed: nn.Sequential) -> None:
-    restore = remember_modes(mixed)
-    mixed.eval()
-    restore()
-    assert flags(mixed) == MIXED
