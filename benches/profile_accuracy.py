@@ -76,7 +76,7 @@ def main() -> None:
     ratios: dict[str, list[float]] = {name: [] for name in ("epoch", "full again", *(f"cut {cut}" for cut in cuts))}
     shares: dict[int, list[tuple[float, float]]] = {cut: [] for cut in cuts}
     for block in range(-1, options.blocks):
-        table = whole._measure_costs(folder, "fp32")
+        table = whole.costs.measure()
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(ROUNDS):
             shuffle.shuffle(names)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ldbench.costs.table import CostTable as CostTable
     from ldbench.data.stream import Stream as Stream
     from ldbench.dropping.drop import Drop as Drop
-    from ldbench.dropping.engine import Hooks as Hooks
     from ldbench.dropping.engine import LayerDropper as LayerDropper
+    from ldbench.dropping.hooks import Hooks as Hooks
     from ldbench.errors import UserError as UserError
     from ldbench.meters import measure as measure
     from ldbench.models.fit import ModelSpec as ModelSpec
@@ -38,7 +38,7 @@ _HOME = {
     "Drop": "dropping.drop",
     "FixedSchedule": "policies.rules",
     "FreezeOut": "policies.baselines",
-    "Hooks": "dropping.engine",
+    "Hooks": "dropping.hooks",
     "LayerDropper": "dropping.engine",
     "LearnAndDrop": "policies.rules",
     "Method": "policies.registry",

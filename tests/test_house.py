@@ -26,7 +26,7 @@ FLOORS = [
     {"store", "experiment", "doctor"},
     {"costs", "records"},
     {"dropping", "reporting"},
-    {"training"},
+    {"training", "adapters"},
     {"runner"},
     {"cli"},
     {"__main__", ""},

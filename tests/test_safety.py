@@ -73,6 +73,7 @@ def test_the_package_neither_pickles_nor_runs_text_but_in_the_places_named_here(
     assert found == {
         ("zoo.py", "importlib.import_module"),  # --model package.module:factory, which says so
         ("__init__.py", "import_module"),  # ldbench's own modules, by name out of a table
+        ("transformers.py", "torch.save"),  # plain values and tensors, loaded with weights_only
         ("cifar_pickle.py", "import pickle"),  # a reader that refuses every name; see below
     }
 
@@ -267,10 +268,11 @@ def test_a_folder_of_an_older_format_is_not_loaded_on_the_way_to_a_download(
 def test_an_image_that_another_program_would_have_to_draw_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "0.png").write_bytes(
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-        )
-    with pytest.raises(UserError, match=r"0\.png is not a readable image"):
+        for file in ("0.png", "1.png"):
+            (tmp_path / name / file).write_bytes(
+                b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+            )
+    with pytest.raises(UserError, match=r"[01]\.png is not a readable image"):
         load_dataset(f"folder:{tmp_path}", root=None)
 
 

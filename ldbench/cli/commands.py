@@ -112,16 +112,15 @@ def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
 
 def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
     """What would run, checked as far as it can be without training."""
-    import tempfile
-
     from ldbench.devices import resolve_device
+    from ldbench.io.places import scratch_folder
     from ldbench.records.cell_files import check_place, finished
     from ldbench.runner.plan import check_plan, plan
     from ldbench.runner.preparation import Preparation
 
     planned = plan(experiment)
-    with tempfile.TemporaryDirectory() as folder:
-        preparation = Preparation(experiment, Path(folder), resolve_device(experiment.device))
+    with scratch_folder() as folder:
+        preparation = Preparation(experiment, folder, resolve_device(experiment.device))
         problem = None
         try:
             check_place(out, "results")

@@ -16,7 +16,6 @@ from ldbench.experiment.config import Experiment
 
 def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, metered: bool = False) -> int:
     """Measure a cost table and show it by stage and by cut."""
-    import tempfile
 
     import torch
 
@@ -26,6 +25,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     from ldbench.devices import keep_freed_memory, resolve_device
     from ldbench.io.atomic import write_text
     from ldbench.io.checksums import plain
+    from ldbench.io.places import scratch_folder
     from ldbench.models.zoo import build_model
     from ldbench.records.cell_files import check_place, write_json
     from ldbench.runner.plan import plan
@@ -42,11 +42,11 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
         check_place(out, "the profile")  # before minutes of measuring
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
-    with tempfile.TemporaryDirectory() as name:
-        preparation = Preparation(experiment, Path(name), device)
+    with scratch_folder() as folder:
+        preparation = Preparation(experiment, folder, device)
         data = preparation.data(cell.dataset)
         table = preparation.costs(cell)
-        budget = resolve_budget(cell.cache_budget, device, Path(name))
+        budget = resolve_budget(cell.cache_budget, device, folder)
     model = build_model(model_spec(cell, data.dataset)).to(device)
     stages = split_stages(model)
     energy = NOT_ASKED

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ldbench.costs.table import CostTable
 from ldbench.store.budget import StoreBudget, Tier, store_bytes
@@ -90,11 +91,13 @@ def best_cut(
     remaining_steps: int,
     legal: Sequence[bool],
     exact: bool = False,
+    obstacles: Mapping[int, str] = MappingProxyType({}),
 ) -> CutChoice:
     """Among the stopped prefixes the cut with the largest remaining_steps x (step now - step there) - building cost.
 
     What later samples take on their way into the store, beyond what they take now, is part of the building cost.
-    Only a positive balance is taken; ``exact`` considers ``stopped`` alone.
+    Only a positive balance is taken; ``exact`` considers ``stopped`` alone. ``obstacles`` says of cuts why they are not
+    legal.
     """
     now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
     arriving = arrival_seconds(table, plan, current, plan.current_tier)
@@ -104,7 +107,9 @@ def best_cut(
         if cut <= current:
             continue
         if not legal[cut]:
-            reasons.append(f"cut {cut} would split stages that share a parameter")
+            reasons.append(
+                f"cut {cut} is not possible: {obstacles.get(cut, 'it splits stages that share a parameter')}"
+            )
             continue
         size = plan.store_bytes(table, cut)
         tier = plan.budget.tier_for(size)

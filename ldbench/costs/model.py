@@ -8,7 +8,12 @@ from typing import Any
 
 from ldbench.costs.break_even import CutChoice, StorePlan, best_cut
 from ldbench.costs.table import CostTable
+from ldbench.errors import one_line
 from ldbench.store.budget import StoreBudget
+
+
+class Unmeasurable(Exception):
+    """The cost table could not be measured."""
 
 
 class CostModel:
@@ -27,7 +32,8 @@ class CostModel:
         measure: Callable[[], CostTable],
         budget: StoreBudget | Callable[[], StoreBudget],
     ) -> None:
-        self._table, self._measure, self._budget = table, measure, budget
+        self._table, self.measure, self._budget = table, measure, budget
+        self._failure: Unmeasurable | None = None
 
     @property
     def known(self) -> CostTable | None:
@@ -36,9 +42,15 @@ class CostModel:
 
     @property
     def table(self) -> CostTable:
-        """The table, measured now where there is none yet."""
+        """The table, measured now where there is none yet. Raises ``Unmeasurable``, and tries it once."""
+        if self._failure is not None:
+            raise self._failure
         if self._table is None:
-            self._table = self._measure()
+            try:
+                self._table = self.measure()
+            except Exception as error:  # the network's, the loss's, the data's, the device's
+                self._failure = Unmeasurable(one_line(error, kind=True))
+                raise self._failure from error
         return self._table
 
     @property
@@ -49,17 +61,22 @@ class CostModel:
         return self._budget
 
     def choose_store(
-        self, current: int, stopped: int, remaining: int, legal: Sequence[bool], exact: bool, plan: StorePlan
+        self, current: int, stopped: int, remaining: int, obstacles: Sequence[str], exact: bool, plan: StorePlan
     ) -> CutChoice:
-        """The cut that the break-even rule takes, up to ``stopped``, see ``best_cut``."""
-        return best_cut(self.table, plan, current, stopped, remaining, legal, exact)
+        """The cut that the break-even rule takes, up to ``stopped``, see ``best_cut``.
 
-    def choose_freeze(self, current: int, stopped: int, remaining: int, legal: Sequence[bool]) -> CutChoice:
+        Args:
+            obstacles: per cut why it cannot be made, "" where it can.
+        """
+        legal = [not obstacle for obstacle in obstacles]
+        return best_cut(self.table, plan, current, stopped, remaining, legal, exact, dict(enumerate(obstacles)))
+
+    def choose_freeze(self, current: int, stopped: int, remaining: int, obstacles: Sequence[str]) -> CutChoice:
         """The last legal cut up to ``stopped``: skipping backward passes costs nothing that would have to be weighed.
 
         What it saves is told where the table is known; nothing is measured for that.
         """
-        cut = max((c for c in range(current, stopped + 1) if legal[c]), default=current)
+        cut = max((c for c in range(current, stopped + 1) if not obstacles[c]), default=current)
         saving = 0.0
         if self._table is not None:
             saving = remaining * (frozen_step_seconds(self._table, current) - frozen_step_seconds(self._table, cut))

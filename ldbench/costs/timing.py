@@ -1,14 +1,13 @@
-"""Measures a cost table on copies of the stages."""
+"""Measures a cost table: what a step costs at every cut, and what a store does."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ldbench.costs.table import CostTable, TierCost
 from ldbench.devices import synchronize
 from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.undisturbed import undisturbed
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.budget import Tier
 
@@ -52,12 +52,15 @@ class _Stopwatch:
         return self.typical(key, reference) * statistics.median(a / b for a, b in pairs)
 
 
+Criterion = Callable[[Tensor, Any], Tensor]
+
+
 def measure_costs(
     stages: nn.Sequential,
     names: Sequence[str],
-    fetch: Callable[[], tuple[Tensor, Tensor]],
+    fetch: Callable[[], tuple[Tensor, Any]],
     optimizer: torch.optim.Optimizer,
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    criterion: Criterion | None,
     *,
     device: torch.device,
     folder: Path,
@@ -67,7 +70,8 @@ def measure_costs(
     budget_seconds: float = 20.0,
     machine: dict[str, Any] | None = None,
 ) -> CostTable:
-    """Measure a cost table on copies of the stages; nothing of the caller's is changed, random states included.
+    """Measure a cost table on the stages themselves, which nothing is left of: no weight, gradient, statistic, flag or
+    random state changes, and no copy of a module is made. Parameters that need no gradient are timed as that.
 
     Every round times each part once and a whole step from each cut; medians over the rounds are kept, those of whole
     steps relative to the full one of the same round. After one round to warm up at least 3 are made, then as many as
@@ -75,24 +79,23 @@ def measure_costs(
 
     Args:
         fetch: gives a minibatch of images and targets as training would read it.
-        optimizer: training's optimizer; its class and defaults are used on the copy.
+        optimizer: training's optimizer; a stand-in of its kind makes the steps, see ``StandIn``.
+        criterion: of the output and the targets; None: the mean of the output's squares stands for the loss.
     """
     began = time.perf_counter()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        copied = copy.deepcopy(stages)
-        for module in copied.modules():
+    with undisturbed(stages, device):
+        for module in stages.modules():
             module.train()
-        stepper = optimizer_like(optimizer, [p for p in copied.parameters() if p.requires_grad])
+        stepper = StandIn(optimizer, stages.parameters())
         watch = _Stopwatch(device)
-        cuts = timed_cuts(len(copied))
+        cuts = timed_cuts(len(stages))
         done = 0
         while done < 3 + 1 or (done < rounds + 1 and time.perf_counter() - began < budget_seconds):
             if done == 1:
                 watch.laps.clear()  # the first round warmed up
-            _time_round(watch, copied, cuts, stepper, fetch, criterion, autocast)
+            _time_round(watch, stages, cuts, stepper, fetch, criterion or mean_square, autocast)
             done += 1
-        del copied, stepper
+        del stepper
         x, _ = fetch()
         tiers = _tier_costs(device, folder, cache_dtype, len(x))
     count = len(stages)
@@ -110,6 +113,12 @@ def measure_costs(
         machine=machine or {},
         seconds_to_measure=time.perf_counter() - began,
     )
+
+
+def mean_square(output: Tensor, targets: Any) -> Tensor:
+    """A loss for want of the user's: its backward pass through the network takes as long as any other's."""
+    del targets
+    return output.float().square().mean()
 
 
 def timed_cuts(count: int) -> list[int]:
@@ -131,13 +140,49 @@ def between(known: dict[int, float], alone: Sequence[float]) -> list[float]:
     return steps
 
 
-def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh optimizer of the same class and settings (``defaults`` may hold more than the constructor takes), at
-    rate 0: many steps on one minibatch must not lead the copy to numbers that take longer.
+class StandIn:
+    """Makes optimizer steps that take as long as training's, on copies of the parameters.
+
+    The optimizer itself may be wrapped, want a closure, or keep an account of its steps: it is never called. One of
+    torch's own kinds is made anew with its settings; for any other one SGD or AdamW stands in, whichever keeps as much
+    state for a parameter. Its rate is 0: many steps on one minibatch must not lead to numbers that take longer.
     """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+        trained = [p for p in parameters if p.requires_grad]
+        self._copies = {p: p.detach().clone().requires_grad_() for p in trained}
+        self._stepper = optimizer_like(optimizer, list(self._copies.values())) if trained else None
+
+    def gradients(self, of: Tensor, upstream: Tensor | None, wanted: Sequence[Tensor]) -> None:
+        """The backward pass of ``of``; gradients of parameters are kept for the step, and nobody else's."""
+        if not of.requires_grad:
+            return
+        # ``backward`` would add to gradients of the user's and call the hooks that wait for them.
+        for tensor, found in zip(wanted, torch.autograd.grad(of, wanted, upstream, allow_unused=True), strict=True):
+            if tensor in self._copies:
+                self._copies[tensor].grad = found  # type: ignore[index]
+
+    def step(self) -> None:
+        """Step those parameters that ``gradients`` found a gradient for, and forget it."""
+        if self._stepper is not None:
+            self._stepper.step()
+        for copied in self._copies.values():
+            copied.grad = None
+
+
+def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """A fresh optimizer that does as much for every parameter, at rate 0, see ``StandIn``."""
     kind: Any = type(optimizer)
-    known = inspect.signature(kind).parameters
-    made: torch.optim.Optimizer = kind(parameters, **{k: v for k, v in optimizer.defaults.items() if k in known})
+    made: torch.optim.Optimizer
+    if kind.__module__.startswith("torch.optim") and not issubclass(kind, torch.optim.LBFGS):
+        known = inspect.signature(kind).parameters  # ``defaults`` may hold more than the constructor takes
+        made = kind(parameters, **{k: v for k, v in optimizer.defaults.items() if k in known})
+    else:
+        states = [sum(isinstance(v, Tensor) and v.dim() > 0 for v in s.values()) for s in optimizer.state.values()]
+        if max(states, default=2) >= 2:
+            made = torch.optim.AdamW(parameters)
+        else:
+            made = torch.optim.SGD(parameters, momentum=0.9 * max(states))
     for group in made.param_groups:
         group["lr"] = 0.0
     return made
@@ -147,37 +192,37 @@ def _time_round(
     watch: _Stopwatch,
     stages: nn.Sequential,
     cuts: Sequence[int],
-    stepper: torch.optim.Optimizer,
-    fetch: Callable[[], tuple[Tensor, Tensor]],
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    stepper: StandIn,
+    fetch: Callable[[], tuple[Tensor, Any]],
+    criterion: Criterion,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     x, labels = watch.time("input", 0, fetch)
-    inputs = {}
+    inputs, trained = {}, [[p for p in stage.parameters() if p.requires_grad] for stage in stages]
     for s, stage in enumerate(stages):
         if s in cuts:
             inputs[s] = x
-        stepper.zero_grad(set_to_none=True)
-        x = x.detach().requires_grad_(s > 0)
+        inner = s > 0 and any(trained[:s])  # stages before it need the gradient of its input
+        x = x.detach()
+        wanted = [*trained[s], x.requires_grad_()] if inner else trained[s]
         with autocast():
             y = watch.time("forward", s, functools.partial(stage, x))
-        upstream = torch.ones_like(y)
-        watch.time("backward", s, functools.partial(y.backward, upstream))
+        watch.time("backward", s, functools.partial(stepper.gradients, y, torch.ones_like(y), wanted))
         stage.eval()
         with torch.no_grad(), autocast():
             watch.time("inference", s, functools.partial(stage, x))
         stage.train()
         x = y.detach()
 
-    def step(live: nn.Sequential, x: Tensor) -> None:
-        stepper.zero_grad(set_to_none=True)
+    def step(live: nn.Sequential, x: Tensor, wanted: list[nn.Parameter]) -> None:
         with autocast():
             loss = criterion(live(x), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        stepper.step()  # leaves parameters without a gradient alone
+        stepper.gradients(loss, None, wanted)
+        stepper.step()
 
     for cut in cuts:
-        watch.time("step", cut, functools.partial(step, stages[cut:], inputs[cut]))
+        wanted = list(dict.fromkeys(itertools.chain(*trained[cut:])))  # stages may share one
+        watch.time("step", cut, functools.partial(step, stages[cut:], inputs[cut], wanted))
 
 
 def _tier_costs(device: torch.device, folder: Path, dtype: str, batch_size: int) -> dict[str, TierCost]:

@@ -1,31 +1,52 @@
-"""What a training loop reads images from: anything with a length and ``batch(indices)``."""
+"""What a training loop reads from: anything with a length and ``batch(indices)``, made of what people have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Number
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import IterableDataset
+
+from ldbench.data.dataset_source import DatasetSource, Reading
+from ldbench.errors import UserError, shown
+
+EXPECTED = (
+    "data is (images [N, C, H, W], targets [N, ...]) as tensors or arrays, a data set with a length whose items are "
+    "(image, target), or a DataLoader that shuffles such a one"
+)
 
 
 class BatchSource(Protocol):
-    """Training samples by index."""
+    """Training samples by index. One that can read ahead also has ``expect``, see ``read_ahead``."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] (float, on the device) and targets [B] of the samples ``indices`` (int64 [B], CPU)."""
+        """Images [B, C, H, W] (on the device) and targets [B, ...] of the samples ``indices`` (int64 [B], CPU)."""
         ...
 
 
 class TensorSource:
-    """Images and targets held as tensors, one row per sample, already normalised."""
+    """Images and targets held as tensors, one row per sample, already normalised.
+
+    Raises:
+        UserError: they are no images and targets of as many samples.
+    """
 
     def __init__(self, images: Tensor, targets: Tensor, device: torch.device) -> None:
-        if len(images) != len(targets):
-            raise ValueError(f"images and targets differ in length: {len(images)} and {len(targets)}")
+        if images.dim() < 2 <= targets.dim():
+            raise UserError(f"images are {list(images.shape)} and targets {list(targets.shape)}: are they swapped?")
+        if images.dim() < 2:
+            raise UserError(f"images are {list(images.shape)}: give one row per sample, [N, C, H, W]")
+        if targets.dim() == 0 or len(images) != len(targets):
+            told = f"{list(images.shape)} and {list(targets.shape)}"
+            raise UserError(f"images and targets differ in length: {told}; both have one row per sample")
+        if len(images) == 0:
+            raise UserError("the data have no sample")
         self.images, self.targets, self.device = images.to(device), targets.to(device), device
 
     def __len__(self) -> int:
@@ -37,27 +58,57 @@ class TensorSource:
         return self.images[where], self.targets[where]
 
 
-class DatasetSource:
-    """A map-style ``torch.utils.data.Dataset`` of (image, target) items, read item by item in the calling process."""
+def as_batch_source(data: Any, device: torch.device, reading: Reading | None = None, *, seed: int = 0) -> BatchSource:
+    """A source of minibatches from images and targets, a map-style data set, or what is one already.
 
-    def __init__(self, dataset: Dataset[Any], device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
+    Args:
+        data: see ``EXPECTED``; a ``DataLoader`` is taken apart before (``from_data_loader``).
+        device: where minibatches are wanted.
+        reading: how the items of a data set are read.
+        seed: of the random transforms in worker processes.
 
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
-        del augment
-        images, targets = default_collate([tuple(self.dataset[i])[:2] for i in indices.tolist()])
-        return images.to(self.device, non_blocking=True), torch.as_tensor(targets).to(self.device)
-
-
-def as_batch_source(data: Any, device: torch.device) -> BatchSource:
-    """A source of minibatches from (images, targets) tensors, a map-style data set, or what is one already."""
+    Raises:
+        UserError: it is something else; one line says what is expected.
+    """
     if hasattr(data, "batch") and hasattr(data, "__len__"):
         return data  # type: ignore[no-any-return]
-    if isinstance(data, Sequence) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return TensorSource(data[0], data[1], device)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return DatasetSource(data, device)
-    raise TypeError(f"data must be (images, targets) tensors or a map-style Dataset, not {type(data).__name__}")
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (Tensor, np.ndarray)):
+        return TensorSource(_tensor(data[0], "images"), _tensor(data[1], "targets"), device)
+    if isinstance(data, dict):
+        keys = ", ".join(map(repr, list(data)[:4]))
+        raise UserError(f"data is a dict with {keys}: give the pair, as in (data['images'], data['labels'])")
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise UserError(f"{EXPECTED}; not {shown(data) if data is None else type(data).__name__}")
+    if len(data) == 0:
+        raise UserError("the data set has no sample")
+    return DatasetSource(data, device, reading or Reading(), seed)
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype != object and values.dtype.kind in "biufc":
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
+        if all(isinstance(value, Tensor) and value.shape == values[0].shape for value in values):
+            return torch.stack(list(values))
+        if all(isinstance(value, Number) for value in values):
+            return torch.tensor(values)
+    kind = type(values[0]).__name__ if isinstance(values, Sequence) and len(values) else ""
+    told = f"{type(values).__name__}{' of ' + kind if kind else ''}"
+    raise UserError(f"{what} are a {told}: give a tensor with a number or a row of numbers per sample")
+
+
+def describe_batch(x: Tensor, y: Tensor) -> str:
+    """Dtypes and shapes of a minibatch, in words."""
+    parts = [
+        f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in (("images", x), ("targets", y))
+    ]
+    return ", ".join(parts)
+
+
+def read_ahead(source: BatchSource, batches: Iterable[Tensor]) -> None:
+    """Tell a source that can read ahead which minibatches it will be asked for, in this order."""
+    expect = getattr(source, "expect", None)
+    if expect is not None:
+        expect(batches)

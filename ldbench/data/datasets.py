@@ -21,6 +21,7 @@ from ldbench.data.class_subset import select, split_selection
 from ldbench.data.raw import Pool, Source
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, one_line, shown
+from ldbench.io.places import expanded
 from ldbench.seeds import stratified_order
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "imagenette")
@@ -56,6 +57,7 @@ class Dataset:
             None.
         synthetic: the images are random: an accuracy on them means nothing.
         fingerprint: SHA-256 over class names, shapes, images and labels of all three splits, hexadecimal.
+        notes: for people: what of the files was left out.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Dataset:
     resized_from: int | None
     synthetic: bool
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -98,7 +101,7 @@ def check_dataset_name(name: str) -> None:
 
 def data_root(root: Path | None) -> Path:
     """Returns the folder that holds data sets: ``root``, else the environment's LDBENCH_DATA, else ./data."""
-    return (root or Path(os.environ.get("LDBENCH_DATA") or "data")).expanduser()
+    return expanded(root or os.environ.get("LDBENCH_DATA") or "data")
 
 
 def _open(name: str, root: Path, download: bool, image_size: int | None) -> Source:
@@ -107,7 +110,7 @@ def _open(name: str, root: Path, download: bool, image_size: int | None) -> Sour
         return select(name, _open(whole, root, download, image_size), ranges)
     kind, _, argument = name.partition(":")
     if kind == "folder":
-        return image_folder.open_folder(Path(argument).expanduser(), DATA_SEED)
+        return image_folder.open_folder(expanded(argument), DATA_SEED)
     if kind == "synthetic":
         return readers.make_synthetic(argument, DATA_SEED)
     openers: dict[str, Callable[[], Source]] = {
@@ -227,4 +230,5 @@ def load_dataset(
         resized_from=None if source.uniform and source.side == side else source.side,
         synthetic=source.synthetic,
         fingerprint=_fingerprint(source.class_names, splits),
+        notes=source.notes,
     )

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision.datasets as tv
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from ldbench.data.folder_listing import find_splits, list_classes
 from ldbench.data.raw import Source, corrupt, download_errors, missing
 from ldbench.errors import UserError, one_line
 from ldbench.seeds import stratified_order
@@ -61,9 +62,25 @@ def _opened(path: str, use: Callable[[Image.Image], R]) -> R:
         raise UserError(f"{path} is not a readable image ({one_line(error)}): delete or replace it") from error
 
 
+def _orientation(image: Image.Image) -> int:
+    """How a camera was held: 1 upright, from 5 on width and height are exchanged. What EXIF cannot tell is upright."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken block of it beside a sound image
+        return 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after EXIF rotation; of a PNG file, which would have to be decoded for that, as they are."""
+    turned = image.format != "PNG" and _orientation(image) >= 5
+    return image.size[::-1] if turned else image.size
+
+
 def _decode_square(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
     """Writes the centre square of an image, resized (bilinear, antialiased), into ``out`` uint8 [C, S, S]."""
     channels, side, _ = out.shape
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     image = image.convert("L" if channels == 1 else "RGB")
     shorter = min(image.size)
     left, top = ((length - shorter) / 2 for length in image.size)
@@ -91,21 +108,10 @@ class FilePool:
 
 def _headers(paths: Sequence[str]) -> tuple[int, bool, bool]:
     """Returns the median shorter side in pixels, whether all images are such squares, and whether all are grey."""
-    found = _in_threads(lambda path: _opened(path, lambda image: (*image.size, image.mode)), paths)
+    found = _in_threads(lambda path: _opened(path, lambda image: (*_upright_size(image), image.mode)), paths)
     sizes = {(width, height) for width, height, _ in found}
     side = median_low(min(width, height) for width, height, _ in found)
     return side, sizes == {(side, side)}, all(mode in _GREY_MODES for *_, mode in found)
-
-
-def _class_folders(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Returns the class names under a folder, and every image file with its label."""
-    try:
-        listed = tv.ImageFolder(str(folder))
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{folder} is not a data set of one folder of images per class: {one_line(error)}") from error
-    if len(listed.classes) < 2:
-        raise UserError(f"{folder} has one class folder ({listed.classes[0]}); classification needs two or more")
-    return listed.classes, listed.samples
 
 
 def _pool(samples: Sequence[tuple[str, int]], channels: int) -> FilePool:
@@ -113,24 +119,37 @@ def _pool(samples: Sequence[tuple[str, int]], channels: int) -> FilePool:
 
 
 def open_folder(path: Path, seed: int) -> Source:
-    """A folder of images: PATH/train beside PATH/test or PATH/val, or else class folders, a fifth of which is the test.
+    """A folder of images: class folders, a fifth of whose images is the test, or splits (``find_splits``): training
+    images beside test images, or beside validation images, which are the test then.
 
-    Grey when all files are grey, else RGB.
+    Grey when all files are grey, else RGB. What was left out is told in the source's notes.
     """
     if not path.is_dir():
         raise UserError(f"data set folder {path} not found (looked for {path.absolute()}): one folder per class")
-    held_out = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
-    if held_out is not None and (path / "train").is_dir():
-        classes, train = _class_folders(path / "train")
-        test_classes, test = _class_folders(held_out)
+    splits, notes = find_splits(path), list[str]()
+    if splits is not None:
+        listings = [list_classes(folder) for folder in splits[:2]]
+        (classes, test_classes), (train, test) = zip(*((list(o.images), o.samples) for o in listings), strict=True)
         if classes != test_classes:
             odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
-            raise UserError(f"{path}: train and {held_out.name} must have the same class folders; not so: {odd}")
+            names = f"{splits[0].name} and {splits[1].name}"
+            raise UserError(f"{path}: {names} must have the same class folders; not so: {odd}")
+        notes += [f"{path}: {further.name} is not read: {splits[1].name} is the test set" for further in splits[2]]
     else:
-        classes, samples = _class_folders(path)
+        listings = [list_classes(path)]
+        classes, samples = list(listings[0].images), listings[0].samples
+        single = [name for name, files in listings[0].images.items() if len(files) < 2]
+        if single:
+            raise UserError(
+                f"{path}: {', '.join(single[:4])} has one image; a class takes two at least, one to train on and one to test: "
+                "add images, or give folders train and test"
+            )
         order = stratified_order(torch.tensor([label for _, label in samples]), seed).tolist()
         cut = max(1, len(samples) // 5)
         test, train = ([samples[i] for i in part] for part in (order[:cut], order[cut:]))
+    for listing in listings:
+        told = ", ".join(f"{count} {what}" for what, count in listing.skipped.items() if count)
+        notes += [f"{listing.folder}: left out {told}"] if told else []
     side, uniform, grey = _headers([file for file, _ in train])
     channels = 1 if grey and _headers([file for file, _ in test])[2] else 3
     return Source(
@@ -141,6 +160,7 @@ def open_folder(path: Path, seed: int) -> Source:
         side=side,
         uniform=uniform,
         default_side=min(side, 224),
+        notes=tuple(notes),
     )
 
 

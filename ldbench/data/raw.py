@@ -61,6 +61,7 @@ class Source:
         uniform: every image is square and has that side.
         default_side: what to bring the images to when nobody says.
         synthetic: the images are random.
+        notes: for people: what was left out.
     """
 
     class_names: tuple[str, ...]
@@ -71,6 +72,7 @@ class Source:
     uniform: bool
     default_side: int
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def missing(name: str, places: list[Path], fetched: str = "", absent: Sequence[str] = ()) -> UserError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from ldbench.data.cifar_pickle import NoBatch, read_batch
 from ldbench.data.raw import ArrayPool, Source, corrupt, download_errors, missing
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, one_line, shown
+from ldbench.io.places import scratch_folder
 from ldbench.seeds import derive_seed, stratified_order
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -81,11 +81,11 @@ def _read_idx_file(folder: Path, file: str, md5: str, reader: Callable[[str], Te
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise corrupt(path, "its checksum is not the published one")
-    with tempfile.NamedTemporaryFile() as unpacked:
+    with scratch_folder() as folder:
         # torchvision reads unpacked files by name; the data root may be read-only, or shared with another run.
-        unpacked.write(content)
-        unpacked.flush()
-        return reader(unpacked.name)
+        unpacked = folder / path.stem
+        unpacked.write_bytes(content)
+        return reader(str(unpacked))
 
 
 def read_idx(name: str, root: Path, download: bool) -> Source:

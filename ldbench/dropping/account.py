@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import torch
 from ldbench.devices import synchronize
 from ldbench.dropping.drop import Drop
 from ldbench.stages.flops import StageFlops
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,16 +49,26 @@ class FlopLedger:
         """Forward and backward of all stages."""
         return sum(self.forward) + sum(self.backward)
 
-    def add_step(self, samples: int, dropped: int, forward_from: int, left_out: AbstractSet[int] = frozenset()) -> None:
+    def add_step(
+        self,
+        samples: int,
+        dropped: int,
+        forward_from: int,
+        left_out: AbstractSet[int] = frozenset(),
+        frozen: AbstractSet[int] = frozenset(),
+    ) -> None:
         """A training step of ``samples`` that runs forward from stage ``forward_from`` and backward from ``dropped``.
 
-        Of the stages in ``left_out`` only the shortcut runs.
+        Of the stages in ``left_out`` only the shortcut runs. Those in ``frozen`` have no parameter to train: in front
+        of all others they run no backward pass at all, behind one that trains they pass the gradient on.
         """
+        first = next((s for s in range(dropped, len(self.table)) if s not in frozen), len(self.table))
         for s in range(forward_from, len(self.table)):
             entry = self.shortcuts[s] if s in left_out else self.table[s]
             self.forward[s] += samples * entry.forward
-            if s >= dropped:
-                self.backward[s] += samples * (entry.backward_first if s == dropped else entry.backward)
+            if s >= first:
+                own, passed_on = entry.backward_first, entry.backward - entry.backward_first
+                self.backward[s] += samples * ((0 if s in frozen else own) + (0 if s == first else passed_on))
 
     def add_forward(self, samples: int, first: int, last: int) -> None:
         """A forward pass of ``samples`` through stages first..last-1 that is no training step (store, statistics)."""
@@ -87,6 +100,7 @@ class Account:
 
     Args:
         device: waited for where seconds of its work are taken.
+        tell: told what went wrong without ending the run.
 
     Attributes:
         drops: made, in order.
@@ -100,8 +114,8 @@ class Account:
         peak_store_bytes: of the largest store.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, tell: Callable[[str], None] = lambda what: None) -> None:
+        self.device, self._tell = device, tell
         self.drops: list[Drop] = []
         self.declined: list[dict[str, Any]] = []
         self.incidents: list[dict[str, Any]] = []
@@ -148,6 +162,17 @@ class Account:
         self.drops.append(drop)
         self.peak_store_bytes = max(self.peak_store_bytes, drop.store_bytes)
         return drop
+
+    def note(self, step: int, what: str) -> None:
+        """Something went wrong that does not end the run, or is not as the user may believe."""
+        self.incidents.append({"step": step, "what": what})
+        _log.warning("%s", what)
+        self._tell(what)
+
+    def note_once(self, step: int, what: str) -> None:
+        """``note``, the first time."""
+        if all(incident["what"] != what for incident in self.incidents):
+            self.note(step, what)
 
     def decline(self, step: int, cut: int, reason: str) -> None:
         """The cut is not made."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ldbench.dropping.retirement import refresh_statistics, remember_buffers
+from ldbench.dropping.statistics import refresh_statistics
+from ldbench.stages.undisturbed import remember_buffers
 from ldbench.store.activation_store import ActivationStore
-from ldbench.store.fill import Autocast, NoRoom, Source
+from ldbench.store.fill import Autocast, NoRoom, Source, Unfit
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Built:
         store: None where none was asked for, or none had room.
         relative_error: of the store, see ``Drop``.
         passed: samples that went through the segment for its statistics.
-        no_room: why there is no store; the segment is then as it was.
+        no_room, unfit: why there is no store; the segment is then as it was.
     """
 
     store: ActivationStore | None = None
     relative_error: float = 0.0
     passed: int = 0
     no_room: NoRoom | None = None
+    unfit: str | None = None
 
 
 def build_drop(
@@ -62,6 +64,7 @@ def build_drop(
     source: Source,
     autocast: Autocast,
     statistics: Sequence[Tensor],
+    norms: Sequence[nn.Module],
     fill: Callable[[], tuple[ActivationStore, float]] | None,
 ) -> Built:
     """Make a segment of stages fit to leave training. Any exception leaves it as it was.
@@ -71,13 +74,14 @@ def build_drop(
         source: gives what the segment reads, for sample indices.
         autocast: gives the context the forward pass runs in.
         statistics: sample indices of the minibatches that BatchNorm's statistics are re-estimated on; none: they stay.
+        norms: the BatchNorms whose statistics training moves.
         fill: makes the store; None: no store is wanted.
     """
     undo = remember_buffers(segment)
     passed = 0
     try:
         if statistics:
-            passed = refresh_statistics(segment, statistics, source, autocast)
+            passed = refresh_statistics(segment, norms, statistics, source, autocast)
         if fill is None:
             return Built(passed=passed)
         store, error = fill()
@@ -85,6 +89,9 @@ def build_drop(
     except NoRoom as full:
         undo()
         return Built(passed=passed, no_room=full)
+    except Unfit as reason:
+        undo()
+        return Built(passed=passed, unfit=str(reason))
     except BaseException:
         undo()
         raise

@@ -2,79 +2,76 @@
 
 A training loop, and where in it things happen::
 
-    dropper = LayerDropper(model, optimizer, (images, targets), batch_size=128, epochs=20)
-    # The model is cut into stages (stages/split). The policy says what it needs measured (dropping/monitors).
-    for epoch in range(20):
-        for x, y, index in dropper:        # images; once stages were dropped, their stored output (store/activations)
-            optimizer.zero_grad()
-            loss = criterion(dropper(x), y)  # the live stages alone (dropping/live_network)
-            loss.backward()
-            optimizer.step()
-            dropper.step()
-            # Counts the step. At every ``check_every``-th one the monitors give a figure per stage and the policy
-            # (policies/) says how many leading stages have stopped. The cost model (costs/model) says which cut among
-            # them pays, building the store included. That cut is dropped: BatchNorm's statistics are re-estimated where
-            # the policy asks for it, the store is filled (dropping/drop), and parameters leave the optimizer, the
-            # monitors and the live network.
-    dropper.close()                        # frees the store
+    with LayerDropper(model, optimizer, (images, targets), batch_size=128, epochs=20) as dropper:
+        # The model is cut into stages (stages/split). The policy says what it needs measured (dropping/monitors).
+        for epoch in range(20):
+            for x, y, index in dropper:    # images; once stages were dropped, their stored output (store/activations)
+                loss = criterion(dropper(x), y)  # the live stages alone (dropping/live_network)
+                loss.backward()
+                optimizer.step()           # gradients are read here (dropping/optimizer_link)
+                optimizer.zero_grad()
+                dropper.step()
+                # Counts the step. At every ``check_every``-th one the monitors give a figure per stage and the policy
+                # (policies/) says how many leading stages have stopped. The cost model (costs/model) says which cut
+                # among them pays, building the store included. That cut is dropped: BatchNorm's statistics are
+                # re-estimated where the policy asks for it, the store is filled (dropping/drop), and parameters leave
+                # the optimizer, the monitors and the live network.
     model.eval()                           # the model itself stayed whole: evaluate and save that
+
+Leaving the ``with`` block frees the store, and puts optimizer and ``requires_grad`` back as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ldbench.costs.break_even import STATISTICS_SAMPLES, CutChoice, StorePlan
+from ldbench.costs.break_even import STATISTICS_SAMPLES, CutChoice
 from ldbench.costs.model import CostModel
 from ldbench.costs.table import CostTable
-from ldbench.costs.timing import measure_costs
-from ldbench.data.batch_source import as_batch_source
+from ldbench.costs.timing import Criterion
 from ldbench.data.stream import Stream, full_steps, mean_steps
 from ldbench.dropping.account import Account, FlopLedger
+from ldbench.dropping.decider import Decider
 from ldbench.dropping.drop import Built, Drop, build_drop
+from ldbench.dropping.explain import Explanation, explain_stages
+from ldbench.dropping.forward_context import ForwardContext
+from ldbench.dropping.hooks import Hooks
 from ldbench.dropping.live_network import LiveNetwork
+from ldbench.dropping.measuring import measure_on_the_spot
+from ldbench.dropping.minibatches import Minibatch, Minibatches
 from ldbench.dropping.monitors import Monitors
-from ldbench.dropping.retirement import release, retire
+from ldbench.dropping.network import bypassed, plain_network
+from ldbench.dropping.optimizer_link import OptimizerLink
 from ldbench.dropping.schedule import Schedule
-from ldbench.policies.base import Observation, Policy
+from ldbench.dropping.statistics import moving_statistics
+from ldbench.dropping.user_data import open_user_data, try_network
+from ldbench.errors import UserError
+from ldbench.io.places import temporary_folder
+from ldbench.policies.base import Policy
 from ldbench.policies.baselines import AutoFreeze
 from ldbench.policies.registry import Execution
 from ldbench.seeds import sample_order
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
-from ldbench.stages.split import legal_cuts, split_stages, stage_parameters
+from ldbench.stages.split import cut_obstacles, split_stages, stage_parameters
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.budget import StoreOptions, Tier, resolve_budget, store_bytes
-from ldbench.store.fill import NoRoom
+from ldbench.store.fill import PROBED
 
-
-@dataclass(frozen=True)
-class Hooks:
-    """What is called while the engine works.
-
-    Attributes:
-        on_batch: before every minibatch of a store being built; may raise, and the engine is then as it was before.
-        on_build: gives the context in which stores are built, such as a meter's window.
-        note: told what went wrong without ending the run.
-    """
-
-    on_batch: Callable[[], None] = lambda: None
-    on_build: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    note: Callable[[str], None] = lambda what: None
+_log = logging.getLogger(__name__)
+# The dropper that is at work on a model: a second one would take what the first froze for frozen by the user.
+_at_work: weakref.WeakKeyDictionary[nn.Module, weakref.ref[LayerDropper]] = weakref.WeakKeyDictionary()
 
 
 class LayerDropper:
@@ -84,31 +81,51 @@ class LayerDropper:
     mode whenever the engine runs them, so a ``model.train()`` does not disturb them; a forward pass of the whole model
     in train mode does move their BatchNorm statistics, as in any model.
 
+    Stages in front that have no parameter to train, such as a frozen backbone, leave at the first step, whatever the
+    policy, if their cost table says that it pays. What the user holds frozen, in evaluation mode, or scaled by a
+    gradient scaler stays that way; ``close`` puts back what the engine changed.
+
     Args:
-        model: a network ``torch.fx`` can trace; it is on its device already.
-        optimizer: over the model's parameters; those of dropped stages leave it, state included.
-        data: (images [N, C, H, W], targets [N]) tensors, a map-style data set, or a ``BatchSource``.
-        batch_size: samples per minibatch; the last, smaller one of an epoch is left out.
-        epochs: length of the run; ``total_steps`` says it in steps instead.
+        model: a network ``torch.fx`` can trace; it is on its device already. A compiled one is taken out of its
+            wrapper and its live stages are compiled.
+        optimizer: over the model's parameters, or a wrapper of such a one; those of dropped stages leave it, state
+            included.
+        data: (images [N, C, H, W], targets [N, ...]) tensors or arrays, a map-style data set, a ``DataLoader`` that
+            shuffles such a one, or a ``BatchSource``.
+        batch_size: samples per minibatch; the last, smaller one of an epoch is left out. A ``DataLoader`` brings its
+            own.
+        epochs: length of the run; ``total_steps`` says it in optimizer steps instead.
         policy: when to drop; ``AutoFreeze()`` by default, which was ahead of the others where they were compared.
             Where it has learning rates of its own (``lr_scales``), the loop has to follow.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
-        check_every: steps between two checks; 4 checks an epoch by default.
+        check_every: optimizer steps between two checks; 4 checks an epoch by default.
         store: what the activation store may be.
         costs: a cost table measured before; measured on the spot when a drop is first considered otherwise.
         channels_last: the memory format of images and activations.
         compile: compile the live stages, anew after every drop.
-        autocast: gives the context the forward pass runs in.
+        autocast: gives the context that forward passes run in, those of ``dropper(x)`` included; by default stores are
+            made under the automatic mixed precision that the loop's own last forward pass ran under.
         augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
-        criterion: used to measure the cost table.
+        criterion: the loss of output and targets, used to measure the cost table; by default something that takes as
+            long.
         stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by
             default.
         hooks: what is called while the engine works.
+        accumulate: minibatches whose gradients make one optimizer step, with one call of ``step``; counted by default.
+        on_drop: called with every ``Drop`` after it was made, for a logger of experiments say.
+        drop_frozen: let stages in front without a parameter to train leave at the first step.
+        to_xy: makes (image, target) of a data set's item; of a collated minibatch where ``collate_fn`` is given.
+        collate_fn, num_workers, pin_memory: how a data set is read, as by ``DataLoader``; such a one brings its own.
+        store_data: the same samples as ``data`` in the view that is stored, where ``data`` has random transforms.
 
     Attributes:
         cut: leading stages that are gone.
-        schedule, monitors, costs, activations, live, account: the engine's parts, each with a state of its own.
+        schedule, minibatches, monitors, costs, decider, activations, live, account: the engine's parts, each with a state of its own.
+
+    Raises:
+        UserError: the model, the optimizer or the data is something that layers cannot be dropped from; the message
+            says what to give instead.
 
     ``state_dict`` and ``load_state_dict`` carry a run over an interruption.
     """
@@ -116,10 +133,10 @@ class LayerDropper:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Any,
         data: Any,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         epochs: int | None = None,
         total_steps: int | None = None,
         policy: Policy | None = None,
@@ -130,99 +147,183 @@ class LayerDropper:
         costs: CostTable | None = None,
         channels_last: bool = False,
         compile: bool = False,
-        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         augment: Any = None,
-        criterion: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+        criterion: Criterion | None = None,
         stream: Stream | None = None,
         hooks: Hooks | None = None,
+        accumulate: int | None = None,
+        on_drop: Callable[[Drop], None] | None = None,
+        drop_frozen: bool = True,
+        to_xy: Callable[[Any], Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        store_data: Any = None,
     ) -> None:
         if execution not in ("store", "freeze"):
             raise ValueError(f"execution is store or freeze, not {execution!r}")
-        self.model, self.optimizer, self.execution, self.seed = model, optimizer, execution, seed
-        self.autocast, self.augment, self.criterion = autocast, augment, criterion
+        for name, value in (("check_every", check_every), ("accumulate", accumulate), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is a whole number from 1 up, not {value}")
+        if isinstance(policy, (type, str)):
+            raise UserError(f"policy is a rule such as ldbench.LearnAndDrop(), not {policy!r}")
+        self.model, compiled = plain_network(model)
+        _take_over(self.model)
+        self.execution, self.on_drop = execution, on_drop
         self.policy = AutoFreeze() if policy is None else policy
-        self.hooks = Hooks() if hooks is None else hooks
-        self.device = next(model.parameters()).device
-        images, options = as_batch_source(data, self.device), store or StoreOptions()
-        self.stream = stream or Stream.whole(len(images))
-        self.batch_size = min(batch_size, *map(len, self.stream.sets))
+        self.hooks, options = Hooks() if hooks is None else hooks, store or StoreOptions()
+        options.check()
+        self.device = next(self.model.parameters()).device
+        self.link = OptimizerLink(optimizer)
+        self.optimizer = self.link.optimizer
+        self.stages = split_stages(self.model)
+        self.stage_names = [str(stage.stage_name) for stage in self.stages]
+        self.stage_parameters = stage_parameters(self.stages)
+        if self.link.trained().isdisjoint(self.model.parameters()):
+            raise UserError(
+                "the optimizer holds no parameter of the model that needs a gradient: there is nothing to train"
+            )
+        self.autocast = ForwardContext(autocast, self.device)
+
+        reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
+        given = open_user_data(data, store_data, self.device, seed, stored=execution == "store", reading=reading)
+        try_network(self.stages, given, self.device, self.autocast)
+        self.stream = stream or Stream.whole(len(given.images))
+        size = batch_size or given.batch_size
+        if size is None:
+            raise UserError("give batch_size, the samples of a minibatch")
+        self.batch_size = min(size, *map(len, self.stream.sets))
         if total_steps is None and epochs is None:
             raise ValueError("give epochs or total_steps: drops are weighed against the steps that remain")
-        steps = full_steps(self.stream, self.batch_size, epochs or 0) if total_steps is None else total_steps
+        length = full_steps(self.stream, self.batch_size, epochs or 0) if total_steps is None else total_steps
+        if length < 1:
+            raise UserError("the run has no step: give epochs or total_steps from 1 up")
         every = check_every or max(1, mean_steps(self.stream, self.batch_size) // 4)
-        folder = options.folder or Path(tempfile.mkdtemp(prefix="ldbench-"))
+        self.schedule = Schedule(
+            length, every, in_steps=total_steps is not None, checks_in_steps=check_every is not None
+        )
+        folder = options.folder or temporary_folder()
         if options.folder is None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
-        self.stages = split_stages(model)
-        self.stage_names = [str(stage.stage_name) for stage in self.stages]
-        self.stage_parameters = stage_parameters(self.stages)
-        self._legal = legal_cuts(self.stages)
+        # None of the parts knows the engine: with the last name for it, it is gone, and what it changed is put back.
         self.cut = 0
-
-        self.schedule = Schedule(steps, every)
-        self.account = Account(self.device)
-        self.monitors = Monitors(self.stages, self.policy.needs, self._probe, autocast)
+        self.account = account = Account(self.device, self.hooks.note)
+        self._note: Callable[[str], None] = functools.partial(_note, account, self.schedule)
         self.activations = Activations(
             self.stages,
-            images,
+            given.images,
             self.stream,
+            views=given.views,
             batch_size=self.batch_size,
             device=self.device,
             dtype=options.dtype,
             folder=folder,
             channels_last=channels_last,
-            autocast=autocast,
+            autocast=self.autocast,
             identity=options.identity,
             on_batch=self.hooks.on_batch,
             note=self._note,
         )
-        self.costs = CostModel(
-            costs,
-            functools.partial(self._measure_costs, folder, options.dtype),
-            functools.partial(resolve_budget, options.budget, self.device, folder),
+        self.minibatches = Minibatches(
+            self.activations, self.schedule, account, augment=augment, seed=seed, accumulate=accumulate
         )
-        depth = random_depth(self.stages, seed, compile) if self.policy.survival(0.0, 1) is not None else None
-        self.live = LiveNetwork(self.stages, seed, compiled=compile, runs_dropped=execution == "freeze", depth=depth)
-        self._waiting = 0  # stages that have stopped and are dropped when their chunk is over
+        self.monitors = monitors = Monitors(self.stages, self.policy.needs, self.activations.probe, self.autocast)
+        if self.policy.needs:
+            self.link.see_gradients = functools.partial(_see_gradients, account, monitors)
+        measure = functools.partial(
+            measure_on_the_spot,
+            self.stages,
+            self.activations,
+            self.optimizer,
+            criterion,
+            self._note,
+            self.minibatches.waits,
+        )
+        self.costs = CostModel(costs, measure, functools.partial(resolve_budget, options.budget, self.device, folder))
+        depth = None
+        if self.policy.survival(0.0, 1) is not None:
+            depth = random_depth(self.stages, seed, compile or compiled)
+        self.live = LiveNetwork(self.stages, seed, self.device, compiled=compile or compiled, depth=depth)
+        self.decider = Decider(
+            self.policy,
+            self.schedule,
+            monitors,
+            self.costs,
+            self.activations,
+            self.link,
+            account,
+            parameters=self.stage_parameters,
+            obstacles=cut_obstacles(self.stages),
+            stored=execution == "store",
+            drop_frozen=drop_frozen,
+        )
         self._pending: dict[str, Any] | None = None  # a drop that an interruption cut short
+        self._moving: list[nn.Module] = []  # BatchNorms whose statistics training moves
+        for note in (*given.notes, *bypassed(self.model, self.stages)):
+            self._note(note)
+        weakref.finalize(self, _let_go, self.link, self.activations).atexit = False
+        _at_work[self.model] = weakref.ref(self)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The next epoch's minibatches, see ``loader``."""
-        self.schedule.epoch += 1
-        return self.loader(self.schedule.epoch - 1)
+    def __enter__(self) -> LayerDropper:
+        return self
 
-    def loader(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Minibatches (images or activations [B, ...], targets [B], sample indices int64 [B] on the CPU) of an epoch.
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Minibatches of an epoch."""
+        return len(self.minibatches)
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        """The next epoch's minibatches, see ``loader``; after an interruption those that the epoch has left."""
+        self.finish_drop()
+        return iter(self.minibatches)
+
+    def loader(self, epoch: int, first: int = 0) -> Iterator[Minibatch]:
+        """Minibatches (images or activations [B, ...], targets [B, ...], sample indices int64 [B] on the CPU) of an
+        epoch.
 
         ``first``: how many are left out at the beginning.
         """
-        order = self.active[sample_order(len(self.active), self.seed, epoch)]
-        for indices in torch.split(order, self.batch_size)[first : len(order) // self.batch_size]:
-            if self.store is not None:
-                with self.account.reading():
-                    x, y = self.activations.batch(indices)
-            else:
-                draw = None if self.augment is None else self.augment.draw(self.step_count, len(indices))
-                x, y = self.activations.batch(indices, draw)
-            yield x, y, indices
+        return self.minibatches.epoch(epoch, first)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The network's output for a minibatch of the loader."""
+        """The network's output for a minibatch of the loader, whichever stages that has been through."""
+        minibatch = self.minibatches.handed.arrive(x, self.activations.stored_cut, torch.is_grad_enabled())
         self.live.draw(self.step_count, lambda blocks: self.policy.survival(self.progress, blocks))
-        return self.live(x, self.step_count)
+        if minibatch.cut < self._runs_from:  # fetched before the last drop
+            self.account.flops.add_forward(len(x), minibatch.cut, self.cut)
+        with self.autocast.of_training():
+            return self.live(x, minibatch.number, minibatch.cut)
 
     def step(self, samples: int | None = None) -> Drop | None:
-        """Call after ``optimizer.step()``: counts the step, checks when that is due, drops what has stopped."""
-        self.account.flops.add_step(samples or self.batch_size, self.cut, self._runs_from, self.live.skipped)
+        """Call after ``optimizer.step()``: counts the step, checks when that is due, drops what has stopped.
+
+        ``samples``: that the step was made of; those of the loader's minibatches by default.
+        """
+        beyond = self.schedule.over
+        made_of, seen = self.minibatches.handed.step()
+        left_out, frozen = self.live.skipped, {s for s, still in enumerate(self.decider.frozen) if still}
+        samples = samples or seen or self.batch_size * made_of
+        self.account.flops.add_step(samples, self.cut, self._runs_from, left_out, frozen)
         self.live.count_step()
         if self.policy.needs:
-            with self.account.scoring():
-                self.monitors.after_step(float(self.optimizer.param_groups[-1]["lr"]))
-        self.schedule.step += 1
-        return self._check() if self.schedule.check_due else None
+            if not self.link.hears_steps:
+                self.link.see_gradients(None)
+            self.monitors.after_step(self.link.rate)
+        if beyond:
+            what = f"the run goes on beyond the {self.schedule.total} it was given: nothing more is dropped"
+            self.account.note_once(self.step_count, what)
+        if self.schedule.check_due:
+            if len(self.stream) > 1:  # a drop may follow in the loop's evaluation
+                self._moving = moving_statistics(self.stages)
+            return self._make(self.decider.check(self.cut, self._runs_from))
+        first = self.step_count == 1 and not self.schedule.over
+        return self._make(self.decider.propose_frozen(self.cut)) if first else None
 
     def begin_chunk(self, chunk: int) -> None:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
@@ -231,15 +332,15 @@ class LayerDropper:
         """
         if chunk != self.chunk + 1:
             raise ValueError(f"set {chunk} of the stream does not follow set {self.chunk}, which is drawn from now")
-        stopped = self.policy.at_chunk_end(self.step_count, self._waiting)
-        if stopped > self.cut:
-            self._consider(stopped, at_chunk_end=True)
-        if self.store is None:
-            self.activations.advance(chunk)
-        else:
-            with self.hooks.on_build(), self.account.building():
-                passed = self.activations.advance(chunk)
-            self.account.flops.add_forward(passed, 0, self.cut)
+        self._make(self.decider.at_chunk_end(self.cut), at_chunk_end=True)
+        with self.minibatches.lock:
+            if self.store is None:
+                self.activations.advance(chunk)
+            else:
+                with self.hooks.on_build(), self.account.building():
+                    passed = self.activations.advance(chunk)
+                self.account.flops.add_forward(passed, 0, self.cut)
+        self.minibatches.forget()
         self.monitors.begin_chunk()
 
     def count_flops(self, sample_shape: tuple[int, ...]) -> FlopLedger:
@@ -252,11 +353,32 @@ class LayerDropper:
         return ledger
 
     def close(self, *, keep_store_file: bool = False) -> None:
-        """Free the store and let the parameters of dropped stages be trained again."""
+        """Free the store, and put the optimizer's parameters and every ``requires_grad`` back as they were.
+
+        The state that the optimizer had of dropped parameters is gone. Nothing happens the second time.
+        """
         self.activations.close(keep_file=keep_store_file)
-        release(self.stages[: self.cut])
+        self.link.close()
 
     # --- where the run stands ----------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        store = self.store
+        where = "" if store is None else f", {store.nbytes / 1e6:.3g} MB in {store.dtype} on {store.tier}"
+        return (
+            f"<LayerDropper of {type(self.model).__name__}: {self.cut} of {len(self.stages)} stages dropped by "
+            f"{type(self.policy).__name__}, step {self.step_count} of {self.total_steps}{where}>"
+        )
+
+    def explain(self) -> Explanation:
+        """For every stage its figures at the last check, and why it left or is still there; ``print`` it."""
+        first_check = f"no check was made yet: one follows every {self.schedule.check_every} "
+        first_check += "steps" if self.schedule.checks_in_steps else "minibatches"
+        reports = explain_stages(
+            self.stage_names, self.drops, self.policy, self.decider.seen, self.decider.frozen, first_check
+        )
+        account = self.account
+        return Explanation(repr(self), tuple(reports), tuple(account.declined), tuple(account.incidents))
 
     @property
     def step_count(self) -> int:
@@ -270,7 +392,7 @@ class LayerDropper:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that were made, in [0, 1]."""
+        """Share of the run that is over, in [0, 1]."""
         return self.schedule.progress
 
     @property
@@ -303,47 +425,12 @@ class LayerDropper:
         """The first stage that a step runs forward."""
         return 0 if self.execution == "freeze" else self.cut
 
-    # --- a check and what follows from it ----------------------------------------------------------------------------
+    # --- a drop ------------------------------------------------------------------------------------------------------
 
-    def _check(self) -> Drop | None:
-        with self.account.scoring(wait=True):
-            levels = self.monitors.check(self.progress)
-            for samples, own in self.monitors.passes():
-                self.account.flops.add_scoring(samples, self._runs_from, own)
-            seen = Observation(self.step_count, self.total_steps, self.cut, len(self.stages), **levels)
-            stopped = self.policy.stopped(seen)
-        if levels:
-            self.monitors.log.append({"step": self.step_count, "dropped": self.cut, **levels})
-        if self.policy.waits and len(self.stream) > 1:
-            self._waiting = max(self._waiting, stopped)
+    def _make(self, choice: CutChoice | None, at_chunk_end: bool = False) -> Drop | None:
+        if choice is None:
             return None
-        return self._consider(stopped) if stopped > self.cut else None
-
-    def _consider(self, stopped: int, at_chunk_end: bool = False) -> Drop | None:
-        """Drop as many of the first ``stopped`` stages as pays, or note why none. Raises ``ValueError``."""
-        if not 0 <= stopped < len(self.stages):
-            raise ValueError(f"the policy wants {stopped} of {len(self.stages)} stages gone; the last one has to stay")
-        choice = self._choose(stopped)
-        if choice.cut > self.cut:
-            return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier, at_chunk_end)
-        declined = self.account.declined
-        if self.execution == "store" and (not declined or declined[-1]["cut"] != stopped):
-            self.account.decline(self.step_count, stopped, choice.reason)
-        return None
-
-    def _choose(self, stopped: int) -> CutChoice:
-        remaining, exact = self.schedule.remaining, self.policy.exact
-        if self.execution == "freeze":
-            return self.costs.choose_freeze(self.cut, stopped, remaining, self._legal)
-        plan = StorePlan(
-            len(self.active),
-            self.activations.dtype,
-            self.costs.budget,
-            self.store.tier if self.store is not None else "device",
-            self.stream.capacity,
-            self.stream.still_to_come(self.chunk),
-        )
-        return self.costs.choose_store(self.cut, stopped, remaining, self._legal, exact, plan)
+        return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier, at_chunk_end)
 
     def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None, at_chunk_end: bool = False) -> Drop | None:
         """Drop the stages up to ``cut``; an exception on the way leaves the network as it was, and the drop pending.
@@ -353,69 +440,67 @@ class LayerDropper:
             tier: where the store should lie; None for a drop that skips the backward pass alone.
 
         Returns:
-            the drop, or None where no tier had room for its store.
+            the drop, or None where no tier had room for its store, or the store would not hold what the stages compute.
         """
         self._pending = {"cut": cut, "reason": reason, "saving": saving, "tier": tier, "at_chunk_end": at_chunk_end}
-        before = self.account.building_seconds
-        with self.hooks.on_build() if tier is not None else contextlib.nullcontext():
-            with self.account.building():
-                built = self._build(cut, tier)
-                self._pending = None
-                passed = built.passed + (len(self.active) if built.store is not None else 0)
-                self.account.flops.add_forward(passed, self._runs_from, cut)
-                if built.no_room is None:
-                    self._advance(cut, built.store, tier)
-            if built.no_room is not None:
-                self._decline_for_room(cut, built.no_room)
-                return None
-            store, seconds = built.store, self.account.building_seconds - before
-            size, where, dtype = (0, None, None) if store is None else (store.nbytes, store.tier, store.dtype)
-            error = built.relative_error
-            return self.account.add(
-                Drop(self.step_count, cut, reason, where, size, dtype, error, seconds, saving, at_chunk_end)
-            )
+        before, gone = self.account.building_seconds, self.cut
+        window = self.hooks.on_build() if tier is not None else contextlib.nullcontext()
+        with self.minibatches.lock, window, self.account.building():
+            built = self._build(cut, tier)
+            self._pending = None
+            passed = built.passed + (len(self.active) + PROBED if built.store is not None else 0)
+            self.account.flops.add_forward(passed, self._runs_from, cut)
+            if built.store is not None or tier is None:
+                self._advance(cut, built.store, tier)
+        if self.cut == gone:
+            self._decline(cut, built)
+            return None
+        store, seconds = built.store, self.account.building_seconds - before
+        size, where, dtype = (0, None, None) if store is None else (store.nbytes, store.tier, store.dtype)
+        error = built.relative_error
+        drop = Drop(self.step_count, cut, reason, where, size, dtype, error, seconds, saving, at_chunk_end)
+        self.account.add(drop)
+        names = ", ".join(self.stage_names[gone:cut])
+        place = "" if where is None else f"; a store of {size / 1e6:.3g} MB in {dtype} on {where} took {seconds:.3g} s"
+        _log.info("step %d: %s left training (%d of %d): %s%s", drop.step, names, cut, len(self.stages), reason, place)
+        if self.on_drop is not None:
+            self.on_drop(drop)
+        return drop
 
     def _build(self, cut: int, tier: Tier | None) -> Built:
         statistics: list[Tensor] = []
+        segment, norms = self.stages[self.cut : cut], self._moving
         if self.policy.refreshes:
             order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
             statistics = [part for part in torch.split(order, self.batch_size) if len(part) == self.batch_size]
+            norms = [norm for norm in norms or moving_statistics(segment) if norm in set(segment.modules())]
         source = functools.partial(self.activations.source, cut=self.cut)
         fill = functools.partial(self.activations.fill, cut, tier) if tier is not None else None
-        return build_drop(self.stages[self.cut : cut], source, self.autocast, statistics, fill)
+        self.minibatches.cut_off()
+        return build_drop(segment, source, self.autocast, statistics, norms, fill)
 
     def _advance(self, cut: int, store: ActivationStore | None = None, tier: Tier | None = None) -> None:
         """The first ``cut`` stages are gone from now on, for everybody."""
-        gone = [parameter for stage in self.stage_parameters[self.cut : cut] for parameter in stage]
-        retire(gone, self.optimizer)
+        self.link.retire(parameter for stage in self.stage_parameters[self.cut : cut] for parameter in stage)
         self.cut = cut
         self.monitors.drop(cut)
         if store is not None and tier is not None:
             self.activations.take(store, cut, tier)
         self.live.advance(cut)
+        self.decider.look_for_frozen()
 
-    def _decline_for_room(self, cut: int, full: NoRoom) -> None:
-        """No tier had room: train on with nothing dropped, and ask for no store of that size again."""
-        size = store_bytes(self.stream.capacity, full.shape, self.activations.dtype)
+    def _decline(self, cut: int, built: Built) -> None:
+        """Train on with nothing more dropped, and do not try the same again: no tier had room, or rows would be wrong."""
+        if built.no_room is None:
+            reason = built.unfit or ""
+            self.decider.refuse(cut, reason)
+            self.account.decline(self.step_count, cut, reason)
+            self._note(f"{built.unfit}: training goes on with nothing more dropped")
+            return
+        size = store_bytes(self.stream.capacity, built.no_room.shape, self.activations.dtype)
         self.costs.no_room_for(size)
-        self.account.decline(self.step_count, cut, f"no room for its store: {full}")
-        self._note(f"no room for a store of {size} bytes ({full}): training goes on with nothing more dropped")
-
-    def _probe(self, samples: int) -> Tensor:
-        """What the first live stage reads, for the same samples at every check."""
-        return self.activations.peek(self.active[sample_order(len(self.active), 0, 0)[:samples]], self.cut)
-
-    def _measure_costs(self, folder: Path, dtype: str) -> CostTable:
-        indices = self.active[: self.batch_size]
-        fetch = functools.partial(self.activations.images.batch, indices)
-        place: dict[str, Any] = {"device": self.device, "folder": folder, "cache_dtype": dtype}
-        return measure_costs(
-            self.stages, self.stage_names, fetch, self.optimizer, self.criterion, autocast=self.autocast, **place
-        )
-
-    def _note(self, what: str) -> None:
-        self.account.incidents.append({"step": self.step_count, "what": what})
-        self.hooks.note(what)
+        self.account.decline(self.step_count, cut, f"no room for its store: {built.no_room}")
+        self._note(f"no room for a store of {size} bytes ({built.no_room}): training goes on with nothing more dropped")
 
     # --- going on after an interruption ------------------------------------------------------------------------------
 
@@ -424,31 +509,86 @@ class LayerDropper:
         return None if self._pending is None else self._drop(**self._pending)
 
     def _parts(self) -> dict[str, Any]:
-        names = ("schedule", "costs", "account", "policy", "monitors", "activations", "live")
+        names = (
+            "schedule",
+            "autocast",
+            "costs",
+            "account",
+            "monitors",
+            "activations",
+            "minibatches",
+            "decider",
+            "live",
+        )
         return {name: getattr(self, name) for name in names}
+
+    def _facts(self) -> dict[str, Any]:
+        """What a saved state and the dropper it is loaded into have in common."""
+        return {
+            "execution": self.execution,
+            "policy": type(self.policy).__qualname__,
+            "batch_size": self.batch_size,
+            "samples": self.activations.samples,
+            "sets of the stream": len(self.stream),
+            "stages": list(self.stage_names),
+            "store dtype": self.activations.dtype,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What the engine needs, beside model and optimizer, to go on with the same bits: JSON values and tensors."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return parts | {
-            "execution": self.execution,
+            "facts": self._facts(),
             "cut": self.cut,
-            "waiting": self._waiting,
             "pending": self._pending,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``'s answer, on a fresh dropper whose model holds its saved weights already.
 
-        Dropped stages leave the optimizer here, so its own state is loaded after this. A store is taken from its file
-        where that can be proven right, else rebuilt from the dropped stages, which takes as long as building it did.
+        Dropped stages leave the optimizer here; its own state may be loaded before or after. A state that was saved in
+        the middle of an epoch goes on there. A store is taken from its file where that can be proven right, else
+        rebuilt from the dropped stages, which takes as long as building it did.
+
+        Raises:
+            ValueError: it is the state of another policy, data set, batch size, network or execution.
         """
         if self.step_count:
             raise ValueError("load the state into a new LayerDropper: this one has made steps already")
-        if state["execution"] != self.execution:
-            raise ValueError(f"the state is of execution {state['execution']!r}, not {self.execution!r}")
-        self._waiting, self._pending = state["waiting"], state["pending"]
+        told, facts = state["facts"], self._facts()
+        for name, value in facts.items():
+            if told[name] != value:
+                raise ValueError(
+                    f"the saved state has {name} {told[name]!r}, this LayerDropper {value!r}: make it as the saved one was"
+                )
+        self._pending = state["pending"]
         if state["cut"]:
             self._advance(state["cut"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if state["schedule"]["total"] != self.schedule.total:
+            self._note(f"the run was to be {state['schedule']['total']} long and is now {self.schedule.total}")
+
+
+def _take_over(model: nn.Module) -> None:
+    """End the work of a dropper that was not closed."""
+    reference = _at_work.get(model)
+    earlier = reference() if reference is not None else None
+    if earlier is not None:
+        if earlier.cut and earlier.link.holds_any:
+            _log.warning("the model had a LayerDropper at work already: that one is closed")
+        earlier.close()
+
+
+def _let_go(link: OptimizerLink, activations: Activations) -> None:
+    activations.close(keep_file=activations.identity is not None)  # another process may take it up again
+    link.close()
+
+
+def _note(account: Account, schedule: Schedule, what: str) -> None:
+    account.note(schedule.step, what)
+
+
+def _see_gradients(account: Account, monitors: Monitors, scale: Any) -> None:
+    with account.scoring():
+        monitors.see_gradients(scale)

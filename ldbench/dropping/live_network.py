@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldbench.seeds import derive_seed
 from ldbench.stages.residual import RandomDepth
 from ldbench.stages.split import has_randomness
+from ldbench.stages.undisturbed import preserved_random
 
 
 class LiveNetwork:
@@ -19,8 +20,8 @@ class LiveNetwork:
     Args:
         stages: the whole network's.
         seed: of dropout: a stream per step and stage, so that the masks are the same whatever else was dropped.
+        device: whose random state is put back after a forward pass.
         compiled: compile the live stages.
-        runs_dropped: send minibatches through the dropped stages first, in evaluation mode and without gradients.
         depth: leaves residual blocks out at random; None: none.
     """
 
@@ -28,12 +29,12 @@ class LiveNetwork:
         self,
         stages: nn.Sequential,
         seed: int,
+        device: torch.device,
         *,
         compiled: bool = False,
-        runs_dropped: bool = False,
         depth: RandomDepth | None = None,
     ) -> None:
-        self.stages, self.depth, self.runs_dropped = stages, depth, runs_dropped
+        self.stages, self.depth, self.device = stages, depth, device
         self._seed, self._wants_compiled = derive_seed(seed, "dropout"), compiled
         self.advance(0)
 
@@ -41,14 +42,22 @@ class LiveNetwork:
         """The first ``cut`` stages are dropped from now on."""
         self._cut, self._live = cut, list(self.stages)[cut:]
         self._random = [has_randomness(stage) for stage in self._live]
-        self._dropped = [m for stage in self.stages[:cut] for m in stage.modules()] if self.runs_dropped else []
         self._compiled: Any = torch.compile(nn.Sequential(*self._live)) if self._wants_compiled else None
 
-    def __call__(self, x: Tensor, step: int) -> Tensor:
-        """The network's output for a minibatch of step number ``step``, from 0."""
-        if self.runs_dropped and self._cut:
-            x = self._through_dropped(x)
-        base = self._seed + step * 1_000_003
+    def __call__(self, x: Tensor, number: int, entry: int) -> Tensor:
+        """The network's output for minibatch ``number`` of the run, from 0, which has been through ``entry`` stages.
+
+        The dropped stages from there on run in evaluation mode and without gradients. The global random states are
+        left as they were: masks come from streams of their own.
+        """
+        if entry < self._cut:
+            x = self._through_dropped(x, entry)
+        if not any(self._random):
+            return self._run(x, 0)
+        with preserved_random(self.device):
+            return self._run(x, self._seed + number * 1_000_003)
+
+    def _run(self, x: Tensor, base: int) -> Tensor:
         if self._compiled is not None:
             if any(self._random):
                 torch.manual_seed(base % 2**63)
@@ -60,12 +69,13 @@ class LiveNetwork:
         return x
 
     @torch.no_grad()
-    def _through_dropped(self, x: Tensor) -> Tensor:
-        awake = [module for module in self._dropped if module.training]
+    def _through_dropped(self, x: Tensor, entry: int) -> Tensor:
+        stages = list(self.stages)[entry : self._cut]
+        awake = [module for stage in stages for module in stage.modules() if module.training]
         for module in awake:
             module.training = False
         try:
-            for stage in self.stages[: self._cut]:
+            for stage in stages:
                 x = stage(x)
         finally:
             for module in awake:  # a live stage may share one, such as a dropout

@@ -26,8 +26,8 @@ class Monitor:
         self.dropped = self.probed = 0
         self.flops = [0] * stages
 
-    def after_step(self) -> None:
-        """Called after every optimizer step, gradients still there."""
+    def see_gradients(self, scale: Any) -> None:
+        """Called at every optimizer step while its gradients are there, multiplied by ``scale`` where it isn't None."""
 
     def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
         """The figures of each stage, by their names in ``Observation``.

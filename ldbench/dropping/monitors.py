@@ -15,7 +15,7 @@ from ldbench.stages.split import stage_groups, stage_parameters
 from ldbench.stages.train_mode import evaluating
 from ldbench.store.fill import Autocast
 
-Probe = Callable[[int], Tensor]
+Probe = Callable[[int, int], Tensor]  # samples and cut -> what the stages from the cut on read
 
 
 class GradientMonitor(ParameterMonitor):
@@ -30,11 +30,15 @@ class GradientMonitor(ParameterMonitor):
         self.tensors = {"sum": self.zeros()}
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def see_gradients(self, scale: Any) -> None:
         pairs = zip(self.live("sum"), self.live_parameters(), strict=True)
         seen = [(total, p.grad) for total, p in pairs if p.grad is not None]
-        if seen:
-            torch._foreach_add_([total for total, _ in seen], [gradient for _, gradient in seen])
+        if not seen:
+            return
+        gradients = [gradient.coalesce().to_dense() if gradient.is_sparse else gradient for _, gradient in seen]
+        if scale is not None:
+            gradients = [gradient / scale for gradient in gradients]
+        torch._foreach_add_([total for total, _ in seen], gradients)
 
     @torch.no_grad()
     def check(self, progress: float, summed_rate: float) -> dict[str, Levels]:
@@ -98,7 +102,7 @@ class PlasticityMonitor(Monitor):
         stages: the network's.
         samples: b.
         renewal: checks between two snapshots.
-        source: gives what the first live stage reads, for the probe batch of b samples.
+        source: gives what the stages from a cut on read, for the probe batch of b samples.
         autocast: gives the context the forward pass runs in.
     """
 
@@ -125,7 +129,7 @@ class PlasticityMonitor(Monitor):
     def _similarities(self) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * self.dropped
         with evaluating(self.stages):
-            x = self.source(self.samples)
+            x = self.source(self.samples, self.dropped)
             self.probed = len(x)
             for place in range(self.dropped, len(self.stages)):
                 with self.autocast():
@@ -159,7 +163,7 @@ class Monitors:
     Args:
         stages: the network's.
         needs: name of a measurement -> its settings, see ``Policy.needs``.
-        probe: gives what the first live stage reads, for a probe batch of so many samples.
+        probe: gives what the stages from a cut on read, for a probe batch of so many samples.
         autocast: gives the context the forward pass runs in.
 
     Attributes:
@@ -190,10 +194,13 @@ class Monitors:
         self._summed_rate = 0.0
         self.log: list[dict[str, Any]] = []
 
+    def see_gradients(self, scale: Any = None) -> None:
+        """The optimizer steps now, or has just stepped: its gradients are there, multiplied by ``scale``."""
+        for monitor in self._monitors.values():
+            monitor.see_gradients(scale)
+
     def after_step(self, rate: float) -> None:
         """An optimizer step was made at this learning rate."""
-        for monitor in self._monitors.values():
-            monitor.after_step()
         self._summed_rate += rate
 
     def check(self, progress: float) -> dict[str, Levels]:

@@ -73,6 +73,7 @@ class Experiment:
     memory: int | None = None
     stream: str | None = None
     stream_schedule: str | None = None
+    freeze_to: str | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +132,7 @@ class Cell:
     memory: int | None = None
     stream: str | None = None
     stream_schedule: str | None = None
+    freeze_to: str | None = None
 
     @property
     def place(self) -> tuple[str, str, str, int]:

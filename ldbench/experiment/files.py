@@ -54,4 +54,4 @@ def _text(file: Path) -> str:
         data = opened.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{file}: larger than {MOST_BYTES // 2**20} MiB: this is no experiment file")
-    return data.decode("utf-8")
+    return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from ldbench.errors import UserError, shown
 from ldbench.experiment.config import CHOICES
 from ldbench.io.checksums import Damaged, check_regular
+from ldbench.io.places import expanded
 
 TORCHVISION = "torchvision"
 
@@ -44,7 +44,7 @@ def init_identity(init: str | None) -> str | None:
     """
     if init is None or init == TORCHVISION:
         return init
-    path = Path(init).expanduser()
+    path = expanded(init)
     try:
         check_regular(path)
         with path.open("rb") as file:

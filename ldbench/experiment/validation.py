@@ -103,7 +103,11 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
         if key not in hints:
             raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
         name = f"{origin}: {key}"
-        known[key] = coerce(name, seed_list(name, value) if key == "seeds" else value, hints[key])
+        if key == "seeds":
+            value = seed_list(name, value)
+        if key == "freeze_to" and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # how many stages, where a name could stand
+        known[key] = coerce(name, value, hints[key])
     experiment = Experiment(**known)
     check_experiment(experiment, origin)
     return experiment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -17,12 +17,13 @@ def is_number(value: object) -> bool:
 class Observation:
     """What a policy sees at a check. What it did not ask for in ``needs`` is empty.
 
-    Entries are None for dropped stages and until enough checks were made.
+    Entries are None for dropped stages and until enough checks were made; for stages without a trainable parameter
+    they may be None or 0, and say nothing.
 
     Attributes:
         step: optimizer steps made so far.
         total_steps: optimizer steps of the whole run.
-        dropped: leading stages dropped already.
+        dropped: leading stages that are gone, or in front of all that trains: decisions begin behind them.
         stages: number of stages, at least one of which always stays.
         change: layer-change score per stage, relative movement per unit of summed learning rate.
         continuation: continuation score per stage, in [0, 1].
@@ -32,6 +33,7 @@ class Observation:
             ``ldbench.dropping.monitors.PlasticityMonitor``.
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
             ``ldbench.dropping.monitors.PerturbationMonitor``.
+        trainable: whether each stage has a trainable parameter; empty: all have.
     """
 
     step: int
@@ -43,16 +45,26 @@ class Observation:
     gradient: Sequence[float | None] = ()
     plasticity: Sequence[float | None] = ()
     settled: Sequence[float | None] = ()
+    trainable: Sequence[bool] = ()
 
     @property
     def progress(self) -> float:
         """Where the run is on its schedule, in [0, 1]."""
         return self.step / self.total_steps
 
+    def trains(self, stage: int) -> bool:
+        """Whether the stage has a trainable parameter; one without has stopped, and keeps none behind it from leaving."""
+        return not self.trainable or self.trainable[stage]
+
 
 @runtime_checkable
 class Policy(Protocol):
     """The contract of every drop rule.
+
+    A rule may have ``why(seen) -> list[str]`` as well, which is no part of what it has to have: for people, one text
+    per stage, why it has not been stopped, with the figures and thresholds that the rule goes by. It is asked after
+    ``stopped`` was shown the same observation and changes nothing. "" for the first ``seen.dropped`` stages, "has
+    stopped" for those behind them that ``stopped`` let go. Stages are counted from 1 in it. See ``reasons``.
 
     Attributes:
         needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
@@ -95,8 +107,23 @@ class Policy(Protocol):
         ...
 
 
+NOTHING_TO_TRAIN = "has no parameter to train, and leaves once it is reached"
+
+
+def percent(share: float) -> str:
+    """A share of the run for people: "27 %"."""
+    return f"{100 * share:.3g} %"
+
+
+def reasons(seen: Observation, stopped: int, reason: Callable[[int], str]) -> list[str]:
+    """One text per stage, see ``Policy``: ``reason(stage)`` for those from ``stopped`` on, the last stage left out."""
+    gone, last = min(seen.dropped, seen.stages - 1), seen.stages - 1
+    texts = ["has stopped" if stage < stopped else reason(stage) for stage in range(gone, last)]
+    return [""] * gone + texts + ["the last stage always stays"]
+
+
 class NeverDrop:
-    """Full training: nothing ever stops. Base of the stateless policies."""
+    """Full training: nothing ever stops. Base of the policies, with an answer to all that they need not decide."""
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
     exact = False
@@ -105,6 +132,11 @@ class NeverDrop:
 
     def stopped(self, seen: Observation) -> int:
         return seen.dropped
+
+    def why(self, seen: Observation) -> list[str]:
+        if type(self).stopped is NeverDrop.stopped:
+            return reasons(seen, seen.dropped, lambda stage: "this rule drops nothing")
+        return reasons(seen, seen.dropped, lambda stage: f"{type(self).__name__} gives no reason")
 
     def at_chunk_end(self, step: int, waiting: int) -> int:
         return waiting

@@ -7,26 +7,15 @@ rule and not by how well somebody wrote its trainer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ldbench.errors import UserError, shown
-from ldbench.policies.base import NeverDrop, Observation, is_number
-
-
-def _check_share(rule: str, **values: object) -> None:
-    for name, value in values.items():
-        if not is_number(value) or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
-            raise UserError(f"{rule}: {name} is a number in [0, 1], not {shown(value)}")
-
-
-def _check_count(rule: str, least: int = 1, **values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1_000_000:
-            raise UserError(f"{rule}: {name} is a whole number from {least} up, not {shown(value)}")
+from ldbench.policies.base import NOTHING_TO_TRAIN, NeverDrop, Observation, is_number, percent, reasons
+from ldbench.policies.options import check_count
 
 
 class FreezeOut(NeverDrop):
@@ -57,6 +46,14 @@ class FreezeOut(NeverDrop):
         done = sum(seen.progress >= t for t in self.freeze_times(seen.stages)[:-1])
         return max(seen.dropped, done)
 
+    def why(self, seen: Observation) -> list[str]:
+        times = self.freeze_times(seen.stages)
+
+        def reason(stage: int) -> str:
+            return f"its rate reaches zero after {percent(times[stage])} of the run, now {percent(seen.progress)}"
+
+        return reasons(seen, self.stopped(seen), reason)
+
     def lr_scales(self, progress: float, stages: int) -> list[float] | None:
         scales = []
         for t in self.freeze_times(stages):
@@ -84,29 +81,71 @@ class AutoFreeze(NeverDrop):
     def __init__(self, percentile: float = 50.0, intervals: int = 20) -> None:
         if not is_number(percentile) or not 0 <= percentile <= 100:
             raise UserError(f"autofreeze: percentile is a number in [0, 100], not {shown(percentile)}")
-        _check_count("autofreeze", 2, intervals=intervals)
-        self.percentile = percentile
+        check_count("autofreeze", 2, intervals=intervals)
+        self.percentile, self.intervals = percentile, intervals
         self.needs = MappingProxyType({"gradient": {"intervals": intervals}})
         self.before: list[float | None] = []
+        self.change: list[float | None] = []  # eta of the last decision; None where it cannot be told
+        self.threshold: float | None = None
+        self.stays: int | None = None  # the first stage to stay, by the last decision
 
     def stopped(self, seen: Observation) -> int:
-        if all(value is None for value in seen.gradient):
-            return seen.dropped  # in the middle of an interval
+        if self._within_interval(seen):
+            return seen.dropped
         before, self.before = self.before, list(seen.gradient)
         if not before:
             return seen.dropped
-        active = range(seen.dropped, seen.stages)
+        active = [s for s in range(seen.dropped, seen.stages) if seen.trains(s)]
         change = [_relative_change(before[s], seen.gradient[s]) for s in active]
         finite = [value for value in change if math.isfinite(value)]
-        threshold = float(np.percentile(finite, self.percentile)) if finite else -math.inf
-        stays = next((s for s, value in zip(active, change, strict=True) if value >= threshold), seen.dropped)
-        return min(stays, seen.stages - 1)
+        self.threshold = float(np.percentile(finite, self.percentile)) if finite else None
+        least = -math.inf if self.threshold is None else self.threshold
+        self.stays = next((s for s, value in zip(active, change, strict=True) if value >= least), seen.dropped)
+        self.change = [None] * seen.stages
+        for stage, value in zip(active, change, strict=True):
+            self.change[stage] = value if math.isfinite(value) else None
+        return min(self.stays, seen.stages - 1)
+
+    @staticmethod
+    def _within_interval(seen: Observation) -> bool:
+        """Whether no interval ends at this check."""
+        return all(value is None for stage, value in enumerate(seen.gradient) if seen.trains(stage))
+
+    def why(self, seen: Observation) -> list[str]:
+        number = min(math.floor(seen.progress * self.intervals + 1e-9) + 1, self.intervals)
+        ends = f"at the end of interval {number} of {self.intervals}"
+        within, stays = self._within_interval(seen), self.stays
+        live = [s for s in range(seen.dropped, seen.stages) if seen.trains(s)]
+
+        def reason(stage: int) -> str:
+            if not seen.trains(stage):
+                return NOTHING_TO_TRAIN
+            if self.before and not any(self.before[s] for s in live):
+                return "no gradient was seen"
+            if stays is None:
+                return f"no two intervals to compare yet: interval {number} of {self.intervals} is under way"
+            if stays < seen.dropped or stage < stays:
+                return f"between two intervals: decided {ends}"
+            said = self._stays(stage) if stage == stays else f"behind stage {stays + 1}, which stays"
+            return f"{said}; decided again {ends}" if within else said
+
+        return reasons(seen, seen.dropped if within or stays is None else stays, reason)
+
+    def _stays(self, stage: int) -> str:
+        """Why the last decision let this stage be the first to stay."""
+        change = self.change[stage]
+        if change is None or self.threshold is None:
+            return "the change of its gradient cannot be told: the first that stays"
+        least = f"at least {self.threshold:.3g} (percentile {self.percentile:g})"
+        return f"its gradient changed by {change:.3g} since the interval before, {least}: the first that stays"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": list(self.before)}
+        names = ("before", "change", "threshold", "stays")
+        return {name: list(value) if isinstance(value := getattr(self, name), list) else value for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.before = list(state["before"])
+        self.before, self.change = list(state["before"]), list(state["change"])
+        self.threshold, self.stays = state["threshold"], state["stays"]
 
 
 def _relative_change(before: float | None, now: float | None) -> float:
@@ -114,119 +153,6 @@ def _relative_change(before: float | None, now: float | None) -> float:
     if before is None or now is None or not before > 0 or not math.isfinite(before - now):
         return math.inf
     return abs(before - now) / before
-
-
-class Egeria(NeverDrop):
-    """After Wang et al. 2023, "Egeria: Efficient DNN Training with Knowledge-Guided Layer Freezing" (arXiv:2201.06227).
-
-    The plasticity of a stage is the distance of its output from a reference model's, a snapshot of the training model
-    that is renewed now and then: the similarity-preserving loss of Tung and Mori 2019 (arXiv:1907.09682) on a probe
-    batch. It is smoothed by a moving average over ``window`` checks, and a straight line is fitted to the last
-    ``window`` averages. The first stage that still trains is frozen when the slope of that line has been within
-    ``tolerance`` times its largest value of the first three readings for ``patience`` checks in a row.
-
-    What differs: the probe batch is fixed and the reference only as old as ``window`` checks, so that the average
-    spans one life of it; the paper's reference is quantised to int8 to run on idle CPU cores, ours needs no pass of
-    its own, since only its similarities are kept; every stage's plasticity is read at each check instead of the first
-    one's, since runs here have tens of checks and not thousands; instead of watching the training loss to leave the
-    initial phase it waits for ``earliest``; what was dropped is never taken back when the learning rate falls tenfold.
-    """
-
-    exact = True
-
-    def __init__(
-        self, window: int = 4, tolerance: float = 0.2, patience: int = 2, earliest: float = 0.1, samples: int = 32
-    ) -> None:
-        _check_count("egeria", 2, window=window, samples=samples)
-        _check_count("egeria", patience=patience)
-        _check_share("egeria", tolerance=tolerance, earliest=earliest)
-        self.window, self.tolerance, self.patience, self.earliest = window, tolerance, patience, earliest
-        self.needs = MappingProxyType({"plasticity": {"samples": samples, "renewal": window}})
-        self.stages: list[dict[str, Any]] = []
-
-    def stopped(self, seen: Observation) -> int:
-        while len(self.stages) < seen.stages:
-            self.stages.append({"raw": [], "smooth": [], "readings": 0, "steepest": 0.0, "flat": 0})
-        for stage, value in zip(self.stages, seen.plasticity, strict=True):
-            if value is not None and math.isfinite(value):
-                self._read(stage, value)
-        cut = seen.dropped
-        if seen.progress >= self.earliest:
-            while cut < seen.stages - 1 and self.stages[cut]["flat"] >= self.patience:
-                cut += 1
-        return cut
-
-    def _read(self, stage: dict[str, Any], value: float) -> None:
-        stage["raw"] = [*stage["raw"], value][-self.window :]
-        if len(stage["raw"]) < self.window:
-            return
-        stage["smooth"] = [*stage["smooth"], sum(stage["raw"]) / self.window][-self.window :]
-        if len(stage["smooth"]) < self.window:
-            return
-        slope = abs(_slope(stage["smooth"]))
-        stage["readings"] += 1
-        if stage["readings"] <= 3:
-            stage["steepest"] = max(stage["steepest"], slope)
-        else:
-            stage["flat"] = stage["flat"] + 1 if slope <= self.tolerance * stage["steepest"] else 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"stages": [dict(stage) for stage in self.stages]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stages = [dict(stage) for stage in state["stages"]]
-
-
-def _slope(values: Sequence[float]) -> float:
-    """Slope of the least-squares line through (0, values[0]), (1, values[1]), ..."""
-    middle = (len(values) - 1) / 2
-    spread = sum((i - middle) ** 2 for i in range(len(values)))
-    return sum((i - middle) * value for i, value in enumerate(values)) / spread
-
-
-class ParameterFreezing(NeverDrop):
-    """After Chen et al. 2021, "... Adaptive Parameter Freezing" (ICDCS 2021; github.com/chenc10/APF_Release).
-
-    Their effective perturbation of a scalar parameter is P = |E| / A, with E and A the exponential moving averages of
-    its movement between checks and of that movement's magnitude, weight ``memory`` on the past; where P is below
-    ``threshold`` the scalar moves about without getting anywhere. A stage has stopped when at least ``share`` of its
-    scalars have been settled so at ``patience`` checks in a row.
-
-    What it adds to this project's directness (``ldbench.dropping.scores``): each scalar is judged by itself, and the
-    past fades instead of ending after a window. What differs from the paper, which is about what federated clients
-    send: its parameters freeze one by one, for a time, and thaw again; ``share`` and ``patience`` make a rule for
-    stages of it. Their memory is 0.95 and their threshold 0.1 over hundreds of rounds; a run here has tens of checks.
-    For a random walk P is below 0.25 in about 45 % of the scalars at a memory of 0.8; 30 % are two thirds of the way
-    there.
-    """
-
-    exact = True
-
-    def __init__(
-        self, threshold: float = 0.25, memory: float = 0.8, share: float = 0.3, patience: int = 2, earliest: float = 0.1
-    ) -> None:
-        _check_share("apf", threshold=threshold, memory=memory, share=share, earliest=earliest)
-        _check_count("apf", patience=patience)
-        self.share, self.patience, self.earliest = share, patience, earliest
-        self.needs = MappingProxyType({"settled": {"threshold": threshold, "memory": memory}})
-        self.calm: list[int] = []
-
-    def stopped(self, seen: Observation) -> int:
-        self.calm += [0] * (seen.stages - len(self.calm))
-        for stage, value in enumerate(seen.settled):
-            if value is not None:
-                self.calm[stage] = self.calm[stage] + 1 if value >= self.share else 0
-        cut = seen.dropped
-        if seen.progress >= self.earliest:
-            while cut < seen.stages - 1 and self.calm[cut] >= self.patience:
-                cut += 1
-        return cut
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"calm": list(self.calm)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calm = list(state["calm"])
 
 
 class StochasticDepth(NeverDrop):

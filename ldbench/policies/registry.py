@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
-from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
+from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
+from ldbench.policies.plateaus import Egeria, ParameterFreezing
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
 Execution = Literal["store", "freeze"]

@@ -2,7 +2,7 @@
 
 A policy never touches the network. It is shown an ``Observation`` and answers how many leading stages have stopped;
 what is then skipped (backward only, or forward too) is the execution's business, see ``ldbench.policies.registry``.
-Rules taken from other papers are in ``ldbench.policies.baselines``.
+Rules of other papers are in ``ldbench.policies.baselines`` and ``ldbench.policies.plateaus``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ldbench.errors import UserError, shown
-from ldbench.policies.base import NeverDrop, Observation, is_number
+from ldbench.policies.base import NeverDrop, Observation, is_number, percent, reasons
+from ldbench.policies.resting import in_a_row, resting_prefix, why_not_gone
+
+CHECKS_TO_SCORE = 4  # before a continuation score is there: the window of ``ldbench.dropping.scores.ScoreTracker``
 
 
 def useful_changes(seen: Observation) -> list[float | None]:
@@ -63,16 +66,41 @@ class LearnAndDrop(NeverDrop):
         useful = useful_changes(seen)
         for stage in range(seen.dropped, seen.stages):
             now = useful[stage]
-            if now is None:
+            if now is None or not seen.trains(stage):
                 continue
             self.peak[stage] = max(self.peak[stage], now)
             self.calm[stage] = self.calm[stage] + 1 if now <= self.remaining * self.peak[stage] else 0
-        cut = seen.dropped
-        most = min(seen.stages - 1, math.floor(self.pace * seen.progress * seen.stages))
-        if seen.progress >= self.earliest:
-            while cut < most and self.calm[cut] >= self.patience:
-                cut += 1
-        return cut
+        return resting_prefix(seen, self.earliest, self._calm, self._most(seen))
+
+    def _calm(self, stage: int) -> bool:
+        return self.calm[stage] >= self.patience
+
+    def _most(self, seen: Observation) -> int:
+        return math.floor(self.pace * seen.progress * seen.stages)
+
+    def why(self, seen: Observation) -> list[str]:
+        useful, most, now = useful_changes(seen), self._most(seen), percent(seen.progress)
+        return why_not_gone(
+            seen,
+            self.earliest,
+            self._calm,
+            lambda stage: self._lively(stage, useful[stage]),
+            resting="calm",
+            most=most,
+            limit=f"at most {most} of {seen.stages} stages may be gone after {now} of the run (pace {self.pace:g})",
+        )
+
+    def _lively(self, stage: int, now: float | None) -> str:
+        """Why a stage isn't calm whose useful change is ``now``."""
+        if now is None:
+            return (
+                "no score at this check" if self.peak[stage] else f"no score yet: {CHECKS_TO_SCORE} checks are needed"
+            )
+        if not math.isfinite(now):
+            return "its score is not a number"
+        share = now / self.peak[stage] if self.peak[stage] else 0.0
+        said = f"useful change at {share:.3g} of its peak; stops at {self.remaining:g} or less"
+        return said + in_a_row(self.patience, self.calm[stage])
 
     def state_dict(self) -> dict[str, Any]:
         return {"peak": list(self.peak), "calm": list(self.calm)}
@@ -107,12 +135,22 @@ class FixedSchedule(NeverDrop):
             raise UserError(f"schedule: cheapest is true or false, not {shown(cheapest)}")
         self.exact = not cheapest
 
-    def _planned(self, progress: float, stages: int) -> int:
-        counts = [cut if isinstance(cut, int) else math.floor(cut * stages) for at, cut in self.drops if progress >= at]
-        return min(max(counts, default=0), stages - 1)
+    def _planned(self, stages: int) -> list[tuple[float, int]]:
+        counts = [(at, cut if isinstance(cut, int) else math.floor(min(cut, 1.0) * stages)) for at, cut in self.drops]
+        return [(at, min(count, stages - 1)) for at, count in counts]
 
     def stopped(self, seen: Observation) -> int:
-        return max(seen.dropped, self._planned(seen.progress, seen.stages))
+        due = (count for at, count in self._planned(seen.stages) if seen.progress >= at)
+        return max([seen.dropped, *due])
+
+    def why(self, seen: Observation) -> list[str]:
+        def reason(stage: int) -> str:
+            leaves = next((at for at, count in self._planned(seen.stages) if count > stage), None)
+            if leaves is None:
+                return "is not on the schedule"
+            return f"leaves after {percent(leaves)} of the run, now {percent(seen.progress)}"
+
+        return reasons(seen, self.stopped(seen), reason)
 
 
 class Replay(NeverDrop):
@@ -127,6 +165,15 @@ class Replay(NeverDrop):
     def stopped(self, seen: Observation) -> int:
         due = (cut for at, cut, later in self.events if seen.step > at or (seen.step == at and not later))
         return max([seen.dropped, *due])
+
+    def why(self, seen: Observation) -> list[str]:
+        def reason(stage: int) -> str:
+            leaves = next(((at, later) for at, cut, later in self.events if cut > stage), None)
+            if leaves is None:
+                return "stays to the end, as recorded"
+            return f"leaves {'when the chunk is over, at' if leaves[1] else 'at'} step {leaves[0]}, as recorded"
+
+        return reasons(seen, self.stopped(seen), reason)
 
     def at_chunk_end(self, step: int, waiting: int) -> int:
         return max([waiting, *(cut for at, cut, _ in self.events if step >= at)])

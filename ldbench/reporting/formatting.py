@@ -22,6 +22,13 @@ def quantity(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - whole)}f}"
 
 
+def recorded(value: Any) -> str:
+    """An entry of a record as text, whatever was written there; "-" for none."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return quantity(float(value)) if isinstance(value, float) else clean(value)[:80]
+
+
 def plus_minus(row: Row, name: str, digits: int = 2, sign: str = "") -> str:
     """Mean and half-width, ``91.23 ± 0.40``; the bare mean where there is no interval."""
     mean, low, high = (float(row[f"{name}_{part}"]) for part in ("mean", "low", "high"))

@@ -31,6 +31,7 @@ figure.wide { flex: 1 1 100%; } figure.half { flex: 1 1 22rem; max-width: 34rem;
 figure.wide img { margin-right: 1rem; vertical-align: top; }
 figure img { max-width: 100%; height: auto; } figcaption { color: var(--quiet); font-size: 0.86rem; max-width: 60rem; }
 pre { white-space: pre-wrap; background: var(--soft); padding: 0.6rem; font-size: 0.8rem; }
+details { margin: 0.4rem 0; } summary { cursor: pointer; }
 dt { font-weight: 600; margin-top: 0.5rem; } dd { margin: 0 0 0 1rem; }
 @media (max-width: 46rem) {
   body { padding: 0.6rem 0.7rem 2rem; }

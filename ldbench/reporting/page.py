@@ -24,8 +24,9 @@ from ldbench.reporting.comparisons import (
     variant,
     variant_order,
 )
+from ldbench.reporting.departures import departures
 from ldbench.reporting.figures import comparison_figures
-from ldbench.reporting.formatting import family, no_energy, quantity, slope
+from ldbench.reporting.formatting import family, no_energy, quantity, recorded, slope
 from ldbench.reporting.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
 from ldbench.reporting.markup import Html, page, table, tag
 
@@ -109,6 +110,7 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
         chunk_section(cells),
         tag("div", figures, class_="figures"),
         _drops(cells),
+        departures(directory, cells),
         id=f"comparison-{place}",
     )
 
@@ -150,20 +152,14 @@ def _drops(cells: Sequence[Record]) -> Html:
     ]
     lines = []
     for row in rows[:MOST_DROPS]:
-        store = " ".join(_said(row[key]) for key in ("store_tier", "store_dtype") if row[key] is not None)
+        store = " ".join(recorded(row[key]) for key in ("store_tier", "store_dtype") if row[key] is not None)
         if bounded(row["store_bytes"]) > 0:
             store += f", {quantity(bounded(row['store_bytes']) / 2**20)} MiB"
-        texts = [row["method"], str(row["seed"]), row["drop"], _said(row["epoch"]), _said(row["step"])]
-        texts += [f"{_said(row['cut'])} of {row['stage_count']}", _said(row["reason"]), store or "-"]
-        lines.append(("drop", [*texts, _said(row["build_seconds"]), _said(row["predicted_saving_seconds"])]))
+        texts = [row["method"], str(row["seed"]), row["drop"], recorded(row["epoch"]), recorded(row["step"])]
+        texts += [f"{recorded(row['cut'])} of {row['stage_count']}", recorded(row["reason"]), store or "-"]
+        lines.append(("drop", [*texts, recorded(row["build_seconds"]), recorded(row["predicted_saving_seconds"])]))
     more = f"{len(rows) - MOST_DROPS} more are in drops.csv." if len(rows) > MOST_DROPS else ""
     return tag("div", tag("h3", "Drops, made and declined"), table(heads, lines), tag("p", more, class_="quiet"))
-
-
-def _said(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or "-"
-    return quantity(float(value)) if isinstance(value, float) else clean(value)[:80]
 
 
 def _error(cell: Record) -> str:

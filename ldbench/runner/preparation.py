@@ -18,6 +18,7 @@ from ldbench.experiment.config import Cell, Experiment
 from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
 from ldbench.io.checksums import plain, read_or_set_aside, write_sealed
 from ldbench.io.locks import folder_lock
+from ldbench.io.places import expanded
 from ldbench.models.initial_weights import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
@@ -26,6 +27,7 @@ from ldbench.runner.cost_tables import given_table, table_name
 from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, source_cell
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
+from ldbench.stages.freezing import freeze_stages
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import resolve_budget, store_bytes
@@ -66,7 +68,10 @@ class Preparation:
     def _load(self, name: str, **sizes: Any) -> Dataset:
         options = self.experiment
         root = Path(options.data_root) if options.data_root else None
-        return load_dataset(name, root=root, download=options.download, **sizes)
+        dataset = load_dataset(name, root=root, download=options.download, **sizes)
+        for note in dataset.notes:
+            self.note(note)
+        return dataset
 
     def _resident(self, name: str, **sizes: Any) -> Resident:
         began = time.perf_counter()
@@ -105,7 +110,7 @@ class Preparation:
         assert init is not None, "the experiment's own check asks for it"
         if init == TORCHVISION:
             return torchvision_weights(cell.model, self.experiment.download)
-        return weights_from_file(Path(init).expanduser(), Path(init).name)
+        return weights_from_file(expanded(init), Path(init).name)
 
     def _check_beginning(self, cell: Cell, model: torch.nn.Module) -> None:
         """Hold the weights a cell would begin with against its network, made or not. Raises ``UserError``."""
@@ -127,6 +132,8 @@ class Preparation:
         }
         names = ("model", "dataset", "batch_size", "optimizer", "precision", "channels_last", "width", "dropout")
         what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
+        if cell.freeze_to is not None:
+            what["freeze_to"] = cell.freeze_to
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
             return given_table(Path(self.experiment.cost_table), plain(what))
@@ -145,13 +152,15 @@ class Preparation:
         model = build_model(model_spec(cell, data.dataset)).to(self.device).train()
         if cell.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+        if cell.freeze_to is not None:
+            freeze_stages(model, cell.freeze_to)
         stages = split_stages(model)
         indices = torch.randperm(len(data.train))[: cell.batch_size]
         return measure_costs(
             stages,
             [str(stage.stage_name) for stage in stages],
             lambda: data.train.batch(indices),
-            build_optimizer(cell, [list(model.parameters())]),
+            build_optimizer(cell, [[p for p in model.parameters() if p.requires_grad]]),
             torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing),
             device=self.device,
             folder=self.folder,
@@ -169,6 +178,8 @@ class Preparation:
             model, size = build_model(model_spec(cell, data.dataset)), data.dataset.image_size
             if cell.channels_last and self.device.type == "cpu":
                 _check_channels_last(model)
+            if cell.freeze_to is not None:
+                freeze_stages(model, cell.freeze_to)
             if SCENARIOS[cell.scenario].tuned:
                 self._check_beginning(cell, model)
             self._flops[key] = count_stage_flops(split_stages(model), (data.dataset.channels, size, size))

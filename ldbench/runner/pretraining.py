@@ -57,6 +57,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         cache_budget=None,
         check_every=None,
         policy={},
+        freeze_to=None,
         scenario="scratch",
         init=None,
         pretrain_dataset=None,

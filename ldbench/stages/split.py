@@ -70,15 +70,32 @@ def stage_parameters(stages: Iterable[nn.Module]) -> list[list[nn.Parameter]]:
 
 
 def legal_cuts(stages: Iterable[nn.Module]) -> list[bool]:
-    """Whether the first c stages may be dropped, for c = 0 .. number of stages - 1.
+    """Whether the first c stages may be dropped, for c = 0 .. number of stages - 1, see ``cut_obstacles``."""
+    return [not obstacle for obstacle in cut_obstacles(stages)]
 
-    False when a stage before the cut and one behind it share a parameter, or a buffer that training changes: dropped
-    stages must not move any more.
+
+def cut_obstacles(stages: Iterable[nn.Module]) -> list[str]:
+    """Why the first c stages may not be dropped, for c = 0 .. number of stages - 1; "" where they may.
+
+    A stage before the cut and one behind it share a parameter, or a buffer that training changes: dropped stages must
+    not move any more. Or a BatchNorm before the cut has no running statistics: its output for a sample depends on the
+    other samples of the minibatch, in evaluation mode too, and could not be stored.
     """
     graphs = [cast(fx.GraphModule, stage) for stage in stages]
     written = {buffer for stage in graphs for buffer in _written(stage)}
     state = [_state(stage, written) for stage in graphs]
-    return [set().union(*state[:cut]).isdisjoint(set().union(*state[cut:])) for cut in range(len(state))]
+    mixing = next((s for s, stage in enumerate(graphs) if any(map(_mixes_samples, stage.modules()))), len(graphs))
+    obstacles = []
+    for cut in range(len(state)):
+        if not set().union(*state[:cut]).isdisjoint(set().union(*state[cut:])):
+            obstacles.append("stages before and behind it share a parameter")
+        else:
+            obstacles.append("a BatchNorm before it has no running statistics" if cut > mixing else "")
+    return obstacles
+
+
+def _mixes_samples(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def has_randomness(stage: nn.Module) -> bool:

@@ -95,6 +95,11 @@ class ActivationStore:
         self._mapped = torch.from_file(str(self.file), shared=True, size=size, dtype=torch.uint8)
 
     @property
+    def largest(self) -> float:
+        """The largest value that a row holds; int8 rows are scaled to hold any float32."""
+        return torch.finfo(torch.float32 if self.dtype == "int8" else DTYPES[self.dtype]).max
+
+    @property
     def nbytes(self) -> int:
         """Bytes held, scales included."""
         return self.rows.nbytes + (0 if self.scales is None else self.scales.nbytes)

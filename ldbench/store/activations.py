@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldbench.data.batch_source import BatchSource
+from ldbench.data.batch_source import BatchSource, read_ahead
 from ldbench.data.stream import Stream
+from ldbench.seeds import sample_order
 from ldbench.stages.train_mode import evaluating
 from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
@@ -28,6 +30,7 @@ class Activations:
     Args:
         stages: the whole network's.
         images: gives minibatches of them.
+        views: gives the view of each sample that is stored, where that is another one than training reads.
         stream: which samples can be drawn when. A store holds the rows of those that can be drawn now, and no others.
         batch_size: samples per minibatch when a store is filled; part of what fixes its bits.
         device: where minibatches are wanted.
@@ -55,6 +58,7 @@ class Activations:
         device: torch.device,
         dtype: str,
         folder: Path,
+        views: BatchSource | None = None,
         channels_last: bool,
         autocast: Autocast,
         identity: str | None,
@@ -62,6 +66,7 @@ class Activations:
         note: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.stages, self.images, self.samples = stages, images, len(images)
+        self.views = images if views is None else views
         self.stream, self.batch_size = stream, batch_size
         self.device, self.dtype, self.folder, self.channels_last = device, dtype, folder, channels_last
         self.autocast, self.identity, self.on_batch, self.note = autocast, identity, on_batch, note
@@ -104,6 +109,10 @@ class Activations:
             self.rebuild()
             return self.store.read(self._rows[indices])
 
+    def probe(self, samples: int, cut: int) -> Tensor:
+        """What the stages from ``cut`` on read of so many samples, the same ones every time."""
+        return self.peek(self.active[sample_order(len(self.active), 0, 0)[:samples]], cut)
+
     def source(self, indices: Tensor, cut: int) -> Tensor:
         """``peek``, with a word to ``on_batch`` before."""
         self.on_batch()
@@ -119,7 +128,7 @@ class Activations:
         return self._through(self._images(indices), cut)
 
     def _images(self, indices: Tensor) -> Tensor:
-        x, targets = self.images.batch(indices)
+        x, targets = self.views.batch(indices)
         if self._targets is None:
             self._targets = targets.new_empty(self.samples, *targets.shape[1:])
         self._targets[indices.to(targets.device)] = targets
@@ -141,6 +150,8 @@ class Activations:
         """
         current = self.stored_cut
         batches = torch.split(self.active, self.batch_size)
+        if current == 0:
+            read_ahead(self.views, batches)
         source = functools.partial(self.source, cut=current)
         return fill_store(self.stages[current:cut], batches, source, self.autocast, self._allocate, tier)
 
@@ -184,9 +195,18 @@ class Activations:
     def _admit(self, new: Tensor, rows: Tensor) -> None:
         assert self.store is not None
         unkeep_store(self.store)
-        for indices in torch.split(new, self.batch_size):
+        batches, limit = torch.split(new, self.batch_size), self.store.largest
+        read_ahead(self.views, batches)
+        for indices in batches:
             self.on_batch()
-            self.store.write(rows[indices], self._through(self._images(indices), self.stored_cut))
+            x = self._through(self._images(indices), self.stored_cut)
+            reached = float(torch.linalg.vector_norm(x, math.inf))
+            if reached > limit:
+                self.note(
+                    f"activations of new samples reach {reached:.3g}, and a store in {self.dtype} ends at {limit:.3g}"
+                )
+                x = x.clamp(-limit, limit)
+            self.store.write(rows[indices], x)
 
     def close(self, *, keep_file: bool = False) -> None:
         """Free the store, its file included unless ``keep_file``."""
@@ -237,7 +257,9 @@ class Activations:
         if store is None:
             self.rebuild()
             return False
-        for indices in torch.split(self.active, self.batch_size):  # targets aren't in the file
+        batches = torch.split(self.active, self.batch_size)
+        read_ahead(self.views, batches)
+        for indices in batches:  # targets aren't in the file
             self._images(indices)
         filled = self.chain[-1][2]
         self.store, self._rows = store, first_rows(self.stream.sets[filled], self.samples)

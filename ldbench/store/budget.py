@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from ldbench.devices import free_host_bytes
-from ldbench.errors import UserError, shown
+from ldbench.errors import UserError, nearest, shown
 from ldbench.kernels import row_stride, scale_count
 
 Tier = Literal["device", "pinned", "disk"]
@@ -54,6 +54,13 @@ class StoreOptions:
     budget: str | StoreBudget | None = None
     folder: Path | None = None
     identity: str | None = None
+
+    def check(self) -> None:
+        """Raises ``UserError`` where the dtype is unknown or the budget no sizes."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"the store's dtype {shown(self.dtype)} is unknown: {nearest(str(self.dtype), DTYPES)}")
+        if isinstance(self.budget, str):
+            parse_budget(self.budget)
 
 
 def parse_bytes(text: str) -> int:

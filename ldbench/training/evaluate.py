@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldbench.data.loader import ResidentSplit
+from ldbench.stages.train_mode import evaluating
 
 
 @torch.no_grad()
@@ -21,9 +22,8 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[float, float, Tensor]:
     """Accuracy, mean cross-entropy, and per image whether it was right (bool [N], CPU), of the whole network."""
-    model.eval()
     losses, hits = [], []
-    try:
+    with evaluating(model):
         for indices in torch.split(torch.arange(len(split)), batch_size):
             on_batch()
             x, y = split.batch(indices)
@@ -31,7 +31,5 @@ def evaluate(
                 logits = model(x)
             losses.append(nn.functional.cross_entropy(logits.float(), y, reduction="sum"))
             hits.append(logits.argmax(1) == y)
-    finally:
-        model.train()
     correct = torch.cat(hits).cpu()
     return float(correct.double().mean()), float(torch.stack(losses).double().sum()) / len(split), correct

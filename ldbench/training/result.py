@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from ldbench.dropping.account import FlopLedger
 from ldbench.dropping.engine import LayerDropper
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import SCHEMA_VERSION
@@ -32,7 +33,8 @@ def cell_result(run: RunState, status: str, error: str | None) -> dict[str, Any]
     accuracy = last["test_accuracy"] if status == "finished" and not dataset.synthetic else None
     limit = chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
     samples = run.full_steps * dropper.batch_size
-    backward_full = flops.table[0].backward_first + sum(stage.backward for stage in flops.table[1:])
+    whole = FlopLedger.empty(flops.table)
+    whole.add_step(samples, 0, 0, frozen=set(range(run.frozen)))
     return {
         "schema_version": SCHEMA_VERSION,
         **{name: getattr(cell, name) for name in OF_THE_CELL},
@@ -64,13 +66,14 @@ def cell_result(run: RunState, status: str, error: str | None) -> dict[str, Any]
         "backward_flops": sum(flops.backward),
         "cache_build_flops": flops.building,
         "scoring_flops": flops.scoring,
-        "forward_flops_full": samples * sum(stage.forward for stage in flops.table),
-        "backward_flops_full": samples * backward_full,
+        "forward_flops_full": sum(whole.forward),
+        "backward_flops_full": sum(whole.backward),
         "predicted_saved_seconds": _predicted_saving(run),
         "peak_memory_bytes": memory_bytes,
         "peak_memory_kind": memory_kind,
         "store_bytes": account.peak_store_bytes,
         "store_tier": account.drops[-1].store_tier if account.drops else None,
+        "frozen_stages": run.frozen,
         "dropped_stages": dropper.cut,
         "stages": _stages(dropper),
         "drops": [{**dataclasses.asdict(drop), "epoch": run.epoch_of(drop.step)} for drop in account.drops],
@@ -90,11 +93,11 @@ def cell_result(run: RunState, status: str, error: str | None) -> dict[str, Any]
 
 
 def _stages(dropper: LayerDropper) -> list[dict[str, Any]]:
-    flops = dropper.account.flops
-    columns = dropper.stage_names, dropper.stage_parameters, flops.table, flops.forward, flops.backward
+    flops, told = dropper.account.flops, dropper.explain().stages
+    columns = told, dropper.stage_parameters, flops.table, flops.forward, flops.backward
     return [
         {
-            "name": name,
+            "name": report.name,
             "parameters": sum(p.numel() for p in parameters),
             "output_shape": each.output_shape,
             "activation_bytes": 4 * math.prod(each.output_shape),
@@ -103,8 +106,9 @@ def _stages(dropper: LayerDropper) -> list[dict[str, Any]]:
             "executed_forward_flops": forward,
             "executed_backward_flops": backward,
             "skipped_steps": steps,
+            "why": report.why if report.dropped_at is None else "",
         }
-        for name, parameters, each, forward, backward, steps in zip(*columns, dropper.live.skipped_steps, strict=True)
+        for report, parameters, each, forward, backward, steps in zip(*columns, dropper.live.skipped_steps, strict=True)
     ]
 
 

@@ -17,7 +17,8 @@ from ldbench.costs.table import CostTable
 from ldbench.data.augment import Augment
 from ldbench.data.stream import full_steps
 from ldbench.devices import synchronize
-from ldbench.dropping.engine import Hooks, LayerDropper
+from ldbench.dropping.engine import LayerDropper
+from ldbench.dropping.hooks import Hooks
 from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
@@ -27,6 +28,7 @@ from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.seeds import derive_seed
+from ldbench.stages.freezing import freeze_stages
 from ldbench.stages.split import split_stages, stage_groups, stage_parameters
 from ldbench.store.budget import StoreOptions
 from ldbench.training.checkpointing import Checkpointer
@@ -54,6 +56,7 @@ class RunState:
         on_batch: called before every minibatch of a store being built.
 
     Attributes:
+        frozen: leading stages that are frozen from the beginning.
         course: the epochs to train, in order.
         rows: one entry per epoch that is over, evaluation included.
         loss_sum, summed: loss summed over ``summed`` steps of the epoch that runs.
@@ -81,6 +84,8 @@ class RunState:
         model = model.to(device).train()
         if cell.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+        # After train(): the BatchNorms of what is frozen stay in evaluation mode.
+        self.frozen = 0 if cell.freeze_to is None else freeze_stages(model, cell.freeze_to)
         policy = build_policy(cell.method, cell.policy, replay)
         self.cell, self.data, self.model = cell, data, model
         stream = stream_of(cell, dataset)
@@ -92,7 +97,7 @@ class RunState:
         groups = [list(model.parameters())]
         if policy.lr_scales(0.0, 1) is not None:  # one group per stage, each with its own rate
             groups = stage_groups(stage_parameters(split_stages(model)))
-        self.optimizer = build_optimizer(cell, groups)
+        self.optimizer = build_optimizer(cell, [[p for p in group if p.requires_grad] for group in groups])
         self.scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
         self.phases = PhaseMeters(device)
         self.clock = TrainClock(device, self.phases.meters["training"])
@@ -116,6 +121,8 @@ class RunState:
             augment=augment if augment.active else None,
             criterion=self.criterion,
             hooks=Hooks(on_batch, functools.partial(self.phases.span, "cache_building")),
+            accumulate=1,
+            drop_frozen=method.stops,
         )
         self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
         self._epoch_spans: dict[int, tuple[int, int]] = {}

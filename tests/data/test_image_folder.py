@@ -164,6 +164,114 @@ def test_wrong_folders_say_what_is_wrong(tmp_path: Path) -> None:
         load_dataset("folder:", root=None)
 
 
+# --- as they lie on people's disks -----------------------------------------------------------------------------------
+
+
+def test_what_is_hidden_is_no_class_and_no_image_and_is_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5, ".ipynb_checkpoints": 2, "__MACOSX": 1})
+    (tmp_path / "cat" / "._000.png").write_bytes(b"resource fork")
+    (tmp_path / "dog" / "notes.txt").write_text("good dog")
+    (tmp_path / "dog" / ".DS_Store").write_bytes(b"")
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) + len(data.test) == 10
+    assert data.notes == (f"{tmp_path}: left out 1 hidden files, 1 files that are no images",)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("train", name) for name in ("val", "valid", "validation", "test")]
+    + [("training", "testing"), ("Train", "Test"), ("training", "validation")],
+)
+def test_splits_by_their_usual_names(tmp_path: Path, train: str, held_out: str) -> None:
+    write_classes(tmp_path / train, {"cat": 3, "dog": 5})
+    write_classes(tmp_path / held_out, {"cat": 2, "dog": 2})
+    (tmp_path / "annotations").mkdir()
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert (len(data.train), len(data.test)) == (8, 4)
+    assert data.class_names == ("cat", "dog")
+
+
+def test_of_two_held_out_splits_the_test_is_the_test(tmp_path: Path) -> None:
+    for name, count in (("train", 3), ("val", 1), ("test", 2)):
+        write_classes(tmp_path / name, {"cat": count, "dog": count})
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert (len(data.train), len(data.test)) == (6, 4)
+    assert data.notes == (f"{tmp_path}: val is not read: test is the test set",)
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["train"], "train looks like a split"),
+        (["test"], "test looks like a split"),
+        (["fold1", "fold2"], "fold1 looks like a split"),
+        (["north", "south"], "north looks like a split"),
+        (["train", "test", "extra"], "train and test, and beside them extra"),
+    ],
+)
+def test_what_looks_like_a_split_and_is_none_is_refused_by_name(tmp_path: Path, folders: list[str], said: str) -> None:
+    for name in folders:
+        write_classes(tmp_path / name, {"cat": 2, "dog": 2})
+    assert said in complaint(f"folder:{tmp_path}")
+
+
+def test_class_folders_may_have_folders_of_their_own(tmp_path: Path) -> None:
+    write_classes(tmp_path / "cat", {"images": 5})
+    write_classes(tmp_path / "dog", {"images": 5})
+    write_image(tmp_path / "dog" / "front.png", 12, 12)
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) + len(data.test) == 11
+
+
+def test_links_that_lead_back_end_and_others_are_followed(tmp_path: Path) -> None:
+    write_classes(tmp_path / "set", {"cat": 5, "dog": 5})
+    write_classes(tmp_path / "elsewhere", {"owl": 5})
+    (tmp_path / "set" / "owl").symlink_to(tmp_path / "elsewhere" / "owl")
+    (tmp_path / "set" / "dog" / "again").symlink_to(tmp_path / "set" / "dog")
+    data = load_dataset(f"folder:{tmp_path / 'set'}", root=None)
+    assert data.class_names == ("cat", "dog", "owl")
+    assert len(data.train) + len(data.test) == 15
+    assert data.notes == (f"{tmp_path / 'set'}: left out 1 links that lead back to where they are",)
+
+
+def test_one_image_in_a_class_is_told_in_a_sentence(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 1, "dog": 1})
+    assert "cat, dog has one image; a class takes two at least" in complaint(f"folder:{tmp_path}")
+    write_classes(tmp_path / "cat2", {})
+    write_classes(tmp_path, {"cat": 2, "dog": 2})
+    assert len(load_dataset(f"folder:{tmp_path}", root=None).train) == 3
+
+
+def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 3, "dog": 3})
+    (tmp_path / "owl").mkdir()
+    assert "no image in owl" in complaint(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright_whichever_way_the_camera_was_held(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((16, 24, 3), dtype=np.uint8)
+    upright[:, :12] = 200  # bright on the left
+    upright[:4] = 90  # and grey on top
+    inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180,
+               2: Image.Transpose.FLIP_LEFT_RIGHT, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+               7: Image.Transpose.TRANSVERSE}  # fmt: skip
+    image = Image.fromarray(upright)
+    held = image.transpose(inverse[orientation]) if orientation in inverse else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a", "b"):
+        for i in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            held.save(tmp_path / name / f"{i}.jpg", quality=100, subsampling=0, exif=exif)
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.image_size == 16
+    expected = torch.from_numpy(upright[:, 4:20].transpose(2, 0, 1).copy()).float()
+    assert float((data.train.images[0].float() - expected).abs().mean()) < 6
+
+
 WNIDS = list(Imagenette._WNID_TO_CLASS)
 
 

@@ -15,7 +15,7 @@ from support.loops import BATCH, SAMPLES, Net, Training, cheap_store, data, stat
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ldbench import FixedSchedule, LayerDropper, LearnAndDrop, Stream
+from ldbench import FixedSchedule, LayerDropper, LearnAndDrop, Stream, UserError
 from ldbench.costs.table import CostTable
 from ldbench.policies.registry import Execution
 from ldbench.store.budget import StoreBudget, StoreOptions
@@ -324,7 +324,7 @@ def test_wrong_arguments_are_refused(wrong: str) -> None:
         "no duration": (images, targets),
     }
     length = {} if wrong == "no duration" else {"epochs": 1}
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, UserError)):
         LayerDropper(model, optimizer, feeds[wrong], batch_size=4, **length)
 
 

@@ -20,13 +20,13 @@ def test_gradients_are_summed_before_the_norm_is_taken() -> None:
     monitor = GradientMonitor([[first], [second]], intervals=2)
     for sign in (1.0, -1.0, 1.0):
         first.grad, second.grad = torch.tensor([sign, 2.0]), torch.tensor([-3.0])
-        monitor.after_step()
+        monitor.see_gradients(None)
     assert figures(monitor, 0.3) == [None, None]
     assert figures(monitor, 0.5) == [7.0, 9.0]
     assert figures(monitor, 1.0) == [0.0, 0.0]
     monitor.drop(1)
     second.grad = torch.tensor([4.0])
-    monitor.after_step()
+    monitor.see_gradients(None)
     monitor.done = 0
     assert figures(monitor, 0.5) == [None, 4.0]
 
@@ -45,7 +45,7 @@ def test_plasticity_is_the_similarity_loss_against_the_snapshot() -> None:
     torch.manual_seed(0)
     stages = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)))
     x = torch.randn(6, 5)
-    monitor = PlasticityMonitor(stages, 6, 2, lambda samples: x[:samples], torch.enable_grad)
+    monitor = PlasticityMonitor(stages, 6, 2, lambda samples, cut: x[:samples], torch.enable_grad)
     assert figures(monitor) == [None, None]
     assert figures(monitor) == [0.0, 0.0]
     before = stages[0](x)
@@ -67,13 +67,15 @@ def test_plasticity_is_the_similarity_loss_against_the_snapshot() -> None:
     assert stages[1][0].training
     assert monitor.flops == [2 * 36 * 4, 2 * 36 * 3]
     monitor.drop(1)
-    monitor.source = lambda samples: stages[0](x[:samples])
+    monitor.source = lambda samples, cut: stages[0](x[:samples])
     assert figures(monitor) == [None, 0.0]
 
 
 def monitors(*needs: str) -> Monitors:
     stages = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    return Monitors(stages, {name: {} for name in needs}, lambda samples: torch.zeros(samples, 2), torch.enable_grad)
+    return Monitors(
+        stages, {name: {} for name in needs}, lambda samples, cut: torch.zeros(samples, 2), torch.enable_grad
+    )
 
 
 def test_a_policy_that_needs_nothing_has_nothing_measured() -> None:

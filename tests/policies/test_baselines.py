@@ -17,7 +17,8 @@ from support.interruptions import Bench, check_resuming, lasting
 
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation, Policy
-from ldbench.policies.baselines import AutoFreeze, Egeria, FreezeOut, ParameterFreezing, StochasticDepth
+from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
+from ldbench.policies.plateaus import Egeria, ParameterFreezing
 from ldbench.policies.registry import build_policy, get_method, method_names
 
 figures = st.one_of(st.none(), st.floats(0, 10), st.just(math.nan), st.just(math.inf))

@@ -52,12 +52,14 @@ def make_record(method: str, seed: int, *, budget: float | None = None, **change
         "energy_joules": None, "store_bytes": 2**28 if drops else 0, "store_tier": "device" if drops else None,
         "energy_bound_joules": None, "energy_unavailable_reason": "training ran on the CPU",
         "dropped_stages": 5 if drops else 0,
-        "stages": [{"name": f"features.{4 * s}", "parameters": 10} for s in range(STAGES)], "drops": drops,
+        "stages": [{"name": f"features.{4 * s}", "parameters": 10, "why": ""} for s in range(STAGES)], "drops": drops,
         "declined": [{"step": 900, "cut": 6, "reason": "cut 6 does not pay"}] if drops else [], "augmentation": "none",
         "augmentation_after_drop": "not applicable", "precision": "fp32", "width": 0.5, "image_size": 32,
         "synthetic": False, "scenario": "scratch", "chunks": [], "average_accuracy": None,
         "environment": dict(ENVIRONMENT),
     }  # fmt: skip
+    for stage in record["stages"][record["dropped_stages"] :]:
+        stage["why"] = f"why {stage['name']} of seed {seed} stayed"
     return record | changes
 
 

@@ -1,0 +1,102 @@
+"""What a user gives as data, made fit to be trained on, and tried before a run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ldbench.data.batch_source import BatchSource, TensorSource, as_batch_source, describe_batch
+from ldbench.data.dataset_source import DatasetSource, Reading, from_data_loader
+from ldbench.data.sample_check import check_samples, gives_random_views
+from ldbench.errors import UserError, one_line
+from ldbench.stages.undisturbed import undisturbed
+from ldbench.store.fill import Autocast
+
+_TRIED = 2  # samples
+
+
+@dataclass(frozen=True)
+class UserData:
+    """Where minibatches come from.
+
+    Attributes:
+        images: what training reads.
+        views: what is stored of each sample, where that is another view than training reads.
+        batch_size: of the data loader that was given, if one was.
+        notes: for people.
+    """
+
+    images: BatchSource
+    views: BatchSource | None = None
+    batch_size: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_user_data(
+    data: Any,
+    store_data: Any,
+    device: torch.device,
+    seed: int,
+    *,
+    stored: bool,
+    reading: Mapping[str, Any],
+) -> UserData:
+    """Sources of minibatches, looked at: some samples are read.
+
+    Args:
+        store_data: the view of the same samples that is stored; None: the one that training reads.
+        stored: a store is wanted, so that it matters whether a sample looks the same each time.
+        reading: fields of ``Reading``, over what a ``DataLoader`` brings; None: as that or by default.
+
+    Raises:
+        UserError: one line says what is expected instead.
+    """
+    options = {name: value for name, value in reading.items() if value is not None}
+    images, size, notes = _open(data, device, seed, options)
+    views = None
+    if store_data is not None:
+        views, _, _ = _open(store_data, device, seed, options)
+        if len(views) != len(images):
+            raise UserError(
+                f"store_data has {len(views)} samples and data {len(images)}: they are views of the same ones"
+            )
+    if stored and gives_random_views(images if views is None else views):
+        notes.append(
+            "the data set gives another view of a sample each time it is read: once stages are dropped, training reads "
+            "one stored view of each; store_data= says which, as a data set without random transforms"
+        )
+    return UserData(images, views, size, notes)
+
+
+def _open(
+    data: Any, device: torch.device, seed: int, options: dict[str, Any]
+) -> tuple[BatchSource, int | None, list[str]]:
+    size, notes, reading = None, list[str](), Reading()
+    if isinstance(data, DataLoader):
+        data, size, reading, notes = from_data_loader(data)
+    source = as_batch_source(data, device, dataclasses.replace(reading, **options), seed=seed)
+    check_samples(source)
+    return source, size, notes
+
+
+def try_network(stages: nn.Sequential, data: UserData, device: torch.device, autocast: Autocast) -> None:
+    """Send some samples of a user's data through the network. Raises ``UserError`` where it does not read them."""
+    for source in filter(None, (data.images, data.views)):
+        if not isinstance(source, (TensorSource, DatasetSource)):
+            continue  # its maker knows
+        x, y = source.batch(torch.arange(min(_TRIED, len(source))))
+        with undisturbed(stages, device), torch.no_grad(), autocast():
+            try:
+                stages.eval()(x)
+            except Exception as error:
+                wanted = str(next(stages.parameters()).dtype).removeprefix("torch.")
+                raise UserError(
+                    f"the network does not read {describe_batch(x, y)}: {one_line(error)}; it wants images [N, C, H, W] of "
+                    f"its own channels and size, as floats ({wanted}, or what autocast= makes of them)"
+                ) from error

@@ -1,0 +1,159 @@
+"""Data sets in a loop of one's own: read by workers, unwrapped, tried on the network, and stored in a view of their own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from support.loops import SmallNet, free_store, small_data
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ldbench import FixedSchedule, LayerDropper, UserError
+
+
+def dropper_of(data: Any, **options: Any) -> tuple[SmallNet, torch.optim.Optimizer, LayerDropper]:
+    torch.manual_seed(0)
+    model = SmallNet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    given: dict[str, Any] = {"epochs": 3, "check_every": 2, "policy": FixedSchedule(((0.4, 1), (0.7, 2)))}
+    if not isinstance(data, DataLoader):
+        given["batch_size"] = 16
+    return model, optimizer, LayerDropper(model, optimizer, data, costs=free_store(model), **(given | options))
+
+
+def train(optimizer: torch.optim.Optimizer, dropper: LayerDropper, epochs: int = 3) -> None:
+    for _ in range(epochs):
+        for x, y, _ in dropper:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(dropper(x), y).backward()
+            optimizer.step()
+            dropper.step()
+
+
+def weights(data: Any, **options: Any) -> list[torch.Tensor]:
+    model, optimizer, dropper = dropper_of(data, **options)
+    with dropper:
+        train(optimizer, dropper)
+        assert dropper.cut == 2
+    return list(model.state_dict().values())
+
+
+class Labelled(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(small_data()[1])
+
+    def __getitem__(self, i: int) -> Any:
+        images, targets = small_data()
+        return {"image": images[i], "label": int(targets[i])}
+
+
+def unpacked(item: Any) -> Any:
+    return item["image"], item["label"]
+
+
+@pytest.mark.parametrize("kind", ["data set", "workers", "data loader", "dicts", "arrays", "view"])
+def test_every_kind_of_data_trains_to_the_same_bits(kind: str) -> None:
+    images, targets = small_data()
+    plain: Any = TensorDataset(images, targets)
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "data set": (plain, {}),
+        "workers": (plain, {"num_workers": 1}),
+        "data loader": (DataLoader(plain, batch_size=16, shuffle=True, num_workers=1), {}),
+        "dicts": (Labelled(), {"to_xy": unpacked}),
+        "arrays": ((images.numpy(), targets.numpy()), {}),
+        "view": (plain, {"store_data": (images, targets)}),
+    }
+    data, options = cases[kind]
+    assert all(torch.equal(a, b) for a, b in zip(weights((images, targets)), weights(data, **options), strict=True))
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return x + torch.randn_like(x), y
+
+
+def test_random_views_are_told_and_a_view_to_store_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    images, targets = small_data()
+    _, _, dropper = dropper_of(Noisy(images, targets))
+    assert "another view of a sample each time" in caplog.text
+    caplog.clear()
+    dropper_of(Noisy(images, targets), execution="freeze")
+    model, optimizer, dropper = dropper_of(Noisy(images, targets), store_data=TensorDataset(images, targets))
+    assert caplog.text == ""
+    first = next(iter(dropper))
+    assert not torch.equal(first[0], images[first[2]])
+    train(optimizer, dropper, epochs=2)
+    assert dropper.cut == 1
+    with torch.no_grad():
+        expected = model.first.eval()(images[:5])
+    torch.testing.assert_close(dropper.activations.read(torch.arange(5)), expected, rtol=1e-5, atol=1e-6)
+    dropper_of(Noisy(images, targets), store_data=Noisy(images, targets))
+    assert "another view" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        ((small_data()[0].byte(), small_data()[1]), {}, r"does not read images uint8 \[2, 3, 24, 24\]"),
+        ((small_data()[0].half(), small_data()[1]), {}, "does not read images float16"),
+        ((small_data()[0].double().numpy(), small_data()[1].numpy()), {}, "does not read images float64"),
+        ((small_data()[0][:, :1], small_data()[1]), {}, r"images float32 \[2, 1, 24, 24\]"),
+        ((small_data()[0][..., :20], small_data()[1]), {}, r"images float32 \[2, 3, 24, 20\]"),
+        ((small_data()[0].movedim(1, -1), small_data()[1]), {}, r"images float32 \[2, 24, 24, 3\]"),
+        (
+            small_data(),
+            {"store_data": (small_data()[0][:5], small_data()[1][:5])},
+            "store_data has 5 samples and data 96",
+        ),
+        (small_data(), {"store_data": (small_data()[0].byte(), small_data()[1])}, "does not read images uint8"),
+    ],
+)
+def test_what_the_network_does_not_read_is_said_before_the_run(data: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        dropper_of(data, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_half_precision_images_are_read_where_autocast_is_given() -> None:
+    images, targets = small_data()
+    weights((images.half(), targets), autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+
+
+def test_trying_the_network_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    model = SmallNet(dropout=0.5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    LayerDropper(model, torch.optim.SGD(model.parameters(), 0.1), small_data(), batch_size=16, epochs=1)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Slow(TensorDataset):
+    """A minibatch of 16 takes at least 16 ms to read."""
+
+    reads = 0
+
+    def __getitem__(self, i: int) -> Any:
+        time.sleep(1e-3)
+        self.reads += 1
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_costs_what_the_loop_waits_for_it(workers: int) -> None:
+    data = Slow(*small_data())
+    _, optimizer, dropper = dropper_of(data, policy=FixedSchedule(()), num_workers=workers)
+    for x, y, _ in dropper:
+        nn.functional.cross_entropy(dropper(x), y).backward()
+        optimizer.step()
+        dropper.step()
+        time.sleep(0.1 * workers)  # a worker reads meanwhile
+    before = data.reads
+    assert (dropper.costs.measure().input_seconds >= 0.016) == (workers == 0)
+    assert data.reads == before + 16, "it isn't read anew in every round"
