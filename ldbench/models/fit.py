@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.maxvit import MaxVit
 
 from ldbench.errors import UserError, nearest, shown
+from ldbench.models.timm_models import construct, is_timm
 
 SMALL_IMAGE = 64  # pixels: up to here the stems made for 224 would throw most of the image away
 WIDTH_FAMILIES = ("vgg", "resnet")
@@ -24,7 +25,7 @@ class ModelSpec:
     """What decides a network's structure.
 
     Attributes:
-        name: a torchvision name, or ``package.module:factory``.
+        name: a torchvision name, ``timm:NAME``, or ``package.module:factory``.
         image_size: pixels per side of the square images.
         width: multiplies every channel count; VGG and ResNet families only.
         dropout: probability for every dropout layer; None leaves the architecture's own.
@@ -44,14 +45,17 @@ def model_names() -> tuple[str, ...]:
 
 
 def family(name: str) -> str:
-    """Module of torchvision that has the architecture (``vgg``, ``resnet``, ``vision_transformer``), or ``user``.
+    """Module of torchvision that has the architecture (``vgg``, ``resnet``, ``vision_transformer``), ``timm``, or
+    ``user``.
 
     Raises ``UserError`` with the nearest names for an unknown one.
     """
+    if is_timm(name):
+        return "timm"
     if ":" in name:
         return "user"
     if name not in model_names():
-        hint = f"{nearest(name, model_names())} (your own: package.module:factory)"
+        hint = f"{nearest(name, model_names())} (timm's: timm:NAME; your own: package.module:factory)"
         raise UserError(f"model {shown(name)} is unknown: {hint}")
     return str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
 
@@ -70,8 +74,11 @@ class _MetaParameters(TorchFunctionMode):
 
 
 def blueprint(spec: ModelSpec) -> nn.Module:
-    """The fitted network on the ``meta`` device: structure and shapes in milliseconds, no memory."""
-    with _MetaParameters():
+    """The fitted network on the ``meta`` device: structure and shapes in milliseconds, no memory.
+
+    timm's networks compute with their parameters while they are made, and are therefore made for real first.
+    """
+    with torch.random.fork_rng(devices=[]) if is_timm(spec.name) else _MetaParameters():
         model = _construct(spec)
     return _fit(model.to("meta"), spec)
 
@@ -89,6 +96,8 @@ def materialised(spec: ModelSpec) -> nn.Module:
 def _construct(spec: ModelSpec) -> nn.Module:
     """The architecture as torchvision gives it, with the options that it takes itself."""
     kind = family(spec.name)
+    if kind == "timm":
+        return construct(spec.name, spec.channels, spec.image_size, spec.classes, spec.dropout)
     options: dict[str, Any] = {"num_classes": spec.classes}
     if kind == "maxvit" and spec.name == "maxvit_t" and spec.image_size % 32 == 0:
         # maxvit_t() fixes windows of 7x7, which fit no image below 224. The same network, with windows that shrink with
@@ -110,6 +119,9 @@ def _construct(spec: ModelSpec) -> nn.Module:
 
 def _fit(model: nn.Module, spec: ModelSpec) -> nn.Module:
     kind = family(spec.name)
+    if kind == "timm":
+        _fit_batchnorm(model)
+        return model
     if spec.channels != 3:
         _fit_channels(model, spec.channels)
     if kind == "resnet" and spec.image_size <= SMALL_IMAGE:

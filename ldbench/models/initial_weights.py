@@ -154,7 +154,7 @@ def torchvision_weights(name: str, download: bool) -> InitialWeights:
     """
     import torchvision
 
-    if family(name) == "user":
+    if family(name) in ("user", "timm"):
         raise UserError(f"--init torchvision: {name} is no architecture of torchvision: give a .safetensors file")
     published = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined, unused-ignore]
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ldbench.models.fit import family
+from ldbench.models.timm_models import timm_family
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Recipe:
 
 
 def default_recipe(name: str) -> Recipe:
-    """The recipe for a torchvision architecture, or for ``package.module:factory``."""
+    """The recipe for a torchvision or timm architecture, or for ``package.module:factory``."""
     kind = family(name)
+    if kind == "timm":  # torchvision's nearest
+        kind = _OF_TIMM.get(timm_family(name), "timm")
     if kind == "vgg" and not name.endswith("_bn"):
         return _PLAIN
     return _BY_FAMILY.get(kind, _CAREFUL)
@@ -61,6 +64,18 @@ _MOBILE = Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.02, clip_norm=1.0)
 
 # Attention and LayerNorm want adaptive steps, a low rate and a bounded gradient; smoothing is in the published recipes.
 _CAREFUL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, label_smoothing=0.1, clip_norm=1.0)
+
+_OF_TIMM = {
+    "resnet": "resnet",
+    "resnetv2": "resnet",
+    "vgg": "vgg",
+    "densenet": "densenet",
+    "regnet": "regnet",
+    "efficientnet": "efficientnet",
+    "mobilenetv3": "mobilenetv3",
+    "ghostnet": "mobilenetv3",
+    "inception_v3": "inception",
+}
 
 _BY_FAMILY = {
     "resnet": replace(_BATCHNORM, lr=0.05),  # ResNet-50 at 0.1 learns next to nothing in its first 60 steps

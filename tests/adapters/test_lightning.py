@@ -315,7 +315,6 @@ class Endless(IterableDataset[Any]):
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], Any, str]] = {
-    "several devices": (Classifier, {"devices": 2}, loader, "one device only, not under DDPStrategy"),
     "another precision": (Classifier, {"precision": "bf16-true"}, loader, "precision='bf16-true' converts"),
     "manual optimization": (ByHand, {}, loader, "needs automatic optimization"),
     "overfitting": (Classifier, {"overfit_batches": 2}, loader, r"Trainer\(overfit_batches="),
@@ -333,6 +332,12 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path, case: 
     with pytest.raises(UserError, match=said) as caught:
         trainer(tmp_path, dropping(), **options).fit(module("adamw"), given(), loader(shuffle=False))
     assert "\n" not in str(caught.value)
+
+
+def test_several_devices_are_refused_by_every_process_for_itself(tmp_path: Path) -> None:
+    """``fit`` would start the second process by running this whole test session again."""
+    with pytest.raises(UserError, match="one device only, not under DDPStrategy"):
+        dropping().setup(trainer(tmp_path, dropping(), devices=2), Classifier(), "fit")
 
 
 def test_a_network_that_is_not_there_and_rates_nobody_follows_are_refused(tmp_path: Path) -> None:
