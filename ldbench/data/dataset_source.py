@@ -184,6 +184,8 @@ class DatasetSource:
         if self._expected and self._expected[0] == wanted:
             read = next(self._workers())
             self._expected.popleft()
+            if not self._expected:
+                self._ahead = None  # nothing more to read: its workers end now, and not when somebody looks
         else:
             read = self.items.__getitems__(wanted)
         if isinstance(read, Failed):

@@ -97,6 +97,9 @@ class Minibatches:
         except GeneratorExit:
             self.handed.take_back(given)
             raise
+        finally:
+            if self._reading is reading:
+                self.cut_off()
 
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         if self.activations.chain:
@@ -109,7 +112,8 @@ class Minibatches:
         return batch
 
     def cut_off(self) -> None:
-        """Somebody else has read from the images: whoever read ahead begins to anew."""
+        """Nobody reads ahead any more, as for a store that takes over; a loop that goes on with images begins anew."""
+        read_ahead(self.activations.images, ())
         self._reading = None
 
     def forget(self) -> None:

@@ -535,6 +535,12 @@ def test_a_replicated_model_is_refused_and_a_compiled_one_taken_out(model: Small
         dropper_of(nn.DataParallel(model), sgd(model), costs=None)
     with pytest.raises(UserError, match="scripted"):
         dropper_of(scripted, sgd(model), costs=None)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match=r"DistributedDataParallel.*model\.module"):
+            dropper_of(nn.parallel.DistributedDataParallel(model), sgd(model), costs=None)
+    finally:
+        torch.distributed.destroy_process_group()
     compiled: Any = torch.compile(model)
     dropper = dropper_of(compiled, sgd(model))
     assert dropper.model is model
@@ -788,3 +794,53 @@ def test_an_optimizer_that_is_none_is_refused(model: SmallNet) -> None:
         dropper_of(model, torch.optim.SGD)
     with pytest.raises(UserError, match=r"torch\.nn\.Module"):
         LayerDropper(SmallNet, sgd(model), small_data(), batch_size=4, epochs=1)  # type: ignore[arg-type]
+
+
+def test_groups_of_their_own_and_one_that_is_added_later(model: SmallNet) -> None:
+    """Biases without decay, a slower backbone, and a head that joins during the run."""
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias") and not name.startswith("head")]
+    others = [p for name, p in model.named_parameters() if name.endswith("weight") and not name.startswith("head")]
+    optimizer = torch.optim.AdamW([{"params": others, "weight_decay": 0.1}, {"params": biases, "lr": 1e-4}], 1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    dropper = dropper_of(model, optimizer)
+    train(dropper, optimizer, epochs=1)
+    assert dropper.cut == 1
+    optimizer.add_param_group({"params": list(model.head.parameters())})
+    scheduler.step()
+    head = model.head.weight.clone()
+    train(dropper, optimizer, epochs=1)
+    assert not torch.equal(head, model.head.weight)
+    saved = optimizer.state_dict()
+    assert [len(group["params"]) for group in saved["param_groups"]] == [len(others), len(biases), 2]
+    fresh = torch.optim.AdamW([{"params": others}, {"params": biases}, {"params": list(model.head.parameters())}])
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.state[others[-1]]["exp_avg"], optimizer.state[others[-1]]["exp_avg"])
+    optimizer.load_state_dict(saved)  # in the middle of a run, dropped parameters being gone
+    assert all(
+        p is not q for group in optimizer.param_groups for p in group["params"] for q in model.first.parameters()
+    )
+    dropper.close()
+    groups = [group["params"] for group in optimizer.param_groups]
+    assert [[id(p) for p in group] for group in groups] == [
+        [id(p) for p in part] for part in (others, biases, list(model.head.parameters()))
+    ]
+
+
+def test_nothing_is_left_on_the_optimizer(model: SmallNet) -> None:
+    optimizer = sgd(model)
+
+    def hooks() -> int:
+        names = ("step_pre", "step_post", "state_dict_post", "load_state_dict_pre")
+        return sum(len(getattr(optimizer, f"_optimizer_{name}_hooks")) for name in names)
+
+    before = hooks()
+    for _ in range(3):
+        with dropper_of(model, optimizer) as dropper:
+            assert hooks() == before + 4
+            train(dropper, optimizer, epochs=1)
+        assert hooks() == before
+    dropper = dropper_of(model, optimizer)
+    copied = copy.deepcopy(optimizer)
+    assert copied.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    del dropper
+    assert hooks() == before

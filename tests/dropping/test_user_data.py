@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from typing import Any
 
@@ -132,6 +133,33 @@ def test_trying_the_network_leaves_no_trace() -> None:
     assert torch.equal(drawn, torch.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_workers_end_with_an_epoch_a_break_and_a_drop(views: bool) -> None:
+    images, targets = small_data()
+    data = TensorDataset(images, targets)
+    options = {"store_data": (images, targets)} if views else {}
+    _, optimizer, dropper = dropper_of(data, num_workers=2, **options)
+    busy = []
+    for x, y, _ in dropper:
+        nn.functional.cross_entropy(dropper(x), y).backward()
+        optimizer.step()
+        busy.append(len(multiprocessing.active_children()))
+        dropper.step()
+        if dropper.step_count == 3:
+            break
+    assert busy == [2, 2, 2]
+    assert multiprocessing.active_children() == []
+    for _ in range(2):
+        for x, y, _ in dropper:
+            nn.functional.cross_entropy(dropper(x), y).backward()
+            optimizer.step()
+            if dropper.cut:
+                assert multiprocessing.active_children() == []
+            dropper.step()
+    assert dropper.cut == 2
+    assert multiprocessing.active_children() == []
 
 
 class Slow(TensorDataset):

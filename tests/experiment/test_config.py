@@ -147,3 +147,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for path in (broken, binary, listing, tmp_path / "absent.toml", tmp_path):
         with pytest.raises(UserError, match=path.name):
             read_experiment(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, suffix: str) -> None:
+    text = {"toml": "epochs = 3", "json": '{"epochs": 3}'}[suffix]
+    (tmp_path / f"x.{suffix}").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_experiment(str(tmp_path / f"x.{suffix}")) == {"epochs": 3}
