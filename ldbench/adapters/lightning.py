@@ -212,5 +212,5 @@ def _check(trainer: Trainer, module: LightningModule) -> None:
             if is_overridden(hook, owner):
                 raise UserError(
                     f"{type(owner).__name__}.{hook} would be given activations once layers are dropped: move what it "
-                    "does into the data set or give it as LayerDropping(augment=...)"
+                    "does into the data set"
                 )

@@ -39,6 +39,8 @@ from ldbench.costs.break_even import STATISTICS_SAMPLES, CutChoice
 from ldbench.costs.model import CostModel
 from ldbench.costs.table import CostTable
 from ldbench.costs.timing import Criterion
+from ldbench.data.batch_source import TensorSource
+from ldbench.data.dataset_source import DatasetSource
 from ldbench.data.stream import Stream, full_steps, mean_steps
 from ldbench.dropping.account import Account, FlopLedger
 from ldbench.dropping.decider import Decider
@@ -85,6 +87,16 @@ class LayerDropper:
     policy, if their cost table says that it pays. What the user holds frozen, in evaluation mode, or scaled by a
     gradient scaler stays that way; ``close`` puts back what the engine changed.
 
+    What loops have, and how it goes together (``docs/loops.md`` has each as code):
+
+    * mixed precision: nothing to say; the store is made under the autocast of the loop's last forward pass;
+    * accumulated gradients: call ``step`` with the optimizer's steps; minibatches are counted;
+    * schedulers: ``len(dropper)`` minibatches an epoch; a group whose parameters have left stays, empty;
+    * averaged weights: of ``model``, which stays whole;
+    * resuming: ``state_dict`` beside those of model and optimizer, loaded in any order, from the middle of an epoch too;
+    * a loss of your own, targets of any shape: of ``dropper(x)``; ``criterion=`` has it timed, too;
+    * data beyond memory: a data set or ``DataLoader`` with workers, and ``store=StoreOptions(budget=...)``.
+
     Args:
         model: a network ``torch.fx`` can trace; it is on its device already. A compiled one is taken out of its
             wrapper and its live stages are compiled.
@@ -106,7 +118,8 @@ class LayerDropper:
         compile: compile the live stages, anew after every drop.
         autocast: gives the context that forward passes run in, those of ``dropper(x)`` included; by default stores are
             made under the automatic mixed precision that the loop's own last forward pass ran under.
-        augment: draws augmentation per step; used while images are read, so it stops when the store takes over.
+        augment: draws augmentation per minibatch for a ``BatchSource`` that applies it; used while images are read, so it
+            stops when the store takes over.
         criterion: the loss of output and targets, used to measure the cost table; by default something that takes as
             long.
         stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by
@@ -188,6 +201,8 @@ class LayerDropper:
 
         reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
         given = open_user_data(data, store_data, self.device, seed, stored=execution == "store", reading=reading)
+        if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
+            raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
         self.stream = stream or Stream.whole(len(given.images))
         size = batch_size or given.batch_size

@@ -781,6 +781,7 @@ def test_images_pass_through_the_whole_network_where_a_loop_evaluates_with_the_d
         ({"accumulate": 0}, "accumulate is a whole number"),
         ({"epochs": 0}, "the run has no step"),
         ({"batch_size": None}, "give batch_size"),
+        ({"augment": object()}, "augment= is for a BatchSource"),
     ],
 )
 def test_a_wrong_argument_is_one_line(model: SmallNet, options: dict[str, Any], said: str) -> None:
