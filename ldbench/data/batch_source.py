@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ldbench.data.dataset_source import DatasetSource, Reading
-from ldbench.errors import UserError, shown
+from ldbench.data.arrays import tensor_of
+from ldbench.data.dataset_source import DatasetSource
+from ldbench.data.items import Reading
+from ldbench.errors import UserError, one_line, shown
 
 EXPECTED = (
     "data is (images [N, C, H, W], targets [N, ...]) as tensors or arrays, a data set with a length whose items are "
@@ -70,25 +72,40 @@ def as_batch_source(data: Any, device: torch.device, reading: Reading | None = N
     Raises:
         UserError: it is something else; one line says what is expected.
     """
-    if hasattr(data, "batch") and hasattr(data, "__len__"):
+    reading = reading or Reading()
+    # A data set may have a method of that name, too: Hugging Face's do.
+    if hasattr(data, "batch") and hasattr(data, "__len__") and not hasattr(data, "__getitem__"):
         return data  # type: ignore[no-any-return]
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], (Tensor, np.ndarray)):
+    if _is_a_pair(data):
+        if reading.to_xy is not None or reading.collate_fn is not None:
+            raise UserError("to_xy and collate_fn are for the items of a data set: make the images and targets before")
         return TensorSource(_tensor(data[0], "images"), _tensor(data[1], "targets"), device)
     if isinstance(data, dict):
         keys = ", ".join(map(repr, list(data)[:4]))
         raise UserError(f"data is a dict with {keys}: give the pair, as in (data['images'], data['labels'])")
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise UserError(f"{EXPECTED}; not {shown(data) if data is None else type(data).__name__}")
-    if len(data) == 0:
+    try:
+        count = len(data)
+    except Exception as error:
+        raise UserError(f"the data set's __len__ fails: {one_line(error, kind=True)}; {EXPECTED}") from error
+    if count == 0:
         raise UserError("the data set has no sample")
-    return DatasetSource(data, device, reading or Reading(), seed)
+    return DatasetSource(data, device, reading, seed)
+
+
+def _is_a_pair(data: Any) -> bool:
+    """Images and targets, rather than a list of two items."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    return isinstance(data[0], (Tensor, np.ndarray)) or (isinstance(data, tuple) and isinstance(data[0], list))
 
 
 def _tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values
     if isinstance(values, np.ndarray) and values.dtype != object and values.dtype.kind in "biufc":
-        return torch.from_numpy(values if values.flags.writeable else values.copy())
+        return tensor_of(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
         if all(isinstance(value, Tensor) and value.shape == values[0].shape for value in values):
             return torch.stack(list(values))

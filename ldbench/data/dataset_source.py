@@ -2,149 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    default_collate,
+    get_worker_info,
+)
 
-from ldbench.errors import UserError, one_line, shown
+from ldbench.data.items import Failed, Items, Reading
+from ldbench.errors import UserError, one_line
 from ldbench.seeds import derive_seed
 
 _SHUFFLES = "ldbench shuffles by itself: give the data set, or a DataLoader with shuffle=True and a batch_size"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a data set is read; what isn't named here is as in ``torch.utils.data.DataLoader``.
-
-    Attributes:
-        to_xy: makes (image, target) of an item; of a collated minibatch where ``collate_fn`` is given.
-        collate_fn: makes a minibatch of a list of items; None: images and targets are stacked.
-        num_workers: processes that read ahead; 0: the calling one reads when it is asked.
-        pin_memory: minibatches pass through pinned memory on their way to a GPU.
-    """
-
-    to_xy: Callable[[Any], Any] | None = None
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    num_workers: int = 0
-    pin_memory: bool = False
-    worker_init_fn: Callable[[int], None] | None = None
-    multiprocessing_context: Any = None
-    prefetch_factor: int | None = None
-    timeout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Why a minibatch could not be read: told across processes, and raised where it was asked for."""
-
-    reason: str
-    cause: BaseException | None = None
-
-    def __reduce__(self) -> Any:  # a cause may not survive the way from a worker
-        return Failed, (self.reason,)
-
-
-class Items(Dataset[Any]):
-    """A data set whose minibatches are read by lists of indices, whole: (images, targets) or ``Failed``."""
-
-    def __init__(self, dataset: Any, reading: Reading) -> None:
-        self.dataset, self.reading = dataset, reading
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | Failed:
-        try:
-            items = self._read(indices)
-            if self.reading.collate_fn is None:
-                pairs = [self._pair(item, i) for item, i in zip(items, indices, strict=True)]
-                return self._stacked(pairs, indices)
-            return self._collated(items, self.reading.collate_fn)
-        except UserError as error:
-            return Failed(str(error), error.__cause__)
-
-    def _read(self, indices: list[int]) -> list[Any]:
-        at = f"samples {indices[0]} and following"
-        try:
-            if hasattr(self.dataset, "__getitems__"):
-                return list(self.dataset.__getitems__(indices))
-            items = []
-            for i in indices:
-                at = f"sample {i}"
-                items.append(self.dataset[i])
-            return items
-        except Exception as error:
-            raise UserError(f"{at} of the data set cannot be read: {one_line(error, kind=True)}") from error
-
-    def _pair(self, item: Any, i: int) -> tuple[Any, Any]:
-        if self.reading.to_xy is not None:
-            try:
-                item = self.reading.to_xy(item)
-            except Exception as error:
-                raise UserError(f"to_xy fails on sample {i}: {one_line(error, kind=True)}") from error
-        if isinstance(item, Mapping):
-            first, second = ([repr(key) for key in item] + ["'image'", "'label'"])[:2]
-            raise UserError(
-                f"sample {i} is a dict with {', '.join(map(repr, item))}: say which of them are image and target, as in "
-                f"to_xy=lambda item: (item[{first}], item[{second}])"
-            )
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            kind = type(item).__name__
-            raise UserError(f"sample {i} is a {kind}: items are (image, target); to_xy= makes such a pair of an item")
-        image, target = item[0], item[1]
-        if not isinstance(image, (Tensor, np.ndarray)):
-            kind = f"{type(image).__module__}.{type(image).__qualname__}".removeprefix("builtins.")
-            hint = "; a transform such as torchvision's ToTensor makes tensors of pictures" if "PIL" in kind else ""
-            raise UserError(f"the image of sample {i} is a {kind}: images are tensors [C, H, W]{hint}")
-        if not isinstance(target, (Tensor, np.ndarray, np.generic, int, float)):
-            what = shown(target) if target is None or isinstance(target, str) else f"a {type(target).__name__}"
-            raise UserError(f"the target of sample {i} is {what}: targets are numbers, or tensors of one shape")
-        return image, target
-
-    def _stacked(self, pairs: list[tuple[Any, Any]], indices: list[int]) -> tuple[Tensor, Tensor]:
-        for part, what in enumerate(("image", "target")):
-            shapes = [tuple(np.shape(pair[part])) for pair in pairs]
-            odd = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
-            if odd is not None:
-                raise UserError(
-                    f"sample {indices[0]} has {what} {list(shapes[0])} and sample {indices[odd]} {list(shapes[odd])}: all "
-                    f"{what}s are of one shape; resize or crop them in the data set"
-                )
-        try:
-            images, targets = default_collate(pairs)
-        except Exception as error:
-            raise UserError(f"samples {indices[:3]}, ... cannot be stacked: {one_line(error, kind=True)}") from error
-        return images, targets
-
-    def _collated(self, items: list[Any], collate: Callable[[list[Any]], Any]) -> tuple[Tensor, Tensor]:
-        try:
-            batch = collate(items)
-            if self.reading.to_xy is not None:
-                batch = self.reading.to_xy(batch)
-        except Exception as error:
-            raise UserError(f"collate_fn or to_xy fails on a minibatch: {one_line(error, kind=True)}") from error
-        if isinstance(batch, Mapping):
-            keys = ", ".join(map(repr, batch))
-            raise UserError(f"collate_fn gives a dict with {keys}: to_xy= says which of them are images and targets")
-        if not (isinstance(batch, (tuple, list)) and len(batch) >= 2 and all(isinstance(p, Tensor) for p in batch[:2])):
-            raise UserError("collate_fn gives no (images, targets) tensors: to_xy= makes them of what it gives")
-        if not len(batch[0]) == len(batch[1]) == len(items):
-            told = f"{len(batch[0])} images and {len(batch[1])} targets of {len(items)} samples"
-            raise UserError(f"collate_fn gives {told}: as many as there are samples, in their order")
-        return batch[0], batch[1]
-
-
 def _as_read(batch: Any) -> Any:
     return batch
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Shows a worker process the user's own data set, as ``get_worker_info`` does elsewhere, before it reads."""
+
+    worker_init_fn: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses an ordinary assignment
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker)
 
 
 class DatasetSource:
@@ -181,13 +77,8 @@ class DatasetSource:
         """Images and targets of the samples ``indices``. Raises ``UserError`` that names the sample that is at fault."""
         del augment
         wanted = indices.tolist()
-        if self._expected and self._expected[0] == wanted:
-            read = next(self._workers())
-            self._expected.popleft()
-            if not self._expected:
-                self._ahead = None  # nothing more to read: its workers end now, and not when somebody looks
-        else:
-            read = self.items.__getitems__(wanted)
+        in_turn = bool(self._expected) and self._expected[0] == wanted
+        read = self._next() if in_turn else self.items.__getitems__(wanted)
         if isinstance(read, Failed):
             self.expect(())
             raise UserError(read.reason) from read.cause
@@ -197,25 +88,52 @@ class DatasetSource:
             images, targets = images.pin_memory(), targets.pin_memory()  # nothing happens to what is pinned already
         return images.to(self.device, non_blocking=self._pins), targets.to(self.device, non_blocking=self._pins)
 
+    def _next(self) -> Any:
+        """What the workers have read of the first minibatch expected; they end with the last one, and with any trouble."""
+        try:
+            read = next(self._workers())
+        except Exception as error:
+            told = _without_frames(error)
+            self.expect(())
+            raise UserError(
+                f"worker processes cannot read the data set: {one_line(told, kind=True)}; num_workers=0 reads without them"
+            ) from told
+        except BaseException:  # an interruption: what they give next may not be what is asked for next
+            self.expect(())
+            raise
+        self._expected.popleft()
+        if not self._expected:
+            self._ahead = None
+        return read
+
     def _workers(self) -> Iterator[Any]:
         if self._ahead is None:
             reading, generator = self.reading, torch.Generator()
             generator.manual_seed(derive_seed(self.seed, "workers", self._times) % 2**63)
-            self._ahead = iter(
-                DataLoader(
-                    self.items,
-                    batch_sampler=list(self._expected),
-                    num_workers=reading.num_workers,
-                    collate_fn=_as_read,
-                    pin_memory=self._pins,
-                    worker_init_fn=reading.worker_init_fn,
-                    multiprocessing_context=reading.multiprocessing_context,
-                    prefetch_factor=reading.prefetch_factor,
-                    timeout=reading.timeout,
-                    generator=generator,
-                )
+            loader = DataLoader(
+                self.items,
+                batch_sampler=list(self._expected),
+                num_workers=reading.num_workers,
+                collate_fn=_as_read,
+                pin_memory=self._pins,
+                worker_init_fn=_Start(reading.worker_init_fn),
+                multiprocessing_context=reading.multiprocessing_context,
+                prefetch_factor=reading.prefetch_factor,
+                timeout=reading.timeout,
+                generator=generator,
             )
+            with warnings.catch_warnings():  # what it says is raised, too
+                warnings.filterwarnings("ignore", "Got pickle error")
+                self._ahead = iter(loader)
         return self._ahead
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without the frames it passed through: they hold the workers, which are to end now."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__, link = None, link.__cause__ or link.__context__
+    return error
 
 
 def from_data_loader(loader: DataLoader[Any]) -> tuple[Any, int, Reading, list[str]]:
@@ -231,14 +149,20 @@ def from_data_loader(loader: DataLoader[Any]) -> tuple[Any, int, Reading, list[s
             f"{type(dataset).__name__} is read from front to back: stored activations need samples by index, so give a "
             "data set with __len__ and __getitem__"
         )
+    if not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"{type(dataset).__name__} has no __len__: stored activations need to know how many samples it has"
+        )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise UserError(f"{type(loader).__name__} gives out minibatches in a way of its own: {_SHUFFLES}")
     size = loader.batch_size
     if size is None or type(loader.batch_sampler) is not BatchSampler:
         raise UserError(f"the DataLoader makes minibatches of its own (batch_sampler, or no batch_size): {_SHUFFLES}")
     if type(sampler) is not RandomSampler:
         raise UserError(f"the DataLoader draws by {type(sampler).__name__}: {_SHUFFLES}")
-    if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
+    if sampler.replacement or sampler.num_samples != len(dataset):
         raise UserError(f"the DataLoader draws with replacement, or not every sample: {_SHUFFLES}")
-    left, notes = len(dataset) % size, []  # type: ignore[arg-type]
+    left, notes = len(dataset) % min(size, len(dataset)), []  # of fewer samples than a minibatch all are read
     if left and not loader.drop_last:
         notes.append(f"the last {left} samples of an epoch, fewer than a minibatch, are left out (as drop_last=True)")
     collate = loader.collate_fn

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ldbench.data.batch_source import BatchSource
-from ldbench.data.dataset_source import DatasetSource, Failed
+from ldbench.data.dataset_source import DatasetSource
+from ldbench.data.items import Failed
 from ldbench.errors import UserError
 
 _SAMPLES, _VIEWED, _VIEWS = 8, 3, 4

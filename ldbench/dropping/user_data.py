@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ldbench.data.batch_source import BatchSource, TensorSource, as_batch_source, describe_batch
-from ldbench.data.dataset_source import DatasetSource, Reading, from_data_loader
+from ldbench.data.dataset_source import DatasetSource, from_data_loader
+from ldbench.data.items import Reading
 from ldbench.data.sample_check import check_samples, gives_random_views
 from ldbench.errors import UserError, one_line
 from ldbench.stages.undisturbed import undisturbed

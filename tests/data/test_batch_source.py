@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,13 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 from ldbench import UserError
 from ldbench.data.batch_source import as_batch_source, read_ahead
-from ldbench.data.dataset_source import DatasetSource, Reading, from_data_loader
+from ldbench.data.dataset_source import DatasetSource, from_data_loader
+from ldbench.data.items import Reading
 from ldbench.data.sample_check import check_samples, gives_random_views
 
 CPU = torch.device("cpu")
@@ -105,6 +109,10 @@ def read_only(values: Any) -> Any:
         (Pictures(as_dict), {"to_xy": pixels_and_label}),
         (Pictures(pair), {"collate_fn": stacked}),
         (Pictures(as_dict), {"collate_fn": gathered, "to_xy": x_and_y}),
+        (Pictures(lambda i: (read_only(picture(i).numpy()), read_only(np.array(i % 3)))), {}),
+        (tuple(part.numpy()[::-1].astype(part.numpy().dtype.newbyteorder(">"))[::-1] for part in some()), {}),
+        (([*some()[0]], [*some()[1]]), {}),
+        (type("Named", (Pictures,), {"batch": lambda self, batch_size: None})(pair), {}),
         (Pictures(pair), {"num_workers": 1}),
         (Pictures(as_dict), {"num_workers": 2, "to_xy": pixels_and_label}),
     ],
@@ -166,6 +174,82 @@ def test_workers_end_when_nothing_is_expected_any_more() -> None:
     assert multiprocessing.active_children() == []
 
 
+def test_workers_end_with_the_last_minibatch_that_is_expected() -> None:
+    made = source(Pictures(pair), num_workers=1)
+    made.expect([torch.tensor([0]), torch.tensor([1])])
+    for i in range(2):
+        assert made.batch(torch.tensor([i]))[1].tolist() == [i]
+    assert multiprocessing.active_children() == []
+
+
+class Opened(Pictures):
+    """Readable where a worker's initialisation has opened it, as files are that cannot be shared between processes."""
+
+    opened = False
+
+    def __getitem__(self, i: int) -> Any:
+        return picture(i), int(self.opened)
+
+
+def open_in_worker(worker: int) -> None:
+    info: Any = get_worker_info()
+    assert isinstance(info.dataset, Opened)
+    info.dataset.opened = True
+
+
+def test_a_worker_is_shown_the_users_own_data_set() -> None:
+    made = source(Opened(None), num_workers=1, worker_init_fn=open_in_worker)
+    made.expect([torch.tensor([4])])
+    assert made.batch(torch.tensor([4]))[1].tolist() == [1]
+
+
+def dies(i: int) -> Any:
+    return os._exit(3) if get_worker_info() is not None else pair(i)
+
+
+def hangs(i: int) -> Any:
+    if get_worker_info() is not None:
+        time.sleep(1.5)
+    return pair(i)
+
+
+@pytest.mark.parametrize(
+    ("make", "reading", "said"),
+    [
+        (dies, {}, "exited unexpectedly"),
+        (hangs, {"timeout": 0.2}, "timed out"),
+        (lambda i: pair(i), {"multiprocessing_context": "spawn"}, "pickle"),
+    ],
+)
+def test_workers_in_trouble_are_told_of_in_one_line_and_reading_can_go_on(
+    make: Any, reading: dict[str, Any], said: str
+) -> None:
+    made = source(Pictures(make), num_workers=1, **reading)
+    made.expect([torch.tensor([4]), torch.tensor([5])])
+    with pytest.raises(UserError, match=f"{said}.*num_workers=0") as raised:
+        made.batch(torch.tensor([4]))
+    assert "\n" not in str(raised.value)
+    assert multiprocessing.active_children() == []
+    assert made.batch(torch.tensor([4]))[1].tolist() == [1]
+
+
+def test_after_an_interruption_no_minibatch_is_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, workers = source(Pictures(pair), num_workers=1), DatasetSource._workers
+
+    def interrupted(self: DatasetSource) -> Any:
+        for read in workers(self):
+            del read  # it has left the workers, and has not come to the loop
+            raise KeyboardInterrupt
+            yield
+
+    made.expect([torch.tensor([i]) for i in (1, 2, 3)])
+    monkeypatch.setattr(DatasetSource, "_workers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.batch(torch.tensor([1]))
+    monkeypatch.undo()
+    assert made.batch(torch.tensor([1]))[1].tolist() == [1]
+
+
 def noise(i: int) -> Any:
     return torch.rand(3, 4, 4), i
 
@@ -217,6 +301,7 @@ def test_a_data_loader_that_shuffles_is_taken_apart() -> None:
     plain = DataLoader(Pictures(pair), batch_size=5, shuffle=True)
     assert from_data_loader(plain)[2:] == (Reading(), [])
     assert from_data_loader(DataLoader(Pictures(pair), batch_size=8, shuffle=True, drop_last=True))[3] == []
+    assert from_data_loader(DataLoader(Pictures(pair), batch_size=32, shuffle=True))[3] == []
 
 
 class Endless(IterableDataset[Any]):
@@ -224,10 +309,22 @@ class Endless(IterableDataset[Any]):
         yield from map(pair, range(9))
 
 
+class Doubled(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
+
+
+class Unmeasured(Dataset[Any]):
+    def __getitem__(self, i: int) -> Any:
+        return pair(i)
+
+
 @pytest.mark.parametrize(
     ("loader", "said"),
     [
         (lambda: DataLoader(Endless(), batch_size=4), "front to back"),
+        (lambda: Doubled(Pictures(pair), batch_size=4, shuffle=True), "a way of its own"),
+        (lambda: DataLoader(Unmeasured(), 4, sampler=torch.utils.data.RandomSampler(range(9))), "has no __len__"),
         (lambda: DataLoader(Pictures(pair), batch_size=4), "SequentialSampler"),
         (lambda: DataLoader(Pictures(pair), 4, sampler=WeightedRandomSampler([1.0] * 20, 20)), "WeightedRandomSampler"),
         (lambda: DataLoader(Pictures(pair), 4, sampler=SequentialSampler(range(20))), "SequentialSampler"),
@@ -248,6 +345,11 @@ def test_a_data_loader_of_another_kind_is_refused(loader: Any, said: str) -> Non
 
 
 # --- something else --------------------------------------------------------------------------------------------------
+
+
+class Short(Pictures):
+    def __getitems__(self, indices: list[int]) -> Any:
+        return [pair(i) for i in indices[1:]]
 
 
 def fails(i: int) -> Any:
@@ -272,7 +374,19 @@ def fails(i: int) -> Any:
         ((torch.zeros(4, 3, 4, 4), None), {}, "targets are a NoneType"),
         ((torch.zeros(4, 3, 4, 4), np.array([object()] * 4)), {}, "targets are a ndarray"),
         (Pictures(as_dict), {}, r"to_xy=lambda item: \(item\['pixels'\], item\['label'\]\)"),
+        (
+            Pictures(lambda i: {"id": i, "image": picture(i), "coarse_label": 1}),
+            {},
+            r"lambda item: \(item\['image'\], item\['coarse_label'\]\)",
+        ),
+        (Pictures(lambda i: {"pixels": picture(i)}), {}, r"lambda item: \(item\['pixels'\], item\['label'\]\)"),
         (Pictures(picture), {}, "sample 0 is a Tensor: items are"),
+        (Pictures(lambda i: (torch.tensor(i), picture(i))), {}, "the image of sample 0 is one number"),
+        (Pictures(lambda i: (picture(i), np.str_("cat"))), {}, "the target of sample 0 is"),
+        (Subset(Pictures(fails), range(20)), {}, "sample 8 of the data set cannot be read: FileNotFoundError"),
+        (Short(pair), {}, "__getitems__ of the data set gives 7 items for 8 samples"),
+        (Pictures(pair, "20"), {}, "__len__ fails: TypeError"),  # type: ignore[arg-type]
+        (some(), {"to_xy": pixels_and_label}, "to_xy and collate_fn are for the items of a data set"),
         (Pictures(lambda i: (picture(i),)), {}, "sample 0 is a tuple"),
         (Pictures(lambda i: None), {}, "sample 0 is a NoneType"),
         (Pictures(lambda i: (picture(i), "cat")), {}, "the target of sample 0 is 'cat'"),
@@ -309,3 +423,16 @@ def test_a_sample_that_fails_in_the_middle_of_a_run_is_named(workers: int) -> No
     assert len(made.batch(torch.tensor([1, 2]))[1]) == 2
     with pytest.raises(UserError, match=r"sample 9 of the data set cannot be read: FileNotFoundError: 9\.png is gone"):
         made.batch(torch.tensor([3, 9]))
+
+
+def test_what_failed_in_a_worker_is_chained_with_its_place() -> None:
+    made = source(Pictures(fails), num_workers=1)
+    made.expect([torch.tensor([9])])
+    with pytest.raises(UserError) as raised:
+        made.batch(torch.tensor([9]))
+    assert "in fails" in str(raised.value.__cause__)
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(UserError, match="num_workers is -1"):
+        Reading(num_workers=-1)
