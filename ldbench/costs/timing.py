@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldbench.costs.table import CostTable, TierCost
 from ldbench.devices import synchronize
 from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.train_mode import evaluating
 from ldbench.stages.undisturbed import undisturbed
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.budget import Tier
@@ -84,8 +85,9 @@ def measure_costs(
     """
     began = time.perf_counter()
     with undisturbed(stages, device):
-        for module in stages.modules():
-            module.train()
+        for stage in stages:
+            if any(p.requires_grad for p in stage.parameters()):  # what is frozen keeps the modes it is held in
+                stage.train()
         stepper = StandIn(optimizer, stages.parameters())
         watch = _Stopwatch(device)
         cuts = timed_cuts(len(stages))
@@ -208,10 +210,8 @@ def _time_round(
         with autocast():
             y = watch.time("forward", s, functools.partial(stage, x))
         watch.time("backward", s, functools.partial(stepper.gradients, y, torch.ones_like(y), wanted))
-        stage.eval()
-        with torch.no_grad(), autocast():
+        with evaluating(stage), torch.no_grad(), autocast():
             watch.time("inference", s, functools.partial(stage, x))
-        stage.train()
         x = y.detach()
 
     def step(live: nn.Sequential, x: Tensor, wanted: list[nn.Parameter]) -> None:

@@ -76,10 +76,10 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _decode_square(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
+def _decode_square(image: Image.Image, out: npt.NDArray[np.uint8], upright: bool) -> None:
     """Writes the centre square of an image, resized (bilinear, antialiased), into ``out`` uint8 [C, S, S]."""
     channels, side, _ = out.shape
-    if _orientation(image) != 1:
+    if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     image = image.convert("L" if channels == 1 else "RGB")
     shorter = min(image.size)
@@ -92,17 +92,18 @@ def _decode_square(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
 
 @dataclass(frozen=True)
 class FilePool:
-    """Image files and their labels."""
+    """Image files and their labels; ``upright``: photos are turned as their EXIF data say."""
 
     paths: tuple[str, ...]
     labels: Tensor
     channels: int
+    upright: bool = True
 
     def read(self, indices: Tensor, side: int) -> Tensor:
         """See Pool.read."""
         out = torch.empty(len(indices), self.channels, side, side, dtype=torch.uint8)
         chosen = zip(out.numpy(), (self.paths[i] for i in indices.tolist()), strict=True)
-        _in_threads(lambda pair: _opened(pair[1], lambda image: _decode_square(image, pair[0])), chosen)
+        _in_threads(lambda pair: _opened(pair[1], lambda image: _decode_square(image, pair[0], self.upright)), chosen)
         return out
 
 
@@ -114,8 +115,9 @@ def _headers(paths: Sequence[str]) -> tuple[int, bool, bool]:
     return side, sizes == {(side, side)}, all(mode in _GREY_MODES for *_, mode in found)
 
 
-def _pool(samples: Sequence[tuple[str, int]], channels: int) -> FilePool:
-    return FilePool(tuple(path for path, _ in samples), torch.tensor([label for _, label in samples]), channels)
+def _pool(samples: Sequence[tuple[str, int]], channels: int, upright: bool = True) -> FilePool:
+    labels = torch.tensor([label for _, label in samples])
+    return FilePool(tuple(path for path, _ in samples), labels, channels, upright)
 
 
 def open_folder(path: Path, seed: int) -> Source:
@@ -185,7 +187,7 @@ def open_imagenette(root: Path, download: bool, image_size: int | None) -> Sourc
             raise corrupt(folder / part, "its class folders are not all there") from error
         if len(samples) != count:
             raise corrupt(folder, f"{part} has {len(samples)} of {count} images")
-        pools.append(_pool(samples, 3))
+        pools.append(_pool(samples, 3, upright=False))  # as everybody reads it, so that accuracies compare
     names = tuple(names[0] for names in listed.classes)
     side, uniform, _ = _headers(pools[0].paths)
     return Source(names, 3, pools[0], pools[1], side=side, uniform=uniform, default_side=224)

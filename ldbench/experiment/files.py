@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import tomllib
 from importlib import resources
@@ -54,4 +55,5 @@ def _text(file: Path) -> str:
         data = opened.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{file}: larger than {MOST_BYTES // 2**20} MiB: this is no experiment file")
-    return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    # Some editors begin a file with a byte order mark; what PowerShell's > writes is UTF-16 with one.
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")

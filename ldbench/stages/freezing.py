@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from ldbench.errors import UserError, nearest, shown
-from ldbench.stages.split import split_stages, stage_parameters
+from ldbench.stages.split import split_stages
 
 
 def freeze_stages(model: nn.Module, until: str) -> int:
-    """Freeze everything in front of a stage: no parameter there needs a gradient, and BatchNorm is held in evaluation
-    mode.
+    """Freeze everything in front of a stage, so that it gives the same output for an image in every step.
 
-    A parameter that a stage behind it uses too goes on training.
+    No parameter there needs a gradient any more, and its modules are in evaluation mode: BatchNorm keeps the statistics
+    it has, dropout is off. A module that a stage behind uses too stays as it is.
 
     Args:
         until: the first stage that trains, by its name or the beginning of it up to a dot ("layer4" is "layer4.0"), or
@@ -22,30 +24,43 @@ def freeze_stages(model: nn.Module, until: str) -> int:
         how many stages are frozen.
 
     Raises:
-        UserError: there is no such stage, or nothing would be frozen, or everything.
+        UserError: there is no such stage, nothing would be frozen, or everything, or a stage on either side shares a
+            parameter with one on the other.
     """
     stages = split_stages(model)
     names = [str(stage.stage_name) for stage in stages]
-    count = int(until) if until.isdecimal() else _place(names, until)
-    if not 0 < count < len(names):
+    count = _count(names, until)
+    frozen, live = stages[:count], stages[count:]
+    parameters = set(frozen.parameters())
+    if not parameters.isdisjoint(live.parameters()):
         raise UserError(
-            f"freeze_to {shown(until)} freezes {count} of {len(names)} stages: 1 to {len(names) - 1} can be, the last one "
-            f"trains; the stages are {', '.join(names)}"
+            f"freeze_to {shown(until)}: stages before and behind it share a parameter: choose another stage"
         )
-    parameters = stage_parameters(stages)
-    trained = {id(p) for stage in parameters[count:] for p in stage}
-    for parameter in (p for stage in parameters[:count] for p in stage):
-        if id(parameter) not in trained:
-            parameter.requires_grad_(False)
-    live = {id(module) for module in stages[count:].modules()}
-    for module in stages[:count].modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in live:
-            module.eval()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    # A stage's containers are its own, at the paths of the model's: what reads a flag there was cut from the model.
+    awake = {id(model.get_submodule(path)) for stage in live for path, _ in stage.named_modules()}
+    for stage in frozen:
+        for path, _ in stage.named_modules():
+            module = model.get_submodule(path)
+            if id(module) not in awake:
+                module.training = False
     return count
 
 
-def _place(names: list[str], until: str) -> int:
-    for place, name in enumerate(names):
-        if name == until or name.startswith(f"{until}."):
-            return place
-    raise UserError(f"freeze_to {shown(until)} is no stage: {nearest(until, names)}")
+def _count(names: list[str], until: str) -> int:
+    if re.fullmatch(r"-?[0-9]+", until):
+        count = int(until) if len(until) < 9 else len(names)
+    else:
+        found = next((s for s, name in enumerate(names) if f"{name}.".startswith(f"{until}.")), None)
+        if found is None:
+            raise UserError(f"freeze_to {shown(until)} is no stage: {nearest(until, names)}")
+        count = found
+    if not 0 < count < len(names):
+        what = "nothing" if count < 1 else f"all {len(names)} stages"
+        stages = ", ".join(names) if len(names) <= 40 else f"{', '.join(names[:38])}, ..., {names[-1]}"
+        raise UserError(
+            f"freeze_to {shown(until)} freezes {what}: give 1 to {len(names) - 1}, or the first stage that trains; the "
+            f"stages are {stages}"
+        )
+    return count

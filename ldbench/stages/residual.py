@@ -127,7 +127,7 @@ def _with_scale(stage: fx.GraphModule, total: fx.Node, branch: int) -> fx.GraphM
 
 
 class RandomDepth:
-    """Leaves residual blocks out at random, each for a whole minibatch.
+    """Leaves residual blocks out at random, each for a whole minibatch; none without a parameter to train.
 
     Args:
         stages: the network's.
@@ -141,7 +141,10 @@ class RandomDepth:
     """
 
     def __init__(self, stages: Iterable[nn.Module], seed: int) -> None:
-        self.blocks = [residual_block(cast(fx.GraphModule, stage)) for stage in stages]
+        self.blocks = [
+            residual_block(cast(fx.GraphModule, stage)) if any(p.requires_grad for p in stage.parameters()) else None
+            for stage in stages
+        ]
         self.places = [place for place, block in enumerate(self.blocks) if block is not None]
         if not self.places:
             raise UserError("stochastic depth leaves out residual blocks, and this network has none")

@@ -120,9 +120,9 @@ def test_only_chosen_files_are_decoded(tmp_path: Path, monkeypatch: pytest.Monke
     decoded = []
     original = image_folder._decode_square
 
-    def counted(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
+    def counted(image: Image.Image, out: npt.NDArray[np.uint8], upright: bool) -> None:
         decoded.append(out)
-        original(image, out)
+        original(image, out, upright)
 
     monkeypatch.setattr(image_folder, "_decode_square", counted)
     load_dataset(f"folder:{tmp_path}", root=None, train_size=6, test_size=2)
@@ -250,8 +250,11 @@ def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     assert "no image in owl" in complaint(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tiff", "webp", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright_whichever_way_the_camera_was_held(tmp_path: Path, orientation: int) -> None:
+def test_pictures_stand_upright_whichever_way_the_camera_was_held(
+    tmp_path: Path, orientation: int, suffix: str
+) -> None:
     upright = np.zeros((16, 24, 3), dtype=np.uint8)
     upright[:, :12] = 200  # bright on the left
     upright[:4] = 90  # and grey on top
@@ -265,7 +268,8 @@ def test_pictures_stand_upright_whichever_way_the_camera_was_held(tmp_path: Path
     for name in ("a", "b"):
         for i in range(2):
             (tmp_path / name).mkdir(exist_ok=True)
-            held.save(tmp_path / name / f"{i}.jpg", quality=100, subsampling=0, exif=exif)
+            options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
+            held.save(tmp_path / name / f"{i}.{suffix}", exif=exif, **options)
     data = load_dataset(f"folder:{tmp_path}", root=None)
     assert data.image_size == 16
     expected = torch.from_numpy(upright[:, 4:20].transpose(2, 0, 1).copy()).float()

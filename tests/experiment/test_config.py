@@ -149,8 +149,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             read_experiment(str(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("suffix", ["toml", "json"])
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, suffix: str) -> None:
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, suffix: str, encoding: str) -> None:
     text = {"toml": "epochs = 3", "json": '{"epochs": 3}'}[suffix]
-    (tmp_path / f"x.{suffix}").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / f"x.{suffix}").write_bytes(text.encode(encoding))
     assert read_experiment(str(tmp_path / f"x.{suffix}")) == {"epochs": 3}

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from support.hostile import ldbench, refused
+from support.tiny_nets import net
 from torch import nn
 from torchvision.models import resnet18
 
@@ -77,9 +78,11 @@ def test_cells_without_it_keep_their_names_and_the_cost_table_knows_it() -> None
     ("until", "said"),
     [
         ("layer9", "is no stage: did you mean"),
-        ("0", "freezes 0 of 10 stages"),
-        ("10", "freezes 10 of 10 stages"),
-        ("conv1", "freezes 0 of 10 stages"),
+        ("0", "freezes nothing: give 1 to 9"),
+        ("-1", "freezes nothing: give 1 to 9"),
+        ("10", "freezes all 10 stages: give 1 to 9"),
+        ("9" * 5000, "freezes all 10 stages"),
+        ("conv1", "freezes nothing: give 1 to 9, or the first stage that trains; the stages are conv1, layer1.0"),
     ],
 )
 def test_a_stage_that_is_none_is_refused(until: str, said: str) -> None:
@@ -104,3 +107,28 @@ def test_the_command_line_refuses_it_before_anything_runs(tmp_path: Path) -> Non
     assert refused(ended)
     assert "freeze_to 'layer7' is no stage" in ended.err
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_frozen_stages_give_the_same_output_in_every_step() -> None:
+    model = net(1, 8, 5).train()
+    assert freeze_stages(model, "3") == 3  # with dropouts in them
+    torch.manual_seed(0)
+    x = torch.randn(6, 1, 8, 8)
+    assert torch.equal(model[:13](x), model[:13](x))
+    assert [module.training for module in model] == [False] * 13 + [True] * 3
+
+
+def test_a_parameter_on_both_sides_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[4].weight = model[0].weight
+    with pytest.raises(UserError, match="share a parameter"):
+        freeze_stages(model, "2")
+
+
+def test_stochastic_depth_leaves_frozen_blocks_alone(tmp_path: Path) -> None:
+    table = TABLE | {"model": "support.tiny_nets:residual_net", "method": ["stochastic-depth"], "freeze_to": 4}
+    run_experiment(experiment_from_dict(table), tmp_path, ConsoleProgress(Console(), quiet=True))
+    record = read_sealed(next(tmp_path.glob("cells/*")) / "result.json")
+    skipped = [stage["skipped_steps"] for stage in record["stages"]]
+    assert skipped[:4] == [0, 0, 0, 0]
+    assert sum(skipped) > 0
