@@ -274,6 +274,7 @@ class LayerDropper:
             stored=execution == "store",
             drop_frozen=drop_frozen,
         )
+        self._closed = False
         self._pending: dict[str, Any] | None = None  # a drop that an interruption cut short
         self._moving: list[nn.Module] = []  # BatchNorms whose statistics training moves
         for note in (*given.notes, *bypassed(self.model, self.stages)):
@@ -295,6 +296,7 @@ class LayerDropper:
 
     def __iter__(self) -> Iterator[Minibatch]:
         """The next epoch's minibatches, see ``loader``; after an interruption those that the epoch has left."""
+        self._check_open()
         self.finish_drop()
         return iter(self.minibatches)
 
@@ -308,6 +310,7 @@ class LayerDropper:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's output for a minibatch of the loader, whichever stages that has been through."""
+        self._check_open()
         minibatch = self.minibatches.handed.arrive(x, self.activations.stored_cut, torch.is_grad_enabled())
         self.live.draw(self.step_count, lambda blocks: self.policy.survival(self.progress, blocks))
         if minibatch.cut < self._runs_from:  # fetched before the last drop
@@ -320,6 +323,7 @@ class LayerDropper:
 
         ``samples``: that the step was made of; those of the loader's minibatches by default.
         """
+        self._check_open()
         beyond = self.schedule.over
         made_of, seen = self.minibatches.handed.step()
         left_out, frozen = self.live.skipped, {s for s, still in enumerate(self.decider.frozen) if still}
@@ -370,10 +374,16 @@ class LayerDropper:
     def close(self, *, keep_store_file: bool = False) -> None:
         """Free the store, and put the optimizer's parameters and every ``requires_grad`` back as they were.
 
-        The state that the optimizer had of dropped parameters is gone. Nothing happens the second time.
+        The state that the optimizer had of dropped parameters is gone, and this dropper cannot be trained with any more;
+        its account and ``state_dict`` can still be read. Nothing happens the second time.
         """
+        self._closed = True
         self.activations.close(keep_file=keep_store_file)
         self.link.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this LayerDropper is closed: its parameters train again; make a new one to go on")
 
     # --- where the run stands ----------------------------------------------------------------------------------------
 

@@ -845,3 +845,14 @@ def test_nothing_is_left_on_the_optimizer(model: SmallNet) -> None:
     assert copied.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     del dropper
     assert hooks() == before
+
+
+def test_a_closed_dropper_says_so(model: SmallNet) -> None:
+    optimizer = sgd(model)
+    with dropper_of(model, optimizer) as dropper:
+        train(dropper, optimizer, epochs=1)
+    for use in (lambda: next(iter(dropper)), lambda: dropper(small_data()[0]), dropper.step):
+        with pytest.raises(UserError, match="is closed"):
+            use()
+    assert dropper.explain().stages[0].dropped_at is not None
+    assert dropper.state_dict()["cut"] == 1
