@@ -277,7 +277,7 @@ class LayerDropper:
         self._closed = False
         self._pending: dict[str, Any] | None = None  # a drop that an interruption cut short
         self._moving: list[nn.Module] = []  # BatchNorms whose statistics training moves
-        for note in (*given.notes, *bypassed(self.model, self.stages)):
+        for note in (*given.notes, *bypassed(self.model, self.stages, autocast is not None)):
             self._note(note)
         weakref.finalize(self, _let_go, self.link, self.activations).atexit = False
         _at_work[self.model] = weakref.ref(self)

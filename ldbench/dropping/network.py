@@ -45,10 +45,13 @@ def plain_network(model: nn.Module) -> tuple[nn.Module, bool]:
     return network, compiled
 
 
-def bypassed(model: nn.Module, stages: Iterable[nn.Module]) -> list[str]:
-    """What takes part in ``model(x)`` and not when its stages are run one after another, a sentence each."""
+def bypassed(model: nn.Module, stages: Iterable[nn.Module], autocast_given: bool) -> list[str]:
+    """What takes part in ``model(x)`` and not when its stages are run one after another, a sentence each.
+
+    accelerate's replacement of ``forward`` does nothing but to mind the precision: with ``autocast_given`` all is said.
+    """
     told = []
-    if "forward" in vars(model):
+    if "forward" in vars(model) and not (autocast_given and hasattr(model, "_original_forward")):
         told.append(
             "model.forward was replaced (as accelerate does for mixed precision): the stages run without what that "
             "adds; give what it does to precision as autocast="

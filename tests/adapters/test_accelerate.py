@@ -113,3 +113,14 @@ def test_a_loaded_state_goes_on_with_the_same_drops(tmp_path: Path, at: int) -> 
     assert resumed.dropper.step_count == straight.dropper.step_count == EPOCHS * STEPS
     assert [(d.step, d.cut) for d in resumed.dropper.drops] == [(d.step, d.cut) for d in straight.dropper.drops]
     assert same(state(straight.network), state(resumed.network))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_prepared_models_precision_is_missed_where_nobody_gives_it(given: bool) -> None:
+    loop = Loop(precision="bf16")
+    options: dict[str, Any] = {"batch_size": BATCH, "epochs": 1, "policy": NeverDrop()}
+    if given:
+        options["autocast"] = loop.accelerator.autocast
+    with LayerDropper(loop.model, loop.optimizer, data(), **options) as dropper:
+        told = [incident["what"] for incident in dropper.account.incidents]
+    assert told == [] if given else ("model.forward was replaced" in told[0] and len(told) == 1)
