@@ -151,7 +151,8 @@ class StandIn:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-        trained = [p for p in parameters if p.requires_grad]
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        trained = [p for p in parameters if p.requires_grad and p in held]
         self._copies = {p: p.detach().clone().requires_grad_() for p in trained}
         self._stepper = optimizer_like(optimizer, list(self._copies.values())) if trained else None
 
@@ -176,7 +177,7 @@ def optimizer_like(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -
     """A fresh optimizer that does as much for every parameter, at rate 0, see ``StandIn``."""
     kind: Any = type(optimizer)
     made: torch.optim.Optimizer
-    if kind.__module__.startswith("torch.optim") and not issubclass(kind, torch.optim.LBFGS):
+    if kind.__module__.startswith("torch.optim.") and not issubclass(kind, torch.optim.LBFGS):
         known = inspect.signature(kind).parameters  # ``defaults`` may hold more than the constructor takes
         made = kind(parameters, **{k: v for k, v in optimizer.defaults.items() if k in known})
     else:

@@ -57,6 +57,11 @@ class HandOut:
         return len(self._waiting)
 
     @property
+    def untouched(self) -> int:
+        """Of the minibatches in the loop's hands those that were not sent forward yet: it fetched them ahead."""
+        return sum(self._seen is None or each.number > self._seen.number for each in self._waiting)
+
+    @property
     def next_number(self) -> int:
         """The number of the minibatch that is handed out next."""
         return self._schedule.consumed + len(self._waiting)

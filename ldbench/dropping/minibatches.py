@@ -54,6 +54,7 @@ class Minibatches:
         self.handed, self.lock = HandOut(schedule, accumulate), threading.RLock()
         self.waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._began: int | None = None  # minibatches consumed when the epoch that runs began; None: none runs
+        self._handed_out = False  # all of that epoch's
         self._resume_at: int | None = None  # minibatches of an interrupted epoch that were trained on
         self._running: object = None  # the epoch that is iterated over
         self._reading: object = None  # the epoch that reads ahead
@@ -68,15 +69,17 @@ class Minibatches:
         if first is None:
             self.schedule.epoch += 1
         self._running = running = object()
-        self._began = self.handed.next_number - (first or 0)
+        self._began, self._handed_out = self.handed.next_number - (first or 0), False
         return self._next_epoch(self.schedule.epoch - 1, first or 0, running)
 
     def _next_epoch(self, epoch: int, first: int, running: object) -> Iterator[Minibatch]:
         try:
             yield from self.epoch(epoch, first)
-        finally:
+            self._handed_out = self._handed_out or self._running is running
+        except GeneratorExit:
             if self._running is running:
                 self._began = None
+            raise
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Minibatch]:
         """The minibatches of an epoch; ``first``: how many are left out at the beginning."""
@@ -121,8 +124,8 @@ class Minibatches:
         self._resume_at = None
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-ready state: minibatches of the epoch that runs that were trained on, else those nobody trained on."""
-        if self._began is None:
+        """JSON-ready state: minibatches of the epoch that runs that were trained on, else those nobody trains on."""
+        if self._began is None or (self._handed_out and not self.handed.untouched):
             return {"position": None, "unused": len(self.handed)}
         return {"position": self.schedule.consumed - self._began, "unused": 0}
 

@@ -376,6 +376,23 @@ def test_a_closure_and_its_quasi_newton_steps(model: SmallNet) -> None:
     assert dropper.costs.measure().steps[0] > 0
 
 
+class Matrices(torch.optim.SGD):
+    """Takes matrices alone, as Muon does."""
+
+    def __init__(self, params: Any, lr: float = 0.05) -> None:
+        super().__init__(params, lr)
+        assert all(p.dim() == 2 for group in self.param_groups for p in group["params"])
+
+
+@pytest.mark.parametrize("kind", [Matrices, getattr(torch.optim, "Muon", Matrices)])
+def test_an_optimizer_that_holds_some_parameters_and_takes_no_others(model: SmallNet, kind: Any) -> None:
+    optimizer = kind([p for p in model.parameters() if p.dim() == 2])
+    dropper = dropper_of(model, optimizer, policy=NeverDrop())
+    train(dropper, optimizer)
+    assert dropper.cut == 2, "nothing moves the convolutions"
+    assert dropper.costs.measure().steps[0] > 0
+
+
 def prune(model: SmallNet) -> None:
     from torch.nn.utils import prune as pruning
 
@@ -675,6 +692,46 @@ def test_a_run_goes_on_where_it_was_saved_in_whichever_order_it_is_loaded(order:
     assert dropper.cut == 1
     go_on(dropper, fresh, -1)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+@pytest.mark.parametrize(("accumulate", "depth"), [(1, 2), (4, 0), (3, 2)])
+def test_a_run_that_fetches_ahead_or_accumulates_goes_on_where_it_was_saved(
+    accumulate: int, depth: int, at: int
+) -> None:
+    """Twice six minibatches; saved after every step of the first epoch, its last ones too, while some wait."""
+
+    def go_on(saved: Any = None, save_at: int = -1) -> tuple[Any, list[Tensor], int]:
+        torch.manual_seed(0)
+        model = SmallNet(dropout=0.3)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        dropper = dropper_of(model, optimizer, epochs=2)
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+            dropper.load_state_dict(saved[2])
+            saved = None
+        while True:
+            for place, (x, y, _) in enumerate(ahead(iter(dropper), depth), start=1):
+                nn.functional.cross_entropy(dropper(x), y).backward()
+                if place % accumulate == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    dropper.step()
+                    if dropper.step_count == save_at:
+                        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), dropper.state_dict()))
+            optimizer.zero_grad()
+            if dropper.progress >= 1 or dropper.schedule.epoch == 3:
+                break
+        return saved, [value.clone() for value in model.state_dict().values()], dropper.step_count
+
+    saved, whole, steps = go_on(save_at=at)
+    if saved is None:
+        assert at > steps
+        return
+    _, again, as_many = go_on(saved)
+    assert as_many == steps
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 def test_an_epoch_that_was_left_early_is_over(model: SmallNet) -> None:
