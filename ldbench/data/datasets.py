@@ -163,7 +163,8 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _fingerprint(class_names: tuple[str, ...], splits: list[Split]) -> str:
-    digest = hashlib.sha256("\0".join(class_names).encode())
+    # A folder's name need not be text: such bytes count as they are.
+    digest = hashlib.sha256("\0".join(class_names).encode(errors="surrogateescape"))
     for split in splits:
         digest.update(repr(tuple(split.images.shape)).encode())
         digest.update(split.images.view(-1).numpy().data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,14 @@ def list_classes(folder: Path) -> Listing:
     """The classes of a folder. Raises ``UserError`` where it holds none, or one without an image."""
     listing = Listing(folder)
     try:
-        for name in _folders(folder):
+        names = _folders(folder)
+        for entry in _entries(folder):
+            if entry.name not in names:
+                hidden = _hidden(entry.name)
+                link = not hidden and _is_folder(entry)
+                kind = "links to folders that are read already" if link else "files that are no images"
+                listing.skipped["hidden files and folders" if hidden else kind] += 1
+        for name in names:
             listing.images[name] = _images(folder / name, listing.skipped)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {one_line(error)}") from error
@@ -107,32 +115,68 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS) and not _hidden(name)
 
 
-def _folders(folder: Path) -> list[str]:
-    """Names of the folders in it that aren't hidden, sorted."""
-    return [entry.name for entry in _entries(folder) if entry.is_dir() and not _hidden(entry.name)]
-
-
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _images(folder: Path, skipped: Counter[str], above: tuple[str, ...] = ()) -> list[str]:
-    """Image files below a folder, links followed but for those that lead back; folders after their own files."""
-    real = os.path.realpath(folder)
-    if real in above:
-        skipped["links that lead back to where they are"] += 1
-        return []
-    found, folders = [], []
-    for entry in _entries(folder):
-        if entry.is_dir():
-            folders += [] if _hidden(entry.name) else [entry.name]
-        elif _is_image(entry.name):
-            found.append(entry.path)
-        elif _hidden(entry.name):
-            skipped["hidden files"] += entry.name.lower().endswith(IMG_EXTENSIONS)
-        else:
-            skipped["files that are no images"] += 1
-    for name in folders:
-        found += _images(folder / name, skipped, (*above, real))
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in it that may be classes or splits, sorted: neither hidden, nor links to where they lie."""
+    return [
+        entry.name
+        for entry in _entries(folder)
+        if _is_folder(entry) and not _hidden(entry.name) and not (entry.is_symlink() and _leads_up(Path(entry.path)))
+    ]
+
+
+def _leads_up(link: Path) -> bool:
+    """Whether a link leads to a folder that it lies in: its images are other classes', or it never ends."""
+    place, target = link.parent.resolve(), link.resolve()
+    return target == place or target in place.parents
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116 - of what a link leads to
+    return status.st_dev, status.st_ino
+
+
+def _images(folder: Path, skipped: Counter[str]) -> list[str]:
+    """Image files in a folder and below, those of a folder before those of the folders in it; links are followed, but
+    every folder is read once.
+    """
+    found: list[str] = []
+    read: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        if _identity(here) in read or (here.is_symlink() and _leads_up(here)):
+            skipped["links to folders that are read already"] += 1
+            continue
+        read.add(_identity(here))
+        deeper = []
+        for entry in _entries(here):
+            if _hidden(entry.name):
+                skipped["hidden files and folders"] += 1
+            elif _is_folder(entry):
+                deeper.append(here / entry.name)
+            elif _is_image(entry.name) and _may_be_opened(entry):
+                found.append(entry.path)
+            else:
+                skipped["files that are no images"] += 1
+        waiting += reversed(deeper)
     return found
+
+
+def _may_be_opened(entry: os.DirEntry[str]) -> bool:
+    """False for pipes and devices, which would be waited for; a link to nowhere is named when it is opened."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True

@@ -149,6 +149,13 @@ def open_folder(path: Path, seed: int) -> Source:
         order = stratified_order(torch.tensor([label for _, label in samples]), seed).tolist()
         cut = max(1, len(samples) // 5)
         test, train = ([samples[i] for i in part] for part in (order[:cut], order[cut:]))
+        tested = {label for _, label in test}
+        without = [name for label, name in enumerate(classes) if label not in tested]
+        if without:
+            notes.append(
+                f"{path}: a fifth of the images, {cut}, is the test and holds none of {', '.join(without[:4])}: add images, "
+                "or give folders train and test"
+            )
     for listing in listings:
         told = ", ".join(f"{count} {what}" for what, count in listing.skipped.items() if count)
         notes += [f"{listing.folder}: left out {told}"] if told else []

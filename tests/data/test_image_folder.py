@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def test_what_is_hidden_is_no_class_and_no_image_and_is_counted(tmp_path: Path) 
     data = load_dataset(f"folder:{tmp_path}", root=None)
     assert data.class_names == ("cat", "dog")
     assert len(data.train) + len(data.test) == 10
-    assert data.notes == (f"{tmp_path}: left out 1 hidden files, 1 files that are no images",)
+    told = "4 hidden files and folders, 1 files that are no images"
+    assert data.notes == (f"{tmp_path}: left out {told}",)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,51 @@ def test_links_that_lead_back_end_and_others_are_followed(tmp_path: Path) -> Non
     data = load_dataset(f"folder:{tmp_path / 'set'}", root=None)
     assert data.class_names == ("cat", "dog", "owl")
     assert len(data.train) + len(data.test) == 15
-    assert data.notes == (f"{tmp_path / 'set'}: left out 1 links that lead back to where they are",)
+    assert data.notes == (f"{tmp_path / 'set'}: left out 1 links to folders that are read already",)
+
+
+@pytest.mark.parametrize("where", ["cat/up", "self", "cat/deep/up"])
+def test_a_link_to_a_folder_above_brings_no_other_classs_images(tmp_path: Path, where: str) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5})
+    write_image(tmp_path / "cat" / "deep" / "x.png", 12, 12)
+    (tmp_path / where).symlink_to(tmp_path)
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.class_names == ("cat", "dog")
+    assert torch.bincount(torch.cat([data.train.labels, data.test.labels])).tolist() == [6, 5]
+
+
+def test_folders_that_all_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    write_classes(tmp_path / "set", {"cat": 5, "dog": 5})
+    rooms = [tmp_path / "rooms" / str(i) for i in range(12)]
+    for room in rooms:
+        write_image(room / "x.png", 12, 12)
+    for room in rooms:
+        for other in rooms:
+            (room / f"to {other.name}").symlink_to(other)
+    (tmp_path / "set" / "cat" / "rooms").symlink_to(rooms[0])
+    data = load_dataset(f"folder:{tmp_path / 'set'}", root=None)
+    assert len(data.train) + len(data.test) == 10 + 12
+
+
+def test_a_pipe_that_is_called_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5})
+    os.mkfifo(tmp_path / "cat" / "x.png")
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert len(data.train) + len(data.test) == 10
+
+
+def test_a_class_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/caf\xe9")  # noqa: PTH104 - bytes
+    data = load_dataset(f"folder:{tmp_path}", root=None)
+    assert data.classes == 2
+    assert len(data.fingerprint) == 64
+
+
+def test_a_test_too_small_for_every_class_says_so(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 2, "dog": 2})
+    (note,) = load_dataset(f"folder:{tmp_path}", root=None).notes
+    assert "a fifth of the images, 1, is the test and holds none of" in note
 
 
 def test_one_image_in_a_class_is_told_in_a_sentence(tmp_path: Path) -> None:
