@@ -544,6 +544,7 @@ def test_explain_says_of_every_stage_why_it_is_there(model: SmallNet) -> None:
 # --- wrappers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch 2.11, of what it imports itself
 def test_a_replicated_model_is_refused_and_a_compiled_one_taken_out(model: SmallNet) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, and warns of what it cannot trace
