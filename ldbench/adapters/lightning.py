@@ -90,10 +90,7 @@ class LayerDropping(Callback):
         total, self._steps = trainer.estimated_stepping_batches, trainer.global_step
         if total == math.inf:
             raise UserError("give the Trainer max_epochs or max_steps: drops are weighed against the steps that remain")
-        options = {
-            "total_steps": int(total) - (0 if self._resumed else self._steps),
-            "autocast": trainer.precision_plugin.forward_context,
-        } | self.options
+        options = {"total_steps": int(total) - (0 if self._resumed else self._steps)} | self.options
         network = find_network(pl_module, self.network)
         dropper = LayerDropper(network, trainer.optimizers[0], self._minibatches.loader, **options)
         if self._resumed:
@@ -207,7 +204,7 @@ def _check(trainer: Trainer, module: LightningModule) -> None:
             raise UserError(
                 f"Trainer({name}=...) changes what is trained on, which LayerDropping decides: leave it out"
             )
-    for owner in filter(None, (module, trainer.datamodule)):
+    for owner in filter(None, (module, getattr(trainer, "datamodule", None))):
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
             if is_overridden(hook, owner):
                 raise UserError(

@@ -121,7 +121,8 @@ class _Run(TrainerCallback):
     """The engine of a ``DroppingTrainer``, told by it, and as its callback, where in a run it is."""
 
     def __init__(self, trainer: DroppingTrainer, network: str, options: dict[str, Any]) -> None:
-        self._trainer, self._name, self._options = trainer, network, options
+        self._trainer: Any = trainer
+        self._name, self._options = network, options
         self.dropper: LayerDropper | None = None  # of the latest run
         self._at_work: LayerDropper | None = None  # the same, while it isn't closed
         self._examples: Examples | None = None
@@ -177,12 +178,10 @@ class _Run(TrainerCallback):
         options = {
             "batch_size": self._minibatch_size,
             "total_steps": state.max_steps - (0 if saved else state.global_step),
-            "autocast": self._trainer.accelerator.autocast,
         } | self._options
         dropper = LayerDropper(self.network, self._trainer.optimizer, self._examples, **options)
         if saved is not None:
             dropper.load_state_dict(torch.load(saved, weights_only=True))
-        dropper.finish_drop()
         self.dropper = self._at_work = dropper
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

@@ -12,7 +12,7 @@ from support.loops import BATCH, SAMPLES, Net, cheap_store, data, state
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
-from ldbench import FixedSchedule, FreezeOut
+from ldbench import FixedSchedule, FreezeOut, Hooks
 from ldbench.errors import UserError
 from ldbench.policies.base import NeverDrop
 from ldbench.seeds import sample_order
@@ -20,7 +20,12 @@ from ldbench.seeds import sample_order
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'ldbench[lightning]'")
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from ldbench.adapters.lightning import LayerDropping
 
@@ -162,19 +167,23 @@ def test_what_was_dropped_never_moves_and_validation_sees_the_whole_network(
     assert len(held) == len(list(module.parameters()))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "32-true"), ("adamw", "bf16-mixed")])
 @pytest.mark.parametrize("at", [1, 7, STEPS, 2 * STEPS, 15, 20])
-def test_a_resumed_run_ends_with_the_same_weights_and_drops(tmp_path: Path, optimizer: str, at: int) -> None:
+def test_a_resumed_run_ends_with_the_same_weights_and_drops(
+    tmp_path: Path, optimizer: str, precision: Any, at: int
+) -> None:
     straight, first = Classifier(optimizer), dropping()
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer(tmp_path, keep, first, enable_checkpointing=True).fit(straight, loader(), loader(shuffle=False))
+    run = trainer(tmp_path, keep, first, enable_checkpointing=True, precision=precision)
+    run.fit(straight, loader(), loader(shuffle=False))
     checkpoint = tmp_path / f"step={at}.ckpt"
     saved = torch.load(checkpoint, weights_only=True)  # nothing in it but tensors and plain values
     assert saved["state_dict"].keys() == Classifier().state_dict().keys()
 
     resumed, second = Classifier(optimizer), dropping()
     nn.init.zeros_(resumed.model.head.weight)
-    trainer(tmp_path, second).fit(resumed, loader(), loader(shuffle=False), ckpt_path=checkpoint)
+    again = trainer(tmp_path, second, precision=precision)
+    again.fit(resumed, loader(), loader(shuffle=False), ckpt_path=checkpoint)
     assert first.dropper is not None
     assert second.dropper is not None
     assert [(drop.step, drop.cut) for drop in second.dropper.drops] == [(d.step, d.cut) for d in first.dropper.drops]
@@ -203,6 +212,40 @@ def test_a_run_that_did_not_drop_can_be_gone_on_with_dropping(tmp_path: Path) ->
     assert callback.dropper is not None
     assert callback.dropper.total_steps == callback.dropper.step_count == 2 * STEPS == len(module.seen)
     assert callback.dropper.cut == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*ckpt_path:UserWarning")  # Lightning about OnExceptionCheckpoint's first run
+def test_a_drop_that_an_exception_cut_short_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    straight, broken, resumed = Classifier("adamw"), Classifier("adamw"), Classifier("adamw")
+    whole, first, second = dropping(), dropping(hooks=Hooks(on_batch=unplugged)), dropping()
+    trainer(tmp_path, whole).fit(straight, loader(), loader(shuffle=False))
+    run = trainer(tmp_path, first, OnExceptionCheckpoint(tmp_path), enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="unplugged"):
+        run.fit(broken, loader(), loader(shuffle=False))
+    assert whole.dropper is not None
+    assert first.dropper is not None
+    assert first.dropper.cut == 0
+    run = trainer(tmp_path, second)
+    run.fit(resumed, loader(), loader(shuffle=False), ckpt_path=tmp_path / "on_exception.ckpt")
+    assert second.dropper is not None
+    assert [(d.step, d.cut) for d in second.dropper.drops] == [(d.step, d.cut) for d in whole.dropper.drops]
+    assert same(state(straight), state(resumed))
+
+
+def unplugged() -> None:
+    raise RuntimeError("unplugged")
+
+
+def test_what_validation_loaded_is_not_gone_on_with(tmp_path: Path) -> None:
+    run = trainer(tmp_path, dropping())
+    run.fit(Classifier("adamw"), loader(), loader(shuffle=False))
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    callback = dropping()
+    trainer(tmp_path, callback).validate(Classifier("adamw"), loader(shuffle=False), ckpt_path=tmp_path / "end.ckpt")
+    trainer(tmp_path, callback).fit(Classifier("adamw"), loader(), loader(shuffle=False))
+    assert callback.dropper is not None
+    assert callback.dropper.step_count == EPOCHS * STEPS
+    assert len(callback.dropper.drops) == 2
 
 
 class Itself(LightningModule):
@@ -269,6 +312,10 @@ def test_a_moving_average_of_the_weights_is_validated_whole(tmp_path: Path) -> N
 
 
 class EndsEpochs(Classifier):
+    def on_train_epoch_end(self) -> None:
+        with torch.no_grad():
+            assert self.model(data()[0]).shape == (SAMPLES, 4)  # the whole network, in training mode as it is
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if batch_idx == 3 else None
 
