@@ -50,11 +50,13 @@ class Classifier(LightningModule):
         self.model: nn.Module = Net()
         self.kind = optimizer
         self.seen: list[tuple[int, ...]] = []
+        self.kinds: list[torch.dtype] = []
         self.validated: list[Tensor] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         self.seen.append(tuple(x.shape[1:]))
+        self.kinds.append(x.dtype)
         return nn.functional.cross_entropy(self.model(x), y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -156,6 +158,8 @@ def test_what_was_dropped_never_moves_and_validation_sees_the_whole_network(
     images, activations = (1, 8, 8), (72,)
     assert module.seen[0] == images
     assert module.seen[-1] == (activations if execution == "store" else images)
+    mixed = execution == "store" and options.get("precision") is not None
+    assert module.kinds[-1] == (torch.bfloat16 if mixed else torch.float32)  # as the loop's own precision computes them
     module.eval()
     with torch.no_grad():
         whole = torch.cat([module.model(x) for x, _ in loader(shuffle=False)])

@@ -39,10 +39,12 @@ class Classifier(nn.Module):
         torch.manual_seed(3)
         self.net: nn.Module = Net()
         self.seen: list[tuple[int, ...]] = []
+        self.kinds: list[torch.dtype] = []
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         if self.training:
             self.seen.append(tuple(pixel_values.shape[1:]))
+            self.kinds.append(pixel_values.dtype)
         logits = self.net(pixel_values)
         return (
             {"logits": logits}
@@ -137,6 +139,8 @@ def test_what_was_dropped_never_moves_and_evaluation_sees_the_whole_network(
     images, activations = (1, 8, 8), (72,)
     assert model.seen[0] == images
     assert model.seen[-1] == (activations if execution == "store" else images)
+    mixed = execution == "store" and options.get("bf16") is not None
+    assert model.kinds[-1] == (torch.bfloat16 if mixed else torch.float32)  # as the loop's own precision computes them
     assert len([entry for entry in trainer.state.log_history if "eval_loss" in entry]) == EPOCHS
     model.eval()
     with torch.no_grad():
