@@ -600,7 +600,7 @@ def _take_over(model: nn.Module) -> None:
     reference = _at_work.get(model)
     earlier = reference() if reference is not None else None
     if earlier is not None:
-        if earlier.cut and earlier.link.holds_any:
+        if earlier.link.holds_any:
             _log.warning("the model had a LayerDropper at work already: that one is closed")
         earlier.close()
 

@@ -52,6 +52,8 @@ class OptimizerLink:
                 self.optimizer.register_state_dict_post_hook(_forward(link, "_completed")),
                 self.optimizer.register_load_state_dict_pre_hook(_forward(link, "_reduced")),
             ]
+        # Also where the engine it was made for could not be: hooks would pile up on the user's optimizer.
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     # --- what trains -------------------------------------------------------------------------------------------------
 
@@ -101,9 +103,7 @@ class OptimizerLink:
     def close(self) -> None:
         """``restore``, and hear no more of the optimizer."""
         self.restore()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        _remove(self._handles)
 
     @property
     def holds_any(self) -> bool:
@@ -198,6 +198,12 @@ def _forward(link: weakref.ref[OptimizerLink], method: str) -> Callable[..., Any
         return None if there is None else getattr(there, method)(*arguments)
 
     return hook
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def _takes_closure(args: Any, kwargs: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +97,3 @@ def _count(stage: nn.Module, shape: Sequence[int], device: torch.device) -> Stag
                 torch.autograd.grad(y.sum(), wanted, allow_unused=True)
         backward[needs_gradient] = counter.get_total_flops()
     return StageFlops(forward // BATCH, backward[True] // BATCH, backward[False] // BATCH, tuple(y.shape[1:]))
-
-
-def activation_numel(flops: StageFlops) -> int:
-    """Elements of a stage's output for one sample."""
-    return math.prod(flops.output_shape)

@@ -898,6 +898,10 @@ def test_nothing_is_left_on_the_optimizer(model: SmallNet) -> None:
             assert hooks() == before + 4
             train(dropper, optimizer, epochs=1)
         assert hooks() == before
+    with pytest.raises(UserError, match="differ in length"):
+        dropper_of(model, optimizer, data=(small_data()[0], small_data()[1][:3]))
+    gc.collect()  # the exception holds what it came from
+    assert hooks() == before
     dropper = dropper_of(model, optimizer)
     copied = copy.deepcopy(optimizer)
     assert copied.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
