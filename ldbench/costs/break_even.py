@@ -39,6 +39,7 @@ class StorePlan:
         current_tier: where the present store lies.
         capacity: rows it has to hold at any time; None: ``samples``.
         arrivals: samples that come later and will pass through all dropped stages on their way in.
+        refreshed: BatchNorm's statistics are re-estimated before the store is made.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class StorePlan:
     current_tier: Tier = "device"
     capacity: int | None = None
     arrivals: int = 0
+    refreshed: bool = False
 
     def store_bytes(self, table: CostTable, cut: int) -> int:
         """Bytes of the store behind ``cut`` stages."""
@@ -62,13 +64,13 @@ class StorePlan:
 
 
 def build_seconds(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> float:
-    """Time to make the store at ``cut`` from what training reads at ``current``, statistics pass included."""
+    """Time to make the store at ``cut`` from what training reads at ``current``, and for the statistics where they are re-estimated."""
     batches = plan.samples / table.batch_size
     source = plan.source_seconds(table, current, plan.current_tier)
     per_batch = source + sum(table.inference[current:cut])
     per_batch += table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
     total = batches * per_batch
-    if any(table.normalised[current:cut]):
+    if plan.refreshed and any(table.normalised[current:cut]):
         passes = min(plan.samples, STATISTICS_SAMPLES) / table.batch_size
         total += passes * (source + sum(table.forward[current:cut]))
     return total

@@ -28,6 +28,7 @@ class Decider:
         obstacles: per cut why it cannot be made, "" where it can.
         stored: dropped stages are skipped forward too, so that a store has to pay.
         drop_frozen: propose stages in front without a parameter to train.
+        refreshed: BatchNorm's statistics are re-estimated at a drop, which costs.
 
     Attributes:
         frozen: per stage, whether no step moves a parameter of it.
@@ -48,10 +49,11 @@ class Decider:
         obstacles: Sequence[str],
         stored: bool,
         drop_frozen: bool,
+        refreshed: bool,
     ) -> None:
         self.policy, self.schedule, self.monitors, self.costs = policy, schedule, monitors, costs
         self.activations, self.link, self.account = activations, link, account
-        self.parameters, self.obstacles, self.stored = parameters, list(obstacles), stored
+        self.parameters, self.obstacles, self.stored, self.refreshed = parameters, list(obstacles), stored, refreshed
         self.seen: Observation | None = None
         self._waiting = 0  # stages that have stopped and are dropped when their chunk is over
         self._considered = 0 if drop_frozen else len(parameters)  # frozen stages in front that were proposed already
@@ -150,6 +152,7 @@ class Decider:
             activations.store.tier if activations.store is not None else "device",
             stream.capacity,
             stream.still_to_come(activations.chunk),
+            self.refreshed,
         )
         return self.costs.choose_store(cut, stopped, remaining, self.obstacles, exact, plan)
 

@@ -131,6 +131,8 @@ class LayerDropper:
         to_xy: makes (image, target) of a data set's item; of a collated minibatch where ``collate_fn`` is given.
         collate_fn, num_workers, pin_memory: how a data set is read, as by ``DataLoader``; such a one brings its own.
         store_data: the same samples as ``data`` in the view that is stored, where ``data`` has random transforms.
+        refresh_statistics: re-estimate BatchNorm's population statistics of the stages that leave, in forward passes of
+            their own before the store is made; by default the running averages of training stay as they are then.
 
     Attributes:
         cut: leading stages that are gone.
@@ -173,6 +175,7 @@ class LayerDropper:
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         store_data: Any = None,
+        refresh_statistics: bool = False,
     ) -> None:
         if execution not in ("store", "freeze"):
             raise ValueError(f"execution is store or freeze, not {execution!r}")
@@ -183,7 +186,7 @@ class LayerDropper:
             raise UserError(f"policy is a rule such as ldbench.LearnAndDrop(), not {policy!r}")
         self.model, compiled = plain_network(model)
         _take_over(self.model)
-        self.execution, self.on_drop = execution, on_drop
+        self.execution, self.on_drop, self.refresh_statistics = execution, on_drop, refresh_statistics
         self.policy = AutoFreeze() if policy is None else policy
         self.hooks, options = Hooks() if hooks is None else hooks, store or StoreOptions()
         options.check()
@@ -273,6 +276,7 @@ class LayerDropper:
             obstacles=cut_obstacles(self.stages),
             stored=execution == "store",
             drop_frozen=drop_frozen,
+            refreshed=refresh_statistics,
         )
         self._closed = False
         self._pending: dict[str, Any] | None = None  # a drop that an interruption cut short
@@ -495,7 +499,7 @@ class LayerDropper:
     def _build(self, cut: int, tier: Tier | None) -> Built:
         statistics: list[Tensor] = []
         segment, norms = self.stages[self.cut : cut], self._moving
-        if self.policy.refreshes:
+        if self.refresh_statistics:
             order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
             statistics = [part for part in torch.split(order, self.batch_size) if len(part) == self.batch_size]
             norms = [norm for norm in norms or moving_statistics(segment) if norm in set(segment.modules())]
@@ -551,6 +555,7 @@ class LayerDropper:
         """What a saved state and the dropper it is loaded into have in common."""
         return {
             "execution": self.execution,
+            "refresh_statistics": self.refresh_statistics,
             "policy": type(self.policy).__qualname__,
             "batch_size": self.batch_size,
             "samples": self.activations.samples,

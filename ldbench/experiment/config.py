@@ -74,6 +74,7 @@ class Experiment:
     stream: str | None = None
     stream_schedule: str | None = None
     freeze_to: str | None = None
+    refresh_statistics: bool = False
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class Cell:
     stream: str | None = None
     stream_schedule: str | None = None
     freeze_to: str | None = None
+    refresh_statistics: bool | None = None  # of what drops layers; None for what does not
 
     @property
     def place(self) -> tuple[str, str, str, int]:

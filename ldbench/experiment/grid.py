@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
 from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, STREAM_SCHEDULES, STREAMS, init_identity
-from ldbench.policies.registry import replay_source, shortened_methods
+from ldbench.policies.registry import get_method, replay_source, shortened_methods
 
 if typing.TYPE_CHECKING:
     from ldbench.models.recipes import Recipe
@@ -47,5 +47,6 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
         values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
+        values["refresh_statistics"] = experiment.refresh_statistics if get_method(method).stops else None
         for budget in experiment.short_budgets if method in shortened else (None,):
             yield Cell(**values, budget=budget)

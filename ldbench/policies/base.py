@@ -70,14 +70,11 @@ class Policy(Protocol):
         needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
             measurement; nothing else is measured.
         exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
-        refreshes: BatchNorm's population statistics of the stages that are dropped are re-estimated, which costs
-            forward passes.
         waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
 
     needs: Mapping[str, Mapping[str, float]]
     exact: bool
-    refreshes: bool
     waits: bool
 
     def stopped(self, seen: Observation) -> int:
@@ -127,7 +124,6 @@ class NeverDrop:
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
     exact = False
-    refreshes = False
     waits = False
 
     def stopped(self, seen: Observation) -> int:

@@ -40,7 +40,6 @@ class LearnAndDrop(NeverDrop):
     """
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
-    refreshes = True
     waits = True
 
     def __init__(self, remaining: float = 0.6, patience: int = 2, earliest: float = 0.2, pace: float = 1.5) -> None:
@@ -117,7 +116,6 @@ class FixedSchedule(NeverDrop):
     very one: a wide activation may cost more to read than the stages behind it cost to run.
     """
 
-    refreshes = True
     waits = True
 
     def __init__(
@@ -157,7 +155,6 @@ class Replay(NeverDrop):
     """Repeats the drops of a recorded run: ``events`` is a list of (step, stages dropped[, made at a chunk's end])."""
 
     exact = True
-    refreshes = True
 
     def __init__(self, events: Sequence[Sequence[int]] = ()) -> None:
         self.events = [(int(event[0]), int(event[1]), any(event[2:])) for event in events]

@@ -42,7 +42,7 @@ COLUMNS = (
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
-OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset", "scenario")
+OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics")
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
 
@@ -137,7 +137,9 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
 
 
 def _configuration(path: Path) -> dict[str, str]:
-    """``setting``: what all methods of a comparison share; ``policy``: the method's own options. "{}" if unrecorded."""
+    """``setting``: what all methods of a comparison share; ``policy``: the method's own options, ``refresh_statistics``
+    among them where it is on. "{}" if unrecorded.
+    """
     config: dict[str, Any] = {}
     if path.is_file():
         try:
@@ -146,7 +148,10 @@ def _configuration(path: Path) -> dict[str, str]:
             raise Damaged(f"its config.json {error}") from error
     setting = {key: config[key] for key in SETTING if config.get(key) is not None and not at_default(key, config[key])}
     policy = config.get("policy")
-    return {"setting": canonical(setting), "policy": canonical(policy if isinstance(policy, dict) else {})}
+    options = policy if isinstance(policy, dict) else {}
+    if config.get("refresh_statistics") is True:
+        options = options | {"refresh_statistics": True}
+    return {"setting": canonical(setting), "policy": canonical(options)}
 
 
 def canonical(value: Any) -> str:

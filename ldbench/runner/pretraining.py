@@ -58,6 +58,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         check_every=None,
         policy={},
         freeze_to=None,
+        refresh_statistics=None,
         scenario="scratch",
         init=None,
         pretrain_dataset=None,

@@ -17,6 +17,7 @@ from ldbench.experiment.config import Cell
 from ldbench.io.checksums import Damaged
 from ldbench.meters import reset_peak_memory
 from ldbench.models.initial_weights import InitialWeights
+from ldbench.records.cell_files import pack_bits
 from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.evaluate import evaluate
 from ldbench.training.interrupts import Interrupted
@@ -174,4 +175,6 @@ def _evaluate_epoch(run: RunState, row: dict[str, Any], on_batch: Callable[[], N
             if split is not None:
                 accuracy, loss, run.correct = evaluate(run.model, split, run.autocast, on_batch=on_batch)
                 row |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
+    if last and run.cell.chunks is not None and run.correct is not None:
+        row["test_correct_base64"] = pack_bits(run.correct.tolist())
     run.eval_seconds += time.perf_counter() - began

@@ -20,6 +20,7 @@ from ldbench.training.setup import model_spec
 OF_THE_CELL = ("cell_id", "model", "dataset", "scenario", "method", "budget", "seed", "precision", "width")
 OF_A_CHUNK = (
     "test_accuracy", "test_loss", "train_seconds", "forward_flops", "backward_flops", "dropped_stages", "store_bytes",
+    "test_correct_base64",
 )  # fmt: skip
 
 

@@ -123,6 +123,7 @@ class RunState:
             hooks=Hooks(on_batch, functools.partial(self.phases.span, "cache_building")),
             accumulate=1,
             drop_frozen=method.stops,
+            refresh_statistics=bool(cell.refresh_statistics),
         )
         self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
         self._epoch_spans: dict[int, tuple[int, int]] = {}

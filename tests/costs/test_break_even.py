@@ -51,7 +51,10 @@ def test_building_reads_runs_and_writes_every_sample_once() -> None:
     # 10 batches x (read images 0.25 + two stages in inference 1.0 + write 10 x 16 bytes at 1 s/byte)
     assert build_seconds(table(), plan(), 0, 2, "disk") == pytest.approx(10 * (0.25 + 1.0 + 160.0))
     with_statistics = table(normalised=[True, False, False])
-    assert build_seconds(with_statistics, plan(), 0, 2, "device") == pytest.approx(10 * 1.25 + 10 * (0.25 + 2.0))
+    assert build_seconds(with_statistics, plan(), 0, 2, "device") == pytest.approx(10 * 1.25)
+    refreshed = dataclasses.replace(plan(), refreshed=True)
+    assert build_seconds(with_statistics, refreshed, 0, 2, "device") == pytest.approx(10 * 1.25 + 10 * (0.25 + 2.0))
+    assert build_seconds(table(), refreshed, 0, 2, "device") == pytest.approx(10 * 1.25)
 
 
 def test_the_largest_saving_wins_and_the_balance_is_exact() -> None:

@@ -17,8 +17,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ldbench import FixedSchedule, LayerDropper, LearnAndDrop, Stream, UserError
 from ldbench.costs.table import CostTable
+from ldbench.policies.base import Policy
 from ldbench.policies.registry import Execution
+from ldbench.policies.rules import Replay
 from ldbench.store.budget import StoreBudget, StoreOptions
+from ldbench.store.fill import PROBED
 
 DROP_TWO = ((0.25, 1), (0.5, 2))
 
@@ -183,8 +186,22 @@ def test_a_second_drop_reads_the_first_store_and_not_the_images() -> None:
     assert training.dropper.cut == 2
 
 
-def test_batchnorm_statistics_at_a_drop_are_the_populations() -> None:
-    training = Training(FixedSchedule(((0.5, 1),)))
+@pytest.mark.parametrize("policy", [FixedSchedule(((0.5, 1),)), Replay([(8, 1)])])
+def test_batchnorm_statistics_stay_as_training_left_them_whatever_the_rule(policy: Policy) -> None:
+    training = Training(policy)
+    ledger = training.dropper.count_flops((1, 8, 8))
+    norm, running = training.model.first[1], []
+    norm.register_forward_hook(
+        lambda module, x, y: running.append((module.training, module.running_mean.clone())) and None
+    )
+    training.run()
+    assert training.dropper.cut == 1
+    assert torch.equal(norm.running_mean, [mean for training, mean in running if training][-1])
+    assert ledger.building == ledger.table[0].forward * (SAMPLES + PROBED)  # the pass that fills the store, no other
+
+
+def test_batchnorm_statistics_are_the_populations_where_they_are_re_estimated() -> None:
+    training = Training(FixedSchedule(((0.5, 1),)), refresh_statistics=True)
     while training.dropper.cut == 0:
         training.epoch()
     norm, conv = training.model.first[1], training.model.first[0]

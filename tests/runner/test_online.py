@@ -119,8 +119,8 @@ def test_new_samples_pass_once_through_the_dropped_stages_and_join_the_store(tie
     assert [(drop.cut, drop.step <= 10) for drop in dropper.drops] == [(1, True), (2, False)]
     ledger = dropper.account.flops
     flops = [entry.forward for entry in ledger.table]
-    passes = 32 + 32 + 2 + 2 * 32  # at the first drop: statistics, the store, two samples alone; later two chunks
-    later = 48 + 52 + 2  # at the second drop: statistics of three whole minibatches, the store, two samples alone
+    passes = 32 + 2 + 2 * 32  # at the first drop: the store, two samples alone; later two chunks
+    later = 52 + 2  # at the second drop: the store, two samples alone
     assert ledger.building == passes * flops[0] + later * flops[1]
     assert len(feed) == SAMPLES
 

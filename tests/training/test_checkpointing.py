@@ -59,7 +59,14 @@ def test_interrupted_before_between_and_after_drops_a_run_ends_with_the_same_bit
 
 
 def test_a_run_stopped_after_every_few_steps_ends_with_the_same_bits(bench: Bench, tmp_path: Path) -> None:
-    cell = bench.cell("schedule", cache_budget="0,0,100MB", optimizer="adamw", augment="flip+crop", val_size=20)
+    cell = bench.cell(
+        "schedule",
+        refresh_statistics=True,
+        cache_budget="0,0,100MB",
+        optimizer="adamw",
+        augment="flip+crop",
+        val_size=20,
+    )
     whole = lasting(bench.run(cell, tmp_path / "plain"))
     resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
     assert stopped >= 5
@@ -72,7 +79,7 @@ def test_a_run_stopped_after_every_few_steps_ends_with_the_same_bits(bench: Benc
 def test_other_layouts_and_stores_resume_to_the_same_bits(
     options: dict[str, object], bench: Bench, tmp_path: Path
 ) -> None:
-    cell = bench.cell("learn-and-drop", cache_budget="0,0,100MB", **options)
+    cell = bench.cell("learn-and-drop", refresh_statistics=True, cache_budget="0,0,100MB", **options)
     plain = bench.run(cell, tmp_path / "plain")
     assert plain.result["drops"]
     resumed, stopped = bench.interrupted(cell, tmp_path / "resumed", *[12] * 10)
@@ -85,7 +92,7 @@ def test_other_layouts_and_stores_resume_to_the_same_bits(
 
 def interrupted_with_a_store(bench: Bench, folder: Path) -> Path:
     """Stop a cell while it trains from a memory-mapped store; returns the store's file."""
-    cell = bench.cell("schedule", cache_budget="0,0,100MB")
+    cell = bench.cell("schedule", refresh_statistics=True, cache_budget="0,0,100MB")
     folder.mkdir()
     with pytest.raises(Interrupted):
         bench.run(cell, folder, Checkpointer(folder, StopAfter(36)))
@@ -106,7 +113,7 @@ def finish(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
 
     monkeypatch.setattr(activations, "fill_store", counted)
     checkpointer = Checkpointer(folder)
-    run = bench.run(bench.cell("schedule", cache_budget="0,0,100MB"), folder, checkpointer)
+    run = bench.run(bench.cell("schedule", refresh_statistics=True, cache_budget="0,0,100MB"), folder, checkpointer)
     checkpointer.clear()
     return len(fills), lasting(run)
 
@@ -114,7 +121,7 @@ def finish(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
 def test_a_kept_store_is_taken_up_again_only_when_every_byte_of_it_is_right(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = lasting(bench.run(bench.cell("schedule", cache_budget="0,0,100MB"), tmp_path))
+    whole = lasting(bench.run(bench.cell("schedule", refresh_statistics=True, cache_budget="0,0,100MB"), tmp_path))
     interrupted_with_a_store(bench, tmp_path / "intact")
     drops_left = finish(bench, tmp_path / "intact", monkeypatch)
     assert drops_left[1] == whole
@@ -142,7 +149,7 @@ def relabel(card: Path) -> None:
 
 
 def test_a_store_truncated_while_it_is_read_is_rebuilt(bench: Bench, tmp_path: Path) -> None:
-    cell = bench.cell("schedule", cache_budget="0,0,100MB")
+    cell = bench.cell("schedule", refresh_statistics=True, cache_budget="0,0,100MB")
     whole = lasting(bench.run(cell, tmp_path / "plain"))
 
     class Truncating(StopRequest):
