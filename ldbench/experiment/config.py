@@ -33,7 +33,7 @@ class Experiment:
     scenario: tuple[str, ...] = ("scratch",)
     method: tuple[str, ...] = ("full", "short", "autofreeze+store")
     seeds: tuple[int, ...] = (0,)
-    short_budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
+    short_budgets: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
     epochs: int = 12
     batch_size: int | None = None
     optimizer: str | None = None
@@ -76,6 +76,7 @@ class Experiment:
     freeze_to: str | None = None
     refresh_statistics: bool = False
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/TOML values; feeding them back through ``experiment_from_dict`` gives this object again."""

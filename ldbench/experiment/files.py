@@ -46,7 +46,7 @@ def read_experiment(path: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{path}: an experiment file holds a table of options")
     return {
-        key: value for key, value in table.items() if key not in ("schema_version", "sha256")
+        key: value for key, value in table.items() if key not in ("schema_version", "sha256", "claims_sha256")
     }  # a stored experiment.json
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ldbench.errors import UserError, nearest, shown
+from ldbench.experiment.claims import claims_table, resolved_claims
 from ldbench.experiment.coercion import coerce, seed_list
 from ldbench.experiment.config import CHOICES, OF_STREAMS, Experiment
 from ldbench.experiment.scenarios import SCENARIOS
@@ -107,7 +109,10 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
             value = seed_list(name, value)
         if key == "freeze_to" and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # how many stages, where a name could stand
+        if key == "claims":
+            known[key] = claims_table(name, value)
+            continue
         known[key] = coerce(name, value, hints[key])
     experiment = Experiment(**known)
     check_experiment(experiment, origin)
-    return experiment
+    return dataclasses.replace(experiment, claims=resolved_claims(experiment, f"{origin}: claims"))

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, at_default
 from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
+from ldbench.records.declared import read_declared
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
     "finished_at", "error", "peak_memory_kind", "store_tier", "energy_unavailable_reason", "energy_method",
     "augmentation", "augmentation_after_drop", "precision", "stem", "head", "data_fingerprint", "init_origin",
-    "init_sha256", "pretrain_dataset",
+    "init_sha256", "pretrain_dataset", "claims_sha256",
 )  # fmt: skip
 NUMBERS = (
     "budget", "test_accuracy", "test_loss", "val_accuracy", "test_images", "chance_accuracy", "steps", "epochs",
@@ -55,6 +56,7 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
     ``declined`` and ``chunks``.
     ``stages=True`` adds the per-stage list, which dominates the memory of a large experiment.
 
+    ``attrs["declared"]`` is what ``read_declared`` makes of the experiment.
     ``attrs["left_out"]`` lists (path, reason) of everything damaged, unfinished or written by a newer schema.
     Raises ``UserError`` when ``directory`` holds no experiment.
     """
@@ -76,6 +78,7 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
     frame = frame.sort_values(["model", "dataset", "scenario", "method", "budget", "seed", "cell"], ignore_index=True)
     frame.attrs["left_out"] = left_out
+    frame.attrs["declared"] = read_declared(root)
     return frame
 
 

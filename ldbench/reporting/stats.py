@@ -43,7 +43,7 @@ class Estimate:
     @property
     def standard_error(self) -> float:
         """Of the mean; NaN where there is no t interval."""
-        return (self.high - self.low) / 2 / _quantile(self.freedom) if math.isfinite(self.freedom) else math.nan
+        return (self.high - self.low) / 2 / quantile(self.freedom) if math.isfinite(self.freedom) else math.nan
 
     @property
     def spread(self) -> float:
@@ -60,7 +60,7 @@ class Estimate:
 
     def at(self, confidence: float) -> Estimate:
         """The same t interval at another level of confidence (0 to 1)."""
-        half = self.standard_error * _quantile(self.freedom, confidence) if self.n else math.nan
+        half = self.standard_error * quantile(self.freedom, confidence) if self.n else math.nan
         return replace(self, low=self.mean - half, high=self.mean + half)
 
 
@@ -73,7 +73,7 @@ def t_interval(values: Iterable[float]) -> Estimate:
     if sample.size == 1:
         return Estimate(mean, n=1, reason="one seed: no interval")
     freedom = float(sample.size - 1)
-    half = _quantile(freedom) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    half = quantile(freedom) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
     return Estimate(mean, mean - half, mean + half, int(sample.size), freedom=freedom)
 
 
@@ -118,18 +118,38 @@ def two_way_interval(differences: NDArray[np.float64]) -> Estimate:
         return Estimate(reason="no per-image record")
     mean = float(differences.mean())
     if seeds == 1:
-        half = _quantile(images - 1) * float(differences.std(ddof=1)) / math.sqrt(images)
+        half = quantile(images - 1) * float(differences.std(ddof=1)) / math.sqrt(images)
         return Estimate(mean, mean - half, mean + half, 1, "one seed: images only")
+    seed_square, image_square, rest, freedom = _mean_squares(differences)
+    variance = max(seed_square, rest) + max(image_square, rest) - rest
+    spread = float((np.array([max(seed_square, rest), max(image_square, rest), rest]) ** 2 / freedom).sum())
+    effective = max(seeds - 1.0, variance**2 / spread) if spread > 0 else seeds - 1.0
+    half = quantile(effective) * math.sqrt(variance / (seeds * images))
+    return Estimate(mean, mean - half, mean + half, seeds, freedom=effective)
+
+
+def image_variance(differences: NDArray[np.float64]) -> float:
+    """What the choice of the test images adds to the variance of the mean of ``[seeds, images]`` values.
+
+    The images' component of ``two_way_interval``, never below 0; 0 where there is one seed, which cannot tell it apart.
+    """
+    seeds, images = differences.shape
+    if seeds < 2 or images < 2:
+        return 0.0
+    _, image_square, rest, _ = _mean_squares(differences)
+    return max(0.0, image_square - rest) / (seeds * images)
+
+
+def _mean_squares(differences: NDArray[np.float64]) -> tuple[float, float, float, NDArray[np.float64]]:
+    """Mean squares of seeds, images and the remainder, and their degrees of freedom."""
+    seeds, images = differences.shape
+    mean = float(differences.mean())
     by_seed = images * float(((differences.mean(axis=1) - mean) ** 2).sum())
     by_image = seeds * float(((differences.mean(axis=0) - mean) ** 2).sum())
     total = float(np.einsum("si,si->", differences, differences)) - seeds * images * mean**2
     freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
-    seed_square, image_square, rest = np.array([by_seed, by_image, max(0.0, total - by_seed - by_image)]) / freedom
-    variance = max(seed_square, rest) + max(image_square, rest) - rest
-    spread = float((np.array([max(seed_square, rest), max(image_square, rest), rest]) ** 2 / freedom).sum())
-    effective = max(seeds - 1.0, variance**2 / spread) if spread > 0 else seeds - 1.0
-    half = _quantile(effective) * math.sqrt(variance / (seeds * images))
-    return Estimate(mean, mean - half, mean + half, seeds, freedom=effective)
+    first, second, rest = np.array([by_seed, by_image, max(0.0, total - by_seed - by_image)]) / freedom
+    return float(first), float(second), float(rest), freedom
 
 
 def mean_over_hits(costs: Sequence[float], hits: Sequence[bool]) -> Estimate:
@@ -164,12 +184,13 @@ def seeds_needed(spread: float, half_width: float) -> float:
     if not math.isfinite(spread):
         return math.nan
     n = max(2, math.ceil((float(ndtri(0.5 + CONFIDENCE / 2)) * spread / half_width) ** 2))
-    while _quantile(n - 1.0) * spread / math.sqrt(n) > half_width:
+    while quantile(n - 1.0) * spread / math.sqrt(n) > half_width:
         n += 1
     return float(n)
 
 
-def _quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """Student's t quantile that a two-sided interval of this confidence takes, at ``freedom`` degrees of freedom."""
     return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
@@ -189,13 +210,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = highest
     return adjusted
-
-
-def simultaneous_confidence(tests: int) -> float:
-    """Confidence of each of ``tests`` intervals at which all cover together with 95 % at least.
-
-    Bonferroni's 1 - 0.05 / m (Dunn, "Multiple comparisons among means", JASA 56, 1961), under any dependence. Holm's
-    steps have no two-sided intervals that stay informative where they reject, so these are a little wider than his
-    tests: one that leaves out 0 is always a rejection, a narrow rejection may keep 0 in.
-    """
-    return 1 - LEVEL / max(1, tests)

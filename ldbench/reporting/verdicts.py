@@ -1,11 +1,14 @@
-"""Where each method stands against shortened training, decided over the whole family of tests that a report makes.
+"""Where a method stands against shortened training: what was declared is tested, everything else is shown.
 
-The family is every method that is no control x every comparison, as far as there are two seeds to test with. Where the
-data arrive in chunks, the accuracy that counts is the mean over the chunks, since the model is used all along; else it
-is the one at the end. A method is ahead where it is better at equal FLOPs and at equal time, in every interval there is
-(over seeds; over seeds and images): that p-value is the largest of theirs (intersection-union test; Berger,
-Technometrics 24, 1982). It is behind where it is worse at one of the two: the smaller p-value times two (Bonferroni).
-Both directions are tested, at half the level each, and Holm's correction over the family decides.
+The primary tests are the groups that the experiment declared before it ran: the mean lead of one rule over the
+comparisons of a model, data at once and streams apart. A group is ahead where its rule is better on every declared axis,
+in every interval there is (over seeds; over seeds and images): that p-value is the largest of theirs (intersection-union
+test; Berger, Technometrics 24, 1982). It is behind where it is worse on one of them: the smallest p-value times their
+number (Bonferroni). Both directions are tested, at half the level each, and Holm's correction over the groups decides.
+
+A single comparison of the rule is tested only behind the gate of its group's verdict, in that direction: with its
+variance moderated by the rule's other lines, by Holm within the group, at the group's share of the level. Whatever was
+not declared is exploratory: figures with their plain intervals, and no verdict.
 """
 
 from __future__ import annotations
@@ -14,159 +17,181 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ldbench.reporting.stats import LEVEL, Estimate, holm, simultaneous_confidence
+import numpy as np
+
+from ldbench.reporting.frontier import Leads, pooled
+from ldbench.reporting.moderation import moderated, variance_prior
+from ldbench.reporting.stats import LEVEL, Estimate, holm, image_variance
 
 Pair = tuple[Estimate, Estimate]  # over seeds; over seeds and images
 Record = dict[str, Any]
 AXES = {"flops": "equal FLOPs", "time": "equal time"}
-PHRASES = {
-    "ahead": "beats shortened training",
-    "behind": "behind shortened training",
-    "undecided": "no difference shown",
-    "n/a": "cannot be compared",
-}
-FLAT = "flat: this recipe cannot tell methods apart"
 AT_THE_END = "behind at the end of the stream"
 
 
 class Evidence(NamedTuple):
-    """What a method's row has to show: differences (fractions) to the frontier, and what could have bent them.
+    """What a method's row has to show: its leads by axis, and what could have bent them.
 
-    ``final``: of the accuracy at the end, where ``flops`` and ``time`` are those of the mean over chunks; else None.
+    ``final``: the pairs of the accuracy at the end, where the leads are those of the mean over chunks. ``undeclared``:
+    how many of the row's runs and of its controls' were not made under the claims in force.
     """
 
-    flops: Pair
-    time: Pair
+    leads: Mapping[str, Leads]
     runs: int
     unfinished: int
     mixed_hardware: bool
-    final: tuple[Pair, Pair] | None = None
+    final: tuple[Pair, ...] = ()
+    undeclared: int = 0
 
-    def tested(self) -> dict[str, Pair]:
-        """Pair by axis, where a test is possible and its figures come from one machine."""
-        pairs = {"flops": self.flops} | ({} if self.mixed_hardware else {"time": self.time})
-        return {axis: pair for axis, pair in pairs.items() if pair[0].n > 1}
+    def tested(self, axes: Sequence[str] = tuple(AXES)) -> dict[str, Leads]:
+        """Leads by axis, where a test is possible and its figures come from one machine."""
+        usable = [axis for axis in axes if axis != "time" or not self.mixed_hardware]
+        return {axis: self.leads[axis] for axis in usable if len(self.leads[axis].seeds) > 1}
 
     def worse_at_the_end(self) -> bool:
         """Whether accuracy at the end is surely lower, at either axis: plain 95 %, since it only forbids a claim."""
-        pairs = self.final[: 1 if self.mixed_hardware else 2] if self.final else ()
+        pairs = self.final[: 1 if self.mixed_hardware else None]
         return any(pair[0].n > 1 and one_sided(pair, -1) <= LEVEL / 2 for pair in pairs)
+
+    def doubts(self, axes: Sequence[str]) -> list[str]:
+        """What forbids a verdict that it could have bent."""
+        found = [
+            f"{AXES[axis]}: {some.reason or 'a seed is missing'}"
+            for axis, some in self.leads.items()
+            if axis in axes and 0 < len(some.seeds) < self.runs
+        ]
+        found += ["times come from different machines"] * (self.mixed_hardware and "time" in axes)
+        found += [f"{self.unfinished} runs did not finish"] * (self.unfinished > 0)
+        return found
 
 
 class Direction(NamedTuple):
-    """A row's test: two-sided p-value, and the direction (1 better, -1 worse) that it speaks of."""
+    """A test: two-sided p-value, and the direction (1 better, -1 worse) that it speaks of."""
 
     p: float
     sign: int
 
 
-def one_sided(pair: Pair, sign: int) -> float:
-    """p-value of "better" (``sign`` 1) or "worse" (-1), in both samplings at once: the larger one."""
+def one_sided(pair: Sequence[Estimate], sign: int) -> float:
+    """p-value of "better" (``sign`` 1) or "worse" (-1), in all samplings at once: the largest one."""
     known = [estimate for estimate in pair if math.isfinite(estimate.p_value)]
     return max(e.p_value / 2 if e.mean * sign > 0 else 1 - e.p_value / 2 for e in known)
 
 
-def direction_of(pairs: Mapping[str, Pair]) -> Direction | None:
-    """Better at all of ``AXES``, or worse at one of them; None without a pair."""
+def direction_of(pairs: Mapping[str, Sequence[Estimate]], axes: int = len(AXES)) -> Direction | None:
+    """Better on all of so many ``axes``, or worse on one of them; None without a pair."""
     if not pairs:
         return None
-    ahead = max(one_sided(pair, 1) for pair in pairs.values()) if len(pairs) == len(AXES) else 1.0
+    ahead = max(one_sided(pair, 1) for pair in pairs.values()) if len(pairs) == axes else 1.0
     behind = len(pairs) * min(one_sided(pair, -1) for pair in pairs.values())
     return Direction(min(1.0, 2 * min(ahead, behind)), 1 if ahead <= behind else -1)
 
 
-def judge(rows: Sequence[Record], evidence: Sequence[Evidence | None]) -> None:
-    """Fill in the verdicts of all ``rows`` of a report, ``evidence`` of each beside it (``None``: a control).
+class Group(NamedTuple):
+    """A rule over several comparisons: their evidence, the mean of their leads by axis, and on which axes it is judged.
 
-    ``p`` and ``holm_p`` are the row's, before and after the correction; the simultaneous intervals are those of the
-    accuracy that counts, in the columns of ``stem(row)``.
+    ``exploratory``: why it is not a declared one; "" where it is. ``missing``: why a declared one cannot be tested.
     """
-    tests = [direction_of(one.tested()) if one else None for one in evidence]
+
+    lines: Sequence[Evidence]
+    leads: Mapping[str, Leads]
+    axes: Sequence[str]
+    exploratory: str = ""
+    missing: str = ""
+
+
+class Verdict(NamedTuple):
+    """``kind``: "ahead", "behind", "undecided", "n/a" or "exploratory"; why; p before and after its correction."""
+
+    kind: str
+    reason: str = ""
+    p: float = math.nan
+    adjusted: float = math.nan
+
+
+def group_of(lines: Sequence[Evidence], axes: Sequence[str], exploratory: str = "", missing: str = "") -> Group:
+    """The group of these lines of one rule."""
+    leads = {axis: pooled([line.leads[axis] for line in lines]) for axis in AXES}
+    return Group(lines, leads, axes, exploratory, missing)
+
+
+def judge_groups(groups: Sequence[Group]) -> list[Verdict]:
+    """A verdict for each group, those that were declared tested together."""
+    tests = [None if group.exploratory or group.missing else _test(group) for group in groups]
     places = [place for place, test in enumerate(tests) if test is not None]
     adjusted = dict(zip(places, holm([test.p for test in tests if test is not None]), strict=True))
-    for place, (row, one, test) in enumerate(zip(rows, evidence, tests, strict=True)):
-        row["tests_in_family"] = len(places)
-        row["p"], row["holm_p"] = (test.p, adjusted[place]) if test else (math.nan, math.nan)
-        pairs = one.tested() if one else {}
-        for axis in AXES:
-            name = f"{stem(row)}_{axis}_points"
-            low, high = simultaneous(pairs[axis], len(AXES) * len(places)) if axis in pairs else (math.nan, math.nan)
-            row[f"{name}_simultaneous_low"], row[f"{name}_simultaneous_high"] = 100 * low, 100 * high
-        corrected = Direction(row["holm_p"], test.sign) if test else None
-        row["verdict"], row["verdict_reason"] = verdict(one, corrected) if one else ("control", "")
-        row["verdict_uncorrected"] = verdict(one, test)[0] if one else "control"
-        if row["verdict"] == "undecided" and row["verdict_uncorrected"] != "undecided":
-            alone = "better" if row["verdict_uncorrected"] == "ahead" else "worse"
-            row["verdict_reason"] = f"{alone} by this test alone, but not among {len(places)}"
-        row["statement"] = statement(row)
+    return [
+        _group_verdict(group, test, adjusted.get(place, math.nan))
+        for place, (group, test) in enumerate(zip(groups, tests, strict=True))
+    ]
 
 
-def stem(row: Mapping[str, Any]) -> str:
-    """How the columns of the differences that count begin."""
-    return "average_difference_at_equal" if row.get("streamed") else "difference_at_equal"
+def _test(group: Group) -> Direction | None:
+    mixed = any(line.mixed_hardware for line in group.lines)
+    usable = [axis for axis in group.axes if axis != "time" or not mixed]
+    pairs = {axis: group.leads[axis].pair() for axis in usable if len(group.leads[axis].seeds) > 1}
+    return direction_of(pairs, len(group.axes))
 
 
-def simultaneous(pair: Pair, tests: int) -> tuple[float, float]:
-    """Ends of the interval that covers together with those of all ``tests``: the hull of both samplings'."""
-    wide = [estimate.at(simultaneous_confidence(tests)) for estimate in pair if math.isfinite(estimate.freedom)]
-    return min(estimate.low for estimate in wide), max(estimate.high for estimate in wide)
+def _group_verdict(group: Group, test: Direction | None, adjusted: float) -> Verdict:
+    if group.exploratory:
+        return Verdict("exploratory", group.exploratory)
+    if group.missing:
+        return Verdict("n/a", group.missing)
+    if test is None:
+        reasons = dict.fromkeys(some.reason for some in group.leads.values() if some.reason)
+        few = any(len(some.seeds) == 1 for some in group.leads.values())
+        return Verdict("undecided", "one seed is an anecdote") if few else Verdict("n/a", "; ".join(reasons))
+    doubts = list(dict.fromkeys(doubt for line in group.lines for doubt in line.doubts(group.axes)))
+    if test.sign > 0 and any(line.worse_at_the_end() for line in group.lines):
+        doubts.append(AT_THE_END)
+    return _decided(test, adjusted, doubts)
 
 
-def verdict(evidence: Evidence, test: Direction | None) -> tuple[str, str]:
-    """("ahead" | "behind" | "undecided" | "n/a", why) against shortened training, by the row's test.
-
-    Seeds that the frontier does not reach, runs that did not finish and pairs timed on different machines forbid a
-    verdict that they could have bent.
-    """
-    pairs = {axis: getattr(evidence, axis) for axis in AXES}
-    missing = [f"{AXES[axis]}: {pair[0].reason}" for axis, pair in pairs.items() if pair[0].n == 0]
-    partial = [f"{AXES[axis]}: {pair[0].reason}" for axis, pair in pairs.items() if 0 < pair[0].n < evidence.runs]
-    sign = test.sign if test and test.p <= LEVEL else 0
-    if len(missing) == len(AXES):
-        reasons = dict.fromkeys(pair[0].reason for pair in pairs.values())
-        return "n/a", next(iter(reasons)) if len(reasons) == 1 else "; ".join(missing)
-    if evidence.runs < 2:
-        return "undecided", "one seed is an anecdote"
-    if sign < 0 and not partial:
-        worse = [AXES[axis] for axis, pair in evidence.tested().items() if pair[0].sign < 0]
-        return "behind", "at " + " and ".join(worse)
-    if missing:
-        return "n/a", missing[0]
-    doubts = partial + ["times come from different machines"] * evidence.mixed_hardware
-    doubts += [f"{evidence.unfinished} runs did not finish"] * (evidence.unfinished > 0)
-    doubts += [AT_THE_END] * evidence.worse_at_the_end()
-    if sign > 0 and not doubts:
-        return "ahead", "at equal FLOPs and at equal time"
-    return "undecided", "; ".join(doubts) or "an interval over seeds, or over seeds and images, holds 0"
+def _decided(test: Direction, adjusted: float, doubts: Sequence[str]) -> Verdict:
+    if adjusted > LEVEL:
+        return Verdict("undecided", "an interval over seeds, or over seeds and images, holds 0", test.p, adjusted)
+    if doubts:
+        return Verdict("undecided", "; ".join(doubts), test.p, adjusted)
+    return Verdict("ahead" if test.sign > 0 else "behind", "", test.p, adjusted)
 
 
-def statement(row: Mapping[str, Any]) -> str:
-    """The verdict as one plain sentence with what decides it: differences, simultaneous intervals; "" for controls."""
-    kind = row["verdict"]
-    if kind == "control":
-        return ""
-    if kind == "undecided" and row["frontier_state"] == "saturated":
-        return FLAT
-    if kind == "n/a":
-        return f"{PHRASES[kind]}: {row['verdict_reason']}"
-    shown = ", ".join(text for axis in AXES if (text := _difference(row, axis)))
-    shown += " in the mean over the chunks" if shown and row.get("streamed") else ""
-    said = f"{PHRASES[kind]}: {shown}" if shown else PHRASES[kind]
-    said += f" (Holm's p = {row['holm_p']:.2g})" if kind in ("ahead", "behind") and _narrow(row) else ""
-    usual = kind != "undecided" or row["verdict_reason"].startswith("an interval")
-    return said if usual else f"{said} ({row['verdict_reason']})"
+def judge_lines(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
+    """For every group the verdicts of its lines, which were tested where the group's own opened the gate."""
+    declared = [group for group in groups if not group.exploratory and not group.missing]
+    every = [line for group in declared for line in group.lines]
+    priors = {}
+    for axis in AXES:
+        known = [line.leads[axis].differences for line in every if len(line.leads[axis].seeds) > 1]
+        priors[axis] = variance_prior([float(some.var(ddof=1)) for some in known], [len(some) - 1.0 for some in known])
+    found = []
+    for group, verdict in zip(groups, verdicts, strict=True):
+        if verdict.kind not in ("ahead", "behind"):
+            why = "" if group.exploratory else "its group's verdict opens no gate"
+            found.append([Verdict("exploratory", group.exploratory or why)] * len(group.lines))
+            continue
+        tests = []
+        for line in group.lines:
+            pairs = {
+                axis: [moderated(some.differences, priors[axis], _of_images(some))]
+                for axis, some in line.tested(group.axes).items()
+            }
+            tests.append(direction_of(pairs, len(group.axes)))
+        sign = 1 if verdict.kind == "ahead" else -1
+        p_values = [test.p if test is not None and test.sign == sign else 1.0 for test in tests]
+        adjusted = [max(verdict.adjusted, min(1.0, len(declared) * p)) for p in holm(p_values)]
+        found.append(
+            [
+                _decided(Direction(p, sign), corrected, _line_doubts(line, group.axes, sign))
+                for line, p, corrected in zip(group.lines, p_values, adjusted, strict=True)
+            ]
+        )
+    return found
 
 
-def _difference(row: Mapping[str, Any], axis: str) -> str:
-    name = f"{stem(row)}_{axis}_points"
-    low, high = (float(row[f"{name}_simultaneous_{end}"]) for end in ("low", "high"))
-    if not math.isfinite(low):
-        return ""
-    return f"{row[f'{name}_mean']:+.2f} [{low:+.2f}, {high:+.2f}] points at {AXES[axis]}"
+def _line_doubts(line: Evidence, axes: Sequence[str], sign: int) -> list[str]:
+    return line.doubts(axes) + [AT_THE_END] * (sign > 0 and line.worse_at_the_end())
 
 
-def _narrow(row: Mapping[str, Any]) -> bool:
-    """Whether Holm's steps decided what the simultaneous intervals alone do not show."""
-    ends = [tuple(row[f"{stem(row)}_{axis}_points_simultaneous_{end}"] for end in ("low", "high")) for axis in AXES]
-    clear = [low > 0 if row["verdict"] == "ahead" else high < 0 for low, high in ends]
-    return not (all(clear) if row["verdict"] == "ahead" else any(clear))
+def _of_images(leads: Leads) -> float:
+    return 0.0 if leads.images is None else image_variance(np.asarray(leads.images, dtype=np.float64))

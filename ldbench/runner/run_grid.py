@@ -16,6 +16,7 @@ import torch
 
 from ldbench.devices import resolve_device
 from ldbench.errors import UserError
+from ldbench.experiment.claims import claims_digest
 from ldbench.experiment.config import Cell, Experiment
 from ldbench.io.checksums import SCHEMA_VERSION, write_sealed, write_sealed_lines
 from ldbench.io.locks import FolderLock
@@ -117,6 +118,7 @@ class _Run:
         self.found: dict[str, Any] = {cell.cell_id: self._status(cell) for cell in planned}
         self.todo = [cell for cell in self.planned if self.found[cell.cell_id][0] not in ("finished", "diverged")]
         self.elsewhere: set[str] = set()
+        self.declared = claims_digest(experiment)
 
     def folder(self, cell: Cell) -> Path:
         """Where a cell's files lie."""
@@ -142,7 +144,8 @@ class _Run:
     def all_cells(self) -> Outcome:
         """Run what is left; returns the counts."""
         self._tidy()
-        write_sealed(self.out / "experiment.json", self.experiment.to_dict())
+        told = {} if self.declared is None else {"claims_sha256": self.declared}
+        write_sealed(self.out / "experiment.json", self.experiment.to_dict() | told)
         write_plan(self.out, self.experiment, [cell.cell_id for cell in self.planned])
         counts = {"finished": 0, "diverged": 0, "failed": 0}
         number = {cell.cell_id: i for i, cell in enumerate(self.planned, 1)}
@@ -188,6 +191,7 @@ class _Run:
         mend_cell(folder, self.progress.note)  # now that the lock is held
         checkpointer = self._checkpointer(folder)
         result = self._train(cell, folder, checkpointer)
+        result["claims_sha256"] = self.declared
         result["finished_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
         write_sealed(folder / "result.json", result)
         if result["status"] != "failed":
