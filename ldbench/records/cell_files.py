@@ -23,7 +23,7 @@ VOLATILE_FIELDS = (
     "drops.build_seconds", "drops.predicted_saving_seconds", "drops.reason", "declined.reason",
     "chunks.train_seconds", "epochs.train_seconds", "epochs.energy_joules", "epochs.energy_bound_joules",
     "epochs.energy_unavailable_reason", "lost_seconds", "lost_flops", "resumes", "checkpoint_seconds", "incidents",
-    "pretrain_seconds", "sha256",
+    "pretrain_seconds", "typical_train_seconds", "step_seconds", "sha256",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ NUMBERS = (
     "store_bytes", "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds",
     "energy_lag_seconds", "dropped_stages", "width", "image_size", "init_tensors_taken", "pretrain_seconds",
     "pretrain_epochs", "pretrain_images", "pretrain_accuracy", "average_accuracy", "memory_size", "chunk_size",
+    "typical_train_seconds",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (

@@ -136,6 +136,7 @@ def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
             dropper.begin_chunk(epoch.chunk)
         if run.epoch_is_over():
             return False
+        run.step_times.begin()
         for x, y, _ in dropper.loader(len(run.rows), first):
             scales = dropper.policy.lr_scales(dropper.progress, len(dropper.stages))
             set_learning_rates(optimizer, cell, scales, run.schedule_position())
@@ -150,7 +151,7 @@ def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
             scaler.update()
             run.loss_sum += loss.detach()
             run.summed += 1
-            dropper.step(len(y))
+            run.end_step(len(y))
 
             checkpointer.stop.check()
             if run.epoch_is_over():

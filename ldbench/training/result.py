@@ -55,6 +55,8 @@ def cell_result(run: RunState, status: str, error: str | None) -> dict[str, Any]
         "batch_size": dropper.batch_size,
         "train_size": len(data.train),
         "train_seconds": train_seconds,
+        "typical_train_seconds": run.step_times.typical_seconds(account.building_seconds),
+        "step_seconds": run.step_times.record(),
         "eval_seconds": run.eval_seconds,
         "compile_seconds": run.compile_seconds,
         "cache_build_seconds": account.building_seconds,

@@ -24,6 +24,7 @@ from ldbench.io.checksums import Damaged
 from ldbench.io.tensors import copy_into
 from ldbench.meters import Energy, PhaseMeters, TrainClock
 from ldbench.meters.energy import add_sessions, energy_from
+from ldbench.meters.step_times import Sort, StepKind, StepTimes
 from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
@@ -101,6 +102,7 @@ class RunState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
         self.phases = PhaseMeters(device)
         self.clock = TrainClock(device, self.phases.meters["training"])
+        self.step_times = StepTimes(device)
         augment = Augment(cell.augment, dataset.image_size, cell.seed)
         self.dropper = LayerDropper(
             model,
@@ -149,6 +151,20 @@ class RunState:
     def costs(self) -> CostTable:
         """The cost table that drops are decided by."""
         return self.dropper.costs.table
+
+    def end_step(self, samples: int) -> None:
+        """Have the engine end the step, which may drop stages, and take the step's time without that of building."""
+        dropper, times, account = self.dropper, self.step_times, self.dropper.account
+        cut = dropper.cut
+        left_out = sum(place >= cut for place in dropper.live.skipped)
+        apart = account.building_seconds + account.abandoned_seconds
+        try:
+            dropper.step(samples)
+        finally:  # the step was made, even where an interruption cuts a drop short
+            apart = account.building_seconds + account.abandoned_seconds - apart
+            sort: Sort = "first" if times.fresh else "check" if dropper.schedule.check_due else "step"
+            times.lap(StepKind(cut, sort, left_out), apart)
+            times.fresh = dropper.cut != cut
 
     def loss_is_broken(self) -> bool:
         """Whether the loss is not finite any more; looked at when scores are checked, since looking waits for the
@@ -271,6 +287,7 @@ class RunState:
             "summed": self.summed,
             "random": random_states(self.dropper.device),
             "train_seconds": self.clock.seconds,
+            "step_times": self.step_times.state_dict(),
             "eval_seconds": self.eval_seconds,
             "compile_seconds": self.compile_seconds,
             "energy": dataclasses.asdict(self.energy()),
@@ -291,6 +308,7 @@ class RunState:
         self.summed = state["summed"]
         self._first_span = None if self.summed else 0
         self.clock.seconds = self._seconds_before = state["train_seconds"]
+        self.step_times.load_state_dict(state["step_times"])
         self.eval_seconds = state["eval_seconds"]
         self.compile_seconds = state["compile_seconds"]
         self._energy_before = energy_from(state["energy"])

@@ -56,6 +56,7 @@ def test_interrupted_before_between_and_after_drops_a_run_ends_with_the_same_bit
         assert stopped == 1
         assert lasting(resumed) == whole
         assert resumed.result["resumes"] == 1
+        assert sum(kind["steps"] for kind in resumed.result["step_seconds"]) == resumed.result["steps"]
 
 
 def test_a_run_stopped_after_every_few_steps_ends_with_the_same_bits(bench: Bench, tmp_path: Path) -> None:

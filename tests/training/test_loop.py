@@ -14,6 +14,7 @@ from torch import nn
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell
 from ldbench.experiment.validation import experiment_from_dict
+from ldbench.meters import step_times
 from ldbench.runner import preparation
 from ldbench.runner.plan import check_plan, plan
 from ldbench.runner.preparation import Preparation
@@ -177,3 +178,28 @@ def test_freezeout_gives_each_stage_its_own_rate_and_freezes_in_order(tmp_path: 
         assert cuts == sorted(cuts)
         assert result["store_bytes"] == 0
         assert result["forward_flops"] == result["forward_flops_full"]
+
+
+@pytest.mark.parametrize("method", ["full", "schedule", "stochastic-depth"])
+def test_steps_and_building_are_the_time_that_training_took(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every step as long as it was, so that this holds on a busy machine too."""
+    monkeypatch.setattr(step_times, "FEWEST_STEPS", 10**9)
+    with prepared(tmp_path, method=[method], epochs=6) as ((cell,), preparation):
+        data, costs = preparation.data("digits"), preparation.costs(cell)
+        costs = dataclasses.replace(
+            costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
+        )  # so that the drop pays
+        result = run_cell(cell, data, costs, tmp_path, device=CPU).result
+    kinds, drops = result["step_seconds"], result["drops"]
+    counted = sum(kind["counted_seconds"] for kind in kinds)
+    assert result["typical_train_seconds"] == pytest.approx(counted + result["cache_build_seconds"])
+    assert 0.75 * result["train_seconds"] <= result["typical_train_seconds"] <= result["train_seconds"]
+    assert len(drops) == (method == "schedule")
+    assert sum(kind["steps"] for kind in kinds) == result["steps"] == 36
+    assert sum(kind["steps"] for kind in kinds if kind["kind"] == "first") == 6 + len(drops)
+    assert sum(kind["steps"] for kind in kinds if kind["kind"] == "check") == 17  # none after the last step
+    assert {kind["dropped"] for kind in kinds} == {0, *(drop["cut"] for drop in drops)}
+    assert any(kind["left_out"] > 0 for kind in kinds) == (method == "stochastic-depth")
+    assert all(kind["p20_seconds"] <= kind["median_seconds"] <= kind["p80_seconds"] for kind in kinds)
