@@ -35,7 +35,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     from ldbench.records.plan_file import Outcome, all_finished
     from ldbench.records.results import load_results
     from ldbench.reporting.report import print_table
-    from ldbench.reporting.summary import summarize
+    from ldbench.reporting.summary import tabulate
 
     if dry_run:
         return _dry_run(experiment, out, as_json)
@@ -45,13 +45,13 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     skipped = all_finished(out, experiment)
     outcome = Outcome(skipped=skipped) if skipped is not None else _run(experiment, out, progress)
     results = load_results(out)
-    summary = summarize(results)
-    page = _write_report(out, results, summary)
+    tables = tabulate(results)
+    page = _write_report(out, results, tables)
     if as_json:
         rows = results.to_dict(orient="records")
         print(json.dumps(plain({"out": str(out), "report": str(page), "cells": _scalars(rows)})))
     else:
-        print_table(screen, summary)
+        print_table(screen, tables)
         _print_left_out(screen, results)
         if outcome.skipped:
             progress.note(
@@ -78,11 +78,11 @@ def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcom
         progress.close()
 
 
-def _write_report(directory: Path, results: Any, summary: Any, all_figures: bool = False) -> Path:
+def _write_report(directory: Path, results: Any, tables: Any, all_figures: bool = False) -> Path:
     from ldbench.reporting.report import write_report
 
     try:
-        return write_report(directory, results=results, summary=summary, all_figures=all_figures)
+        return write_report(directory, results=results, tables=tables, all_figures=all_figures)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {directory / 'report'}: {error.strerror}; make the folder writable, "
@@ -186,18 +186,18 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     from ldbench.io.checksums import plain
     from ldbench.records.results import load_results
     from ldbench.reporting.report import print_table
-    from ldbench.reporting.summary import summarize
+    from ldbench.reporting.summary import tabulate
 
     _check_results(directory)
     results = load_results(directory)
-    summary = summarize(results)
-    page = _write_report(directory, results, summary, all_figures)
+    tables = tabulate(results)
+    page = _write_report(directory, results, tables, all_figures)
     if as_json:
         cells = _scalars(results.to_dict(orient="records"))
         print(json.dumps(plain({"report": str(page), "cells": cells})))
         return 0
     screen = console()
-    print_table(screen, summary)
+    print_table(screen, tables)
     _print_left_out(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
     return 0

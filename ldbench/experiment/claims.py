@@ -90,7 +90,9 @@ def resolved_claims(experiment: Experiment, name: str) -> dict[str, Any] | None:
         if model not in experiment.model:
             raise UserError(f"{name}: model {model} is not run: {nearest(model, experiment.model)}")
         if not _has(experiment, kind):
-            raise UserError(f"{name}: no scenario of the grid makes the group {model}, {kind}: add one, or leave it out")
+            raise UserError(
+                f"{name}: no scenario of the grid makes the group {model}, {kind}: add one, or leave it out"
+            )
     if len({tuple(pair) for pair in groups}) < len(groups) or not groups:
         raise UserError(f"{name}: groups must not be empty, nor name one twice")
     return {**table, "groups": groups}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ldbench.errors import clean
+from ldbench.reporting.runs import RAW
+from ldbench.reporting.sentences import cheaper
 
 Row = Mapping[str, Any]
 FLOPS_UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
@@ -49,13 +51,11 @@ def spanned(row: Row, name: str, sign: str = "+", digits: int = 2) -> str:
 
 
 def difference(row: Row, name: str) -> str:
-    """A difference with its intervals, a line each: over seeds, over seeds and images, and over all tests together."""
+    """A difference with its intervals, a line each: over seeds, and over seeds and images."""
     lines = [spanned(row, name)]
     low, high = float(row[f"{name}_two_way_low"]), float(row[f"{name}_two_way_high"])
     kind = "with images" if row[f"{name}_n"] > 1 else "images alone"
     lines += [f"{kind} [{low:+.2f}, {high:+.2f}]"] if math.isfinite(low) else []
-    low, high = (float(row.get(f"{name}_simultaneous_{end}", math.nan)) for end in ("low", "high"))
-    lines += [f"all tests [{low:+.2f}, {high:+.2f}]"] if math.isfinite(low) else []
     return "\n".join(lines)
 
 
@@ -138,17 +138,6 @@ def slope(row: Row) -> str:
     return f"{text}; {note}" if note else text
 
 
-def family(row: Row) -> str:
-    """How many tests the verdicts of a report were corrected for."""
-    tests = int(row["tests_in_family"])
-    if tests == 0:
-        return "No test was possible: it takes two seeds of a method, with full and short runs of the same seeds."
-    return (
-        f"Verdicts are corrected for the {tests} test{'s' * (tests > 1)} of this report (methods x comparisons; "
-        "Holm's p); the intervals in these sentences cover together with 95 % (Bonferroni)."
-    )
-
-
 def several(row: Row, mark: str, names: tuple[str, ...], scale: float = 1.0) -> str:
     """Several plain numbers of a row with ``mark`` between them."""
     values = [float(row[name]) * scale for name in names]
@@ -160,7 +149,32 @@ def standing(row: Row) -> str:
     if row["verdict"] == "control":
         return "control"
     said = clean(row["statement"]).split(":")[0].split(" (")[0]
-    return f"{said}, p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else said
+    return f"{said}, p {probability(row['adjusted_p'])}" if math.isfinite(row["adjusted_p"]) else said
+
+
+def speed_up(row: Row, axis: str) -> str:
+    """How many times cheaper at equal accuracy, or why that cannot be told."""
+    said, reason = cheaper(row, axis), clean(row[f"speed_up_{axis}_reason"])
+    return said or (f"n/a: {reason}" if reason and not reason.startswith("is ") else "-")
+
+
+def seconds(row: Row) -> str:
+    """Training seconds by the median step times, and the raw ones beside them where they are not the same figure."""
+    said = plus_minus(row, "compared_seconds", 1)
+    return said if row["time_basis"] == RAW else f"{said}\nraw {plus_minus(row, 'train_seconds', 1)}"
+
+
+def time_ratio(row: Row) -> str:
+    """Training time over that of full training; the raw seconds' beside it where it is not the same figure."""
+    said = spanned(row, "train_time_ratio", "", 3)
+    return said if row["time_basis"] == RAW or said == "-" else f"{said}\nraw {spanned(row, 'raw_time_ratio', '', 3)}"
+
+
+def frontier_check(row: Row) -> str:
+    """The frontier's own check: what each budget's runs are above the frontier through the others."""
+    check = clean(row["frontier_check"])
+    budgets = f"frontier through {row['frontier_budgets']} budgets and full training"
+    return f"{budgets}; leaving one budget out, its runs lie above the rest by (points) {check}" if check else budgets
 
 
 def end_and_average(row: Row, name: str) -> str:

@@ -126,7 +126,9 @@ def _along(method: Mapping[int, Run], way: Way, name: str) -> Leads:
         dearer += run.cost > curve.highest
         end = curve.highest if curve.dearest is None else controls[curve.dearest].cost
         spans.append((math.log(curve.cheapest / run.cost), math.log(end / run.cost)))
-        if run.correct is not None and all(c.correct is not None and len(c.correct) == len(run.correct) for c in controls):
+        if run.correct is not None and all(
+            c.correct is not None and len(c.correct) == len(run.correct) for c in controls
+        ):
             images.append(run.correct - weights @ np.stack([control.correct for control in controls]))
     every = len(method)
     said = [why if count == every else f"{count} of {every} seeds: {why}" for why, count in missed.items()]
@@ -165,7 +167,9 @@ def pooled(lines: Sequence[Leads]) -> Leads:
         return Leads(reason="no comparison")
     seeds = sorted(set.intersection(*(set(line.seeds) for line in lines)))
     if not seeds:
-        return Leads(reason="; ".join(dict.fromkeys(line.reason for line in lines if line.reason)) or "no seed in common")
+        return Leads(
+            reason="; ".join(dict.fromkeys(line.reason for line in lines if line.reason)) or "no seed in common"
+        )
     rows = [[line.seeds.index(seed) for seed in seeds] for line in lines]
     images = [line.images[some] for line, some in zip(lines, rows, strict=True) if line.images is not None]
     both = None

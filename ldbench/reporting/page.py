@@ -26,15 +26,28 @@ from ldbench.reporting.comparisons import (
 )
 from ldbench.reporting.departures import departures
 from ldbench.reporting.figures import comparison_figures
-from ldbench.reporting.formatting import family, no_energy, quantity, recorded, slope
-from ldbench.reporting.glossary import ACCURACY_COLUMNS, COST_COLUMNS, SLOPE_MEANING, TARGET_COLUMNS, Column
+from ldbench.reporting.formatting import frontier_check, no_energy, quantity, recorded, slope, speed_up
+from ldbench.reporting.glossary import (
+    ACCURACY_COLUMNS,
+    CHECK_MEANING,
+    COST_COLUMNS,
+    SLOPE_MEANING,
+    TARGET_COLUMNS,
+    Column,
+)
 from ldbench.reporting.markup import Html, page, table, tag
+from ldbench.reporting.sentences import family
+from ldbench.reporting.summary import Tables
+from ldbench.reporting.tuning import tuning_section
 
 MOST_DROPS = 30  # drops listed per comparison; all of them are in drops.csv
 MOST_NAMED = 50
 MOST_COMPLETE = 6  # comparisons that are all drawn in full; of more of them, as drawing is what takes the time:
 MOST_FIGURES, MOST_DETAILED = 8, 2  # the first so many are drawn at all, and in full
-BESIDE = "Files beside this page: table.csv (every number below), cells.csv (one row per run), drops.csv (every drop)."
+BESIDE = (
+    "Files beside this page: groups.csv and table.csv (every number below), cells.csv (one row per run), drops.csv "
+    "(every drop)."
+)
 STANDARD = (
     "A saving that merely training for fewer steps also gives is not a saving. Every method is therefore "
     "set against full training and against shortened training at the same cost, seed by seed."
@@ -43,24 +56,36 @@ STANDARD = (
 DROP_FIELDS = (*COMPARISON, "cell", "seed", "method", "budget", "policy", "stage_count", "drops", "declined")
 
 
-def build_page(directory: Path, cells: pd.DataFrame, summary: pd.DataFrame, *, all_figures: bool = False) -> str:
-    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``summary`` its summary.
+def build_page(directory: Path, cells: pd.DataFrame, tables: Tables, *, all_figures: bool = False) -> str:
+    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``tables`` what it came to.
 
     A large experiment gets figures for its first comparisons only, and says so, unless ``all_figures``.
     """
+    summary = tables.lines
     groups = [records_of(group) for _, group in summary.groupby(COMPARISON, sort=False)] if len(summary) else []
     runs = dict(iter(cells.groupby(COMPARISON)))
     left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
-    sections = [_opening(cells, groups, left_out)]
+    sections = [_opening(cells, groups, records_of(tables.groups), left_out)]
     for place, rows in enumerate(groups):
         of_these = runs[tuple(rows[0][name] for name in COMPARISON)]
         everything = all_figures or len(groups) <= MOST_COMPLETE
         sections.append(_comparison(directory, place, rows, records_of(of_these), everything))
-    sections += [_left_out(cells, left_out), _environment(cells), _glossary(), _configuration(directory)]
+    sections += [
+        tuning_section(directory),
+        _left_out(cells, left_out),
+        _environment(cells),
+        _glossary(),
+        _configuration(directory),
+    ]
     return page(f"ldbench report: {directory.resolve().name}", sections)
 
 
-def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: Sequence[tuple[str, str]]) -> Html:
+def _opening(
+    cells: pd.DataFrame,
+    groups: Sequence[Sequence[Record]],
+    means: Sequence[Record],
+    left_out: Sequence[tuple[str, str]],
+) -> Html:
     states = Counter(cells["status"])
     counted = ", ".join(f"{states[state]} {state}" for state in ("finished", "diverged", "failed") if states[state])
     lines = []
@@ -68,18 +93,39 @@ def _opening(cells: pd.DataFrame, groups: Sequence[Sequence[Record]], left_out: 
         methods = [row for row in rows if row["verdict"] != "control"]
         for row in methods or rows[:1]:
             link = tag("a", comparison_title(row), href=f"#comparison-{place}")
-            texts = [clean(row["label"]), clean(row["statement"])] if methods else ["controls only", ""]
+            texts = [clean(row["label"]), *_opened(row)] if methods else ["controls only", "", "", ""]
             lines.append((_tone(row["verdict"]), [link, *texts, slope(row)]))
-    heads = ["comparison", "method", "against shortened training", "frontier slope, points per doubled budget"]
+    heads = ["comparison", "method", *OPENED, "frontier slope, points per doubled budget"]
     counts = f"{len(cells)} runs: {counted or 'none'}; {len(left_out)} folders left out."
     return tag(
         "header",
         tag("h1", "What layer dropping saved, and what it cost"),
         tag("p", f"{counts} {BESIDE}", class_="quiet"),
         tag("p", STANDARD),
+        _group_means(means),
+        tag("p", family(means), class_="quiet") if means else "",
+        tag("h3", "Comparison by comparison"),
         table(heads, lines),
-        tag("p", family(groups[0][0]) if groups else "", class_="quiet"),
     )
+
+
+def _opened(row: Record) -> list[str]:
+    return [speed_up(row, "flops"), speed_up(row, "time"), clean(row["statement"])]
+
+
+def _group_means(means: Sequence[Record]) -> Html:
+    """Every rule over its groups of comparisons, what was declared first."""
+    lines = []
+    for row in means:
+        setting = f" ({clean(row['setting_label'])})" if row["setting_label"] else ""
+        over = f"{row['comparisons']} comparison{'s' * (row['comparisons'] != 1)}: {clean(row['scenarios'])}"
+        texts = [f"{clean(row['model'])}, {row['kind']}{setting}", clean(row["label"]), row["standing"]]
+        lines.append((_tone(row["verdict"]), [*texts, *_opened(row), f"{over}; n = {row['n']}"]))
+    heads = ["mean over", "method", "standing", *OPENED, "of"]
+    return table(heads, lines) if lines else tag("div")
+
+
+OPENED = ("times cheaper, FLOPs", "times cheaper, time", "against shortened training")
 
 
 def _tone(kind: str) -> str:
@@ -103,6 +149,7 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
         tag("h2", comparison_title(first)),
         warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
+        tag("p", f"{frontier_check(first)}. Time: {first['time_basis']}.".capitalize(), class_="quiet"),
         [tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows)],
         [tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet")],
         [tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows)],
@@ -204,6 +251,7 @@ def _glossary() -> Html:
     }
     entries = [part for column in seen.values() for part in (tag("dt", column.title), tag("dd", column.meaning))]
     entries += [tag("dt", "frontier slope"), tag("dd", SLOPE_MEANING)]
+    entries += [tag("dt", "leaving one budget out"), tag("dd", CHECK_MEANING)]
     return tag("section", tag("h2", "How to read the columns"), tag("dl", entries))
 
 

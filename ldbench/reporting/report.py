@@ -17,8 +17,9 @@ from ldbench.io.atomic import write_text
 from ldbench.records.results import load_results
 from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
-from ldbench.reporting.formatting import accuracy, family, plus_minus, runs, slope, spanned
-from ldbench.reporting.summary import summarize
+from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, runs, slope, spanned
+from ldbench.reporting.sentences import cheaper, family
+from ldbench.reporting.summary import Tables, tabulate
 
 WIDE = 110  # columns from which the terminal table shows every comparison
 TONES = {"ahead": "green", "behind": "red", "control": "dim"}
@@ -30,14 +31,14 @@ def write_report(
     directory: str | Path,
     *,
     results: pd.DataFrame | None = None,
-    summary: pd.DataFrame | None = None,
+    tables: Tables | None = None,
     all_figures: bool = False,
 ) -> Path:
-    """Write ``report/index.html`` with ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
+    """Write ``report/index.html`` with ``groups.csv``, ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
     Streams get a ``chunks.csv`` too.
 
-    ``results`` is what ``load_results`` gave for the directory, ``summary`` what ``summarize`` made of it, to spare
+    ``results`` is what ``load_results`` gave for the directory, ``tables`` what ``tabulate`` made of it, to spare
     doing either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the
     others have none, unless ``all_figures`` is set. Each file appears whole or not at all. Raises ``UserError`` when
     there is nothing to read or no place to write.
@@ -50,17 +51,22 @@ def write_report(
         left_out = cells.attrs["left_out"]
         why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise UserError(f"{root}: no finished run to report ({len(left_out)} folders left out{why})")
-    summary = summarize(cells) if summary is None else summary
+    tables = tabulate(cells) if tables is None else tables
     wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
     named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
     dropped = cells.loc[:, list(DROP_FIELDS)]
     every = [row for _, group in dropped.groupby(COMPARISON) for row in drop_rows(records_of(group))]
     streamed = cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)]
     chunks = [row for _, group in streamed.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
-    files = {"table.csv": _csv(summary), "cells.csv": _csv(named), "drops.csv": _csv(pd.DataFrame(every))}
+    files = {
+        "groups.csv": _csv(tables.groups),
+        "table.csv": _csv(tables.lines),
+        "cells.csv": _csv(named),
+        "drops.csv": _csv(pd.DataFrame(every)),
+    }
     if chunks:
         files["chunks.csv"] = _csv(pd.DataFrame(chunks))
-    files["index.html"] = build_page(root, cells, summary, all_figures=all_figures)
+    files["index.html"] = build_page(root, cells, tables, all_figures=all_figures)
     folder = root / "report"
     if folder.is_symlink():  # in somebody else's results it may lead anywhere
         raise UserError(f"{folder} is a link: the report is written within the results folder only; delete the link")
@@ -73,13 +79,14 @@ def write_report(
     return folder / "index.html"
 
 
-def print_table(console: Console, results: pd.DataFrame) -> None:
-    """Print one table per comparison; ``results`` is what ``load_results`` or ``summarize`` gave.
+def print_table(console: Console, results: pd.DataFrame | Tables) -> None:
+    """Print one table per comparison; ``results`` is what ``load_results`` or ``tabulate`` gave.
 
     Seven columns fit 80 characters; from 110 characters on, the differences to shortened training stand in two more.
     """
-    summary = results if "verdict" in results.columns or results.empty else summarize(results)
-    if summary.empty:
+    tables = results if isinstance(results, Tables) else tabulate(results) if len(results) else None
+    summary = tables.lines if tables is not None else pd.DataFrame()
+    if tables is None or summary.empty:
         console.print("no finished run yet", highlight=False)
         return
     wide = console.width >= WIDE
@@ -95,8 +102,8 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
             pad_edge=False,
             show_edge=False,
         )
-        heads = ["method", "n", "accuracy %", "vs full", "time÷full", "FLOPs -%"]
-        heads += ["equal FLOPs", "equal time"] if wide else []
+        heads = ["method", "n", "x cheaper", "accuracy %", "vs full", "time÷full"]
+        heads += ["FLOPs -%", "equal FLOPs", "equal time"] if wide else []
         for head in heads:
             table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
         table.add_column("vs short", overflow="fold")
@@ -106,15 +113,21 @@ def print_table(console: Console, results: pd.DataFrame) -> None:
         for note, style in _notes(rows):
             console.print(Text(note, style=style))
         console.print()
-    console.print(Text(family(records_of(summary.head(1))[0])))
+    for row in records_of(tables.groups) if len(tables.groups) else ():
+        if row["comparisons"] != 1 or row["standing"] == "declared":
+            over = f"{clean(row['model'])}, {row['kind']}, {clean(row['label'])}, {row['standing']}"
+            console.print(Text(f"{over}: {clean(row['statement'])}", style=TONES.get(row["verdict"], "")))
+    console.print(Text(family(records_of(tables.groups))))
 
 
 def _cells(row: dict[str, Any], wide: bool) -> list[str]:
     counts = "average_" if row["streamed"] else ""
-    texts = [clean(row["label"]), str(row["runs"]), "-" if row["synthetic"] else accuracy(row)]
+    shorter = cheaper(row, "flops") if wide else cheaper(row, "flops").split(" [")[0]
+    texts = [clean(row["label"]), str(row["runs"]), shorter or "-", "-" if row["synthetic"] else accuracy(row)]
     ratio = spanned(row, "train_time_ratio", "") if wide else f"{row['train_time_ratio_mean']:.2f}"
     texts += [plus_minus(row, f"{counts}difference_to_full_points", sign="+"), ratio.replace("nan", "-")]
-    texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
+    if wide:
+        texts.append(plus_minus(row, "total_flops_reduction_percent", 1).split(" ")[0])
     for axis in ("flops", "time") if wide else ():
         texts.append(plus_minus(row, f"{counts}difference_at_equal_{axis}_points", sign="+"))
     return [*(text.replace(" ± ", "±").replace("n/a", "-") for text in texts), str(row["verdict"])]
@@ -123,6 +136,7 @@ def _cells(row: dict[str, Any], wide: bool) -> list[str]:
 def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Lines under a table with their style: what the numbers alone would hide."""
     yield f"frontier slope, points per doubled budget: {slope(rows[0])}", ""
+    yield frontier_check(rows[0]), "dim"
     if max(row["runs"] for row in rows) == 1:
         yield "n = 1: an anecdote; more --seeds give intervals", ""
     if any(row["synthetic"] for row in rows):

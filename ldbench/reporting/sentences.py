@@ -36,7 +36,7 @@ def cheaper(row: Row, axis: str, digits: int = 2) -> str:
 
 
 def speed_sentence(row: Row) -> str:
-    """"1.43x cheaper [1.21, 1.65] by FLOPs, 1.30x cheaper [1.10, 1.52] by time, at equal accuracy"; "" without."""
+    """ "1.43x cheaper [1.21, 1.65] by FLOPs, 1.30x cheaper [1.10, 1.52] by time, at equal accuracy"; "" without."""
     parts = []
     for axis, name in _AXES.items():
         said = cheaper(row, axis)
@@ -48,7 +48,7 @@ def speed_sentence(row: Row) -> str:
 
 
 def points_sentence(row: Row, names: Mapping[str, str]) -> str:
-    """"+0.62 [+0.30, +0.94] points at equal FLOPs, ..."; ``names``: the column of each axis."""
+    """ "+0.62 [+0.30, +0.94] points at equal FLOPs, ..."; ``names``: the column of each axis."""
     parts = []
     for axis, name in names.items():
         mean, low, high = (float(row.get(f"{name}_{part}", math.nan)) for part in ("mean", "low", "high"))

@@ -8,12 +8,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ldbench.records.declared import Declared
+from ldbench.reporting.columns import columns, speed_columns
 from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
@@ -28,7 +29,6 @@ from ldbench.reporting.comparisons import (
     total_flops,
     variant_order,
 )
-from ldbench.reporting.columns import columns, speed_columns
 from ldbench.reporting.equal_accuracy import speed_up
 from ldbench.reporting.frontier import (
     FULL,
