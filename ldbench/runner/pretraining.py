@@ -66,6 +66,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         chunks=None,
         memory=None,
         stream=None,
+        allocation=None,
     )
 
 
