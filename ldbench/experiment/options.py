@@ -116,7 +116,9 @@ def _option(key: str, value: Any) -> Any:
     if of_seeds and len(numbers) > 1:
         return numbers
     if of_seeds and not 0 < numbers[0] <= MOST_SEEDS:
-        raise UserError(f"--{key.replace('_', '-')} {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed")
+        raise UserError(
+            f"--{key.replace('_', '-')} {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed"
+        )
     if len(numbers) > 1:
         raise UserError(f"--eval-every {shown(value)} is not understood: write a number or last")
     return numbers[0]

@@ -41,11 +41,6 @@ class Group:
         """The fields whose values are tried."""
         return tuple(self.trials[0].values)
 
-    @property
-    def cells(self) -> list[Cell]:
-        """Every run of the tuning, seed by seed."""
-        return [cell for seed in zip(*(trial.cells for trial in self.trials), strict=True) for cell in seed]
-
 
 def variant(cell: Cell) -> Variant:
     """What cells share that are tuned together."""
@@ -95,9 +90,21 @@ def _placements(cell: Cell, lengths_of: Callable[[Cell], Sequence[int]]) -> list
     return [{"allocation": made} for made in allocations(lengths_of(cell), cell.epochs, cell.budget)]
 
 
+def tuning_runs(groups: Sequence[Group]) -> list[tuple[Cell, dict[str, Any]]]:
+    """Every run of a tuning with the values that it tries, seeds outermost."""
+    trials = [trial for group in groups for trial in group.trials]
+    seeds = zip(*(trial.cells for trial in trials), strict=True)
+    return [(cell, trial.values) for cells in seeds for cell, trial in zip(cells, trials, strict=True)]
+
+
 def with_values(planned: Sequence[Cell], chosen: Mapping[Variant, Mapping[str, Any]]) -> list[Cell]:
     """The cells of a plan with the values that were chosen for them; what nothing was chosen for stays as it is."""
     return [dataclasses.replace(cell, **chosen.get(tuned_like(cell), {})) for cell in planned]
+
+
+def stand_ins(planned: Sequence[Cell], groups: Sequence[Group]) -> list[Cell]:
+    """The cells of a plan with the first values that are tried, to look at before any are chosen."""
+    return with_values(planned, {variant(group.own): group.trials[0].values for group in groups})
 
 
 def mean_accuracy(accuracies: Sequence[float | None]) -> float | None:
@@ -112,8 +119,12 @@ def best_trial(group: Group, means: Sequence[float | None]) -> int | None:
     None where no trial has a mean.
     """
     known = [number for number, mean in enumerate(means) if mean is not None]
-    distances = [sum(_distance(getattr(group.own, key), value) for key, value in trial.values.items()) for trial in group.trials]  # fmt: skip
-    return min(known, key=lambda number: (-(means[number] or 0.0), distances[number]), default=None)
+
+    def rank(number: int) -> tuple[float, float]:
+        values = group.trials[number].values.items()
+        return -(means[number] or 0.0), sum(_distance(getattr(group.own, key), value) for key, value in values)
+
+    return min(known, key=rank, default=None)
 
 
 def _distance(own: Any, value: Any) -> float:
@@ -140,7 +151,7 @@ def values_text(values: Mapping[str, Any]) -> str:
 
     def said(value: Any) -> str:
         if isinstance(value, tuple | list):
-            return "/".join(f"{share:.3g}" for share in value[:8]) + ("/..." if len(value) > 8 else "")
+            return "/".join(f"{some:.3g}" if isinstance(some, float) else str(some) for some in value)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     return ", ".join(f"{key}={said(value)}" for key, value in values.items())

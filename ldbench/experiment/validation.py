@@ -121,7 +121,7 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
 def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
     """Check names, types and ranges, and build the experiment. Raises ``UserError`` naming key, value and cure."""
     hints = typing.get_type_hints(Experiment)
-    known = {}
+    known: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
