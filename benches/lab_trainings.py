@@ -80,7 +80,7 @@ class Told:
         """A line worth keeping."""
         print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
 
-    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell]) -> None:
+    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell], trying: str = "") -> None:
         """A training begins."""
         self.note(f"{number} of {total}: {cell.cell_id}")
 

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from ldbench.cli.progress import ConsoleProgress, cell_title
+from ldbench.cli.progress import ConsoleProgress
 from ldbench.errors import UserError
-from ldbench.experiment.config import Cell, Experiment
+from ldbench.experiment.config import Experiment
 
 if TYPE_CHECKING:
     from ldbench.records.plan_file import Outcome
 
 _MOST_SHOWN = 10
-_MOST_LISTED = 1000  # cells of a dry run that are listed one by one
 
 
 def console() -> Console:
@@ -38,7 +35,9 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     from ldbench.reporting.summary import tabulate
 
     if dry_run:
-        return _dry_run(experiment, out, as_json)
+        from ldbench.cli.dry_run import show_plan
+
+        return show_plan(console(), experiment, out, as_json=as_json)
     keep_freed_memory()
     screen = console()
     progress = ConsoleProgress(Console(stderr=True) if as_json else screen, quiet or as_json)
@@ -110,65 +109,6 @@ def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
     return [{str(k): known(v) for k, v in row.items() if not isinstance(v, (list, dict, bytes))} for row in rows]
 
 
-def _dry_run(experiment: Experiment, out: Path, as_json: bool) -> int:
-    """What would run, checked as far as it can be without training."""
-    from ldbench.devices import resolve_device
-    from ldbench.io.places import scratch_folder
-    from ldbench.records.cell_files import check_place, finished
-    from ldbench.runner.plan import check_plan, plan
-    from ldbench.runner.preparation import Preparation
-
-    planned = plan(experiment)
-    with scratch_folder() as folder:
-        preparation = Preparation(experiment, folder, resolve_device(experiment.device))
-        problem = None
-        try:
-            check_place(out, "results")
-            check_plan(planned, preparation)
-        except UserError as error:  # the plan is shown all the same, then what would stop it
-            problem = error
-    rows = [_planned(cell, finished(out / "cells" / cell.cell_id)) for cell in planned]
-    if as_json:
-        print(json.dumps({"out": str(out), "cells": rows, "problem": None if problem is None else str(problem)}))
-        if problem is not None:
-            raise problem
-        return 0
-    screen = console()
-    screen.print(_cell_by_cell(rows) if len(rows) <= _MOST_LISTED else _in_groups(rows))
-    screen.print(f"{len(rows)} cells, results would go to {out}", markup=False, soft_wrap=True)
-    if problem is not None:
-        raise problem
-    return 0
-
-
-def _cell_by_cell(rows: list[dict[str, Any]]) -> Table:
-    table = Table("cell", "model", "data set", "scenario", "method", "seed", "epochs", "state", box=None)
-    for number, row in enumerate(rows, 1):
-        state = "finished" if row["finished"] else "to run"
-        named = (escape(row[key]) for key in ("model", "dataset", "scenario", "title"))
-        table.add_row(str(number), *named, str(row["seed"]), str(row["epochs"]), state)
-    return table
-
-
-def _in_groups(rows: list[dict[str, Any]]) -> Table:
-    """A line per comparison, for a grid too long to be read cell by cell (``--json`` lists every one)."""
-    table = Table("model", "data set", "scenario", "methods and budgets", "seeds", "cells", "finished", box=None)
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["dataset"], row["scenario"]), []).append(row)
-    for place, some in groups.items():
-        counts = len({row["title"] for row in some}), len({row["seed"] for row in some}), len(some)
-        table.add_row(*map(escape, place), *map(str, counts), str(sum(row["finished"] for row in some)))
-    return table
-
-
-def _planned(cell: Cell, done: bool) -> dict[str, Any]:
-    row = {name: getattr(cell, name) for name in ("cell_id", "model", "dataset", "scenario", "method")}
-    row |= {"title": cell_title(cell.method, cell.budget)}
-    row |= {name: getattr(cell, name) for name in ("budget", "seed", "epochs")}
-    return row | {"finished": done}
-
-
 def _check_results(directory: Path) -> None:
     """Raises ``UserError`` unless the folder of a run can be read."""
     cells = directory / "cells"
@@ -206,18 +146,21 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
     from ldbench.records.integrity import verify
+    from ldbench.records.tuning import RUNS
 
     _check_results(directory)
     damaged = list(verify(directory))
-    cells = sum(path.is_dir() for path in (directory / "cells").iterdir())
+    cells, tuning = (sum(path.is_dir() for path in root.glob("cells/*")) for root in (directory, directory / RUNS))
     if as_json:
-        print(json.dumps({"cells": cells, "damaged": [{"path": path, "reason": said} for path, said in damaged]}))
+        found = [{"path": path, "reason": said} for path, said in damaged]
+        print(json.dumps({"cells": cells, "tuning": tuning, "damaged": found}))
         return 1 if damaged else 0
     screen = console()
     for path, said in damaged:
         screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
     cure = "; the command that made them sets them aside and runs their cells again" if damaged else ""
-    screen.print(f"{cells} cells checked, {len(damaged)} files damaged{cure}", markup=False, soft_wrap=True)
+    checked = f"{cells} cells and {tuning} tuning runs checked" if tuning else f"{cells} cells checked"
+    screen.print(f"{checked}, {len(damaged)} files damaged{cure}", markup=False, soft_wrap=True)
     return 1 if damaged else 0
 
 

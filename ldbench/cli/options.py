@@ -30,6 +30,9 @@ HELP: dict[str, str] = {
     "method": "full, short, learn-and-drop, freeze, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "
     "each also as NAME+store; stochastic-depth, progressive-depth.",
     "seeds": "How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.",
+    "tune": "Values of the recipe to try for each method, such as lr=0.025,0.05,0.1; its cells take what does best on "
+    "the validation images.",
+    "tune_seeds": "How many seeds (1000, 1001, ...) to try them with, or the seeds themselves; 2 by default.",
     "epochs": "Epochs of full training.",
     "batch_size": "Samples per minibatch.",
     "optimizer": f"{_one_of('optimizer')}.",
@@ -83,10 +86,14 @@ PROFILE_HELP = {name: HELP[name] for name in _PROFILED} | {
 
 
 def parsed_as(hint: Any) -> Any:
-    """What the command line takes for a field of this type; a list of numbers, or one of two types, is read as text."""
+    """What the command line takes for a field of this type; a list of numbers, or one of two types, is read as text,
+    a table as words.
+    """
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    if hint == tuple[str, ...]:
+    if hint == tuple[str, ...] or typing.get_origin(hint) is dict:
         return list[str] | None
+    if len(kinds) == 1 and typing.get_origin(kinds[0]) is tuple:
+        return str | None
     return str | None if len(kinds) > 1 else hint | None
 
 

@@ -48,13 +48,17 @@ class ConsoleProgress:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell]) -> None:
-        """Open the line of a cell, the ``number``-th of ``total``; ``later``: those this process may run after it."""
+    def cell_started(self, cell: Cell, number: int, total: int, later: Sequence[Cell], trying: str = "") -> None:
+        """Open the line of a cell, the ``number``-th of ``total``; ``later``: those this process may run after it;
+        ``trying``: the values it tries, where it is a run of the tuning.
+        """
         self._epochs, self._later = epochs_run(cell), sum(map(epochs_run, later))
         self._cell_began = self._epoch_began = time.monotonic()
         method = cell_title(cell.method, cell.budget)
         scenario = "" if cell.scenario == "scratch" else f"{cell.scenario}, "
-        self._title = f"cell {number} of {total}: {cell.model} on {cell.dataset}, {scenario}{method}, seed {cell.seed}"
+        kind, tried = ("tuning run", f", {trying}") if trying else ("cell", "")
+        place = f"{kind} {number} of {total}: {cell.model} on {cell.dataset}"
+        self._title = f"{place}, {scenario}{method}{tried}, seed {cell.seed}"
         if self.quiet:
             return
         if self.console.is_terminal:

@@ -6,9 +6,11 @@ import json
 import types
 import typing
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from ldbench.errors import UserError, shown
+from ldbench.errors import UserError, nearest, shown
+from ldbench.experiment.config import OF_RECIPE
 
 MOST_SEEDS = 9999
 LARGEST = 2**63 - 1  # what JSON readers, TOML and torch agree on
@@ -46,15 +48,31 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def seed_list(name: str, value: Any) -> Any:
-    """``seeds = 5`` means seeds 0 to 4; a list names them. Other types are left to ``coerce``. Raises ``UserError``."""
+def seed_list(name: str, value: Any, first: int = 0) -> Any:
+    """``seeds = 5`` means five seeds from ``first`` on; a list names them. Other types are left to ``coerce``. Raises
+    ``UserError``.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if not 0 < value <= MOST_SEEDS:
         raise UserError(
             f"{name} {shown(value)}: a number says how many seeds, 1 to {MOST_SEEDS}; a list names them: [3, 5, 7]"
         )
-    return list(range(value))
+    return list(range(first, first + value))
+
+
+def tune_table(name: str, value: Any, hints: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The values to be tried for each field of a recipe, as the types ``hints`` declare. Raises ``UserError``."""
+    if not isinstance(value, dict):
+        raise UserError(f"{name} must be a table of lists, such as lr = [0.025, 0.05, 0.1], not {shown(value)}")
+    table: dict[str, tuple[Any, ...]] = {}
+    for key, tried in value.items():
+        if key not in OF_RECIPE:
+            raise UserError(f"{name}: {shown(key)} cannot be tuned: {nearest(key, OF_RECIPE)}")
+        table[key] = coerce(f"{name}: {key}", tried, types.GenericAlias(tuple, (hints[key], ...)))
+        if len(table[key]) < 2:
+            raise UserError(f"{name}: {key} needs two values at least to choose from, not {shown(tried)}")
+    return table
 
 
 def _one_of(name: str, value: Any, options: list[Any]) -> Any:

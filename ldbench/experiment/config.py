@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+OF_RECIPE = (
+    "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup_fraction", "label_smoothing", "clip_norm",
+    "batch_size",
+)  # fmt: skip
+FIRST_TUNE_SEED = 1000
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -25,7 +31,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class Experiment:
     """A grid of cells (model x data set x scenario x method x seed).
 
-    ``None`` in a field of the recipe means the model family's default.
+    ``None`` in a field of the recipe means the model family's default. ``tune`` holds the values of the recipe's fields
+    that are tried for each method, the best of which its cells are run with.
     """
 
     model: tuple[str, ...] = ("resnet18",)
@@ -75,18 +82,30 @@ class Experiment:
     stream_schedule: str | None = None
     freeze_to: str | None = None
     refresh_statistics: bool = False
+    tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    tune_seeds: tuple[int, ...] | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/TOML values; feeding them back through ``experiment_from_dict`` gives this object again."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        plain["tune"] = {key: list(tried) for key, tried in self.tune.items()} or None
         return {key: value for key, value in plain.items() if value is not None}
+
+    @property
+    def seeds_to_tune(self) -> tuple[int, ...]:
+        """The seeds that values are chosen with; without ``tune_seeds`` two that no cell of the experiment has."""
+        if self.tune_seeds is not None:
+            return self.tune_seeds
+        unused = (seed for seed in itertools.count(FIRST_TUNE_SEED) if seed not in self.seeds)
+        return next(unused), next(unused)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, everything that decides its numbers resolved. ``budget`` is set where a method trains less.
+    """One training run, everything that decides its numbers resolved. ``budget`` is set where a method trains less;
+    ``allocation`` where that budget was placed: the share of its steps for each chunk of a stream.
 
     Fields with a default are hashed only where they differ from it: a cell that was run before a field existed keeps
     its name. ``init`` is what ``init_identity`` makes of the option: a file's content counts, not its place.
@@ -136,6 +155,12 @@ class Cell:
     stream_schedule: str | None = None
     freeze_to: str | None = None
     refresh_statistics: bool | None = None  # of what drops layers; None for what does not
+    allocation: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """A list, as JSON has it, is the same allocation."""
+        if self.allocation is not None:
+            object.__setattr__(self, "allocation", tuple(self.allocation))
 
     @property
     def place(self) -> tuple[str, str, str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
 from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, STREAM_SCHEDULES, STREAMS, init_identity
-from ldbench.policies.registry import get_method, replay_source, shortened_methods
+from ldbench.policies.registry import get_method, replay_source, shortened_methods, stream_controls
 
 if typing.TYPE_CHECKING:
     from ldbench.models.recipes import Recipe
@@ -23,12 +23,12 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     """
     methods = sorted(experiment.method, key=lambda name: replay_source(name) is not None)
     shared = {f.name for f in dataclasses.fields(Experiment)} & {f.name for f in dataclasses.fields(Cell)}
-    shortened, early = shortened_methods(), shortened_methods("early")
+    shortened, of_streams = shortened_methods(), stream_controls()
     init = init_identity(experiment.init)
     for seed, dataset, scenario, model, method in itertools.product(
         experiment.seeds, experiment.dataset, experiment.scenario, experiment.model, methods
     ):
-        if method in early and not SCENARIOS[scenario].streamed:
+        if method in of_streams and not SCENARIOS[scenario].streamed:
             continue  # there it is short
         values = {name: getattr(experiment, name) for name in shared}
         recipe = recipe_of(model)

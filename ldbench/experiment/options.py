@@ -12,10 +12,13 @@ from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Experiment
 from ldbench.experiment.files import read_experiment
 from ldbench.experiment.scenarios import SCENARIOS
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.policies.registry import shortened_methods
+from ldbench.policies.registry import stream_controls
 
 # Options that hold lists or either of two types arrive as text; how to write them.
-AS_TEXT = {"seeds": "5 or 3,5,7", "short_budgets": "0.25,0.5", "eval_every": "a number or last"}
+AS_TEXT = {
+    "seeds": "5 or 3,5,7", "tune_seeds": "2 or 1000,1001", "short_budgets": "0.25,0.5",
+    "eval_every": "a number or last",
+}  # fmt: skip
 
 
 def experiment_from_options(source: str | None, options: dict[str, Any], settings: list[str]) -> tuple[Experiment, str]:
@@ -54,7 +57,7 @@ def _narrow(table: dict[str, Any], options: dict[str, Any]) -> None:
     if not any(scenario.streamed for scenario in chosen):
         unused += OF_STREAMS
         if "method" not in options and isinstance(table.get("method"), list):
-            table["method"] = [name for name in table["method"] if name not in shortened_methods("early")]
+            table["method"] = [name for name in table["method"] if name not in stream_controls()]
     for key in unused:
         if key not in options:
             table.pop(key, None)
@@ -74,7 +77,31 @@ def _setting(text: str) -> tuple[str, str, Any]:
     return method, key, table["value"]
 
 
+def _tried(words: list[str]) -> dict[str, list[Any]]:
+    """``KEY=VALUE,VALUE`` each, as the table of a file."""
+    table: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals or not key or not values:
+            raise UserError(f"--tune {shown(word)} is not understood: write KEY=VALUE,VALUE, such as lr=0.025,0.05,0.1")
+        if key in table:
+            raise UserError(f"--tune {key} is given twice: write all its values in one, such as lr=0.025,0.05,0.1")
+        table[key] = [_value(part.strip()) for part in values.split(",")]
+    return table
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def _option(key: str, value: Any) -> Any:
+    if key == "tune":
+        return _tried(value)
     if key not in AS_TEXT or (key == "eval_every" and value == "last"):
         return value
     kind = float if key == "short_budgets" else int
@@ -85,10 +112,13 @@ def _option(key: str, value: Any) -> Any:
         raise UserError(f"{name} {shown(value)} is not understood: write {AS_TEXT[key]}") from None
     if key == "short_budgets":
         return numbers
-    if key == "seeds" and len(numbers) > 1:
+    of_seeds = key in ("seeds", "tune_seeds")
+    if of_seeds and len(numbers) > 1:
         return numbers
-    if key == "seeds" and not 0 < numbers[0] <= MOST_SEEDS:
-        raise UserError(f"--seeds {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed")
+    if of_seeds and not 0 < numbers[0] <= MOST_SEEDS:
+        raise UserError(
+            f"--{key.replace('_', '-')} {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed"
+        )
     if len(numbers) > 1:
         raise UserError(f"--eval-every {shown(value)} is not understood: write a number or last")
     return numbers[0]

@@ -10,10 +10,10 @@ from typing import Any
 
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.claims import claims_table, resolved_claims
-from ldbench.experiment.coercion import coerce, seed_list
-from ldbench.experiment.config import CHOICES, OF_STREAMS, Experiment
+from ldbench.experiment.coercion import coerce, seed_list, tune_table
+from ldbench.experiment.config import CHOICES, FIRST_TUNE_SEED, OF_STREAMS, Experiment
 from ldbench.experiment.scenarios import SCENARIOS
-from ldbench.policies.registry import shortened_methods
+from ldbench.policies.registry import shortened_methods, stream_controls
 
 POSITIVE = ("epochs", "batch_size", "lr", "width", "check_every", "train_size", "test_size", "image_size", "threads",
             "pretrain_epochs", "pretrain_size")  # fmt: skip
@@ -42,8 +42,9 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
             raise UserError(f"{origin}: {key} must be below 1, not {value}")
     if any(not 0 < budget < 1 for budget in experiment.short_budgets):
         raise UserError(f"{origin}: short_budgets must lie between 0 and 1, not {shown(experiment.short_budgets)}")
-    if any(not 0 <= seed < 2**31 for seed in experiment.seeds):
-        raise UserError(f"{origin}: seeds must lie between 0 and 2**31 - 1, not {shown(experiment.seeds)}")
+    for key, seeds in (("seeds", experiment.seeds), ("tune_seeds", experiment.tune_seeds or ())):
+        if any(not 0 <= seed < 2**31 for seed in seeds):
+            raise UserError(f"{origin}: {key} must lie between 0 and 2**31 - 1, not {shown(seeds)}")
     every = experiment.eval_every
     if (isinstance(every, str) and every != "last") or (isinstance(every, int) and every < 1):
         raise UserError(f'{origin}: eval_every must be a number of epochs or "last", not {shown(every)}')
@@ -62,6 +63,27 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
         value = getattr(experiment, key)
         if value is not None and value > most:
             raise UserError(f"{origin}: {key} {value} is beyond what this tool can run (at most {most})")
+    _check_tuning(experiment, origin)
+
+
+def _check_tuning(experiment: Experiment, origin: str) -> None:
+    """Every value to be tried is one that the experiment itself could have, and there are images to choose by."""
+    placed = [f"method {name}" for name in experiment.method if name in shortened_methods("placed")]
+    tuned = [*placed, *(f"tune: {key}" for key in experiment.tune)]
+    if experiment.tune_seeds is not None and not tuned:
+        raise UserError(f"{origin}: --tune-seeds goes with something to tune: add --tune lr=0.025,0.05,0.1")
+    if tuned and not experiment.val_size:
+        raise UserError(f"{origin}: {tuned[0]} is chosen by validation images: add --val-size N")
+    shared = sorted(set(experiment.seeds) & set(experiment.tune_seeds or ()))
+    if shared:
+        raise UserError(f"{origin}: seed {shared[0]} is both in seeds and in tune_seeds: tune with seeds of their own")
+    for key, tried in experiment.tune.items():
+        if getattr(experiment, key) is not None:
+            raise UserError(f"{origin}: {key} is to be tuned and is set to {getattr(experiment, key)}: give only one")
+        for value in tried:
+            check_experiment(
+                dataclasses.replace(experiment, tune={}, tune_seeds=None, **{key: value}), f"{origin}: tune"
+            )
 
 
 def _check_scenarios(experiment: Experiment, origin: str) -> None:
@@ -81,10 +103,10 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
         option = f"--{sources[0].replace('_', '-')}"
         raise UserError(f"{origin}: {option} needs a scenario that begins with weights: add --scenario fine-tune")
     streamed = any(SCENARIOS[name].streamed for name in experiment.scenario)
-    early = [name for name in experiment.method if name in shortened_methods("early")]
-    if early and not streamed:
+    of_streams = [name for name in experiment.method if name in stream_controls()]
+    if of_streams and not streamed:
         raise UserError(
-            f"{origin}: method {early[0]} is short where data do not arrive in chunks: add --scenario online"
+            f"{origin}: method {of_streams[0]} is short where data do not arrive in chunks: add --scenario online"
         )
     for name in OF_STREAMS:
         if getattr(experiment, name) is not None and not streamed:
@@ -100,19 +122,21 @@ def _check_scenarios(experiment: Experiment, origin: str) -> None:
 def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") -> Experiment:
     """Check names, types and ranges, and build the experiment. Raises ``UserError`` naming key, value and cure."""
     hints = typing.get_type_hints(Experiment)
-    known = {}
+    known: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{origin}: unknown key {shown(key)}: {nearest(key, hints)}")
         name = f"{origin}: {key}"
         if key == "seeds":
             value = seed_list(name, value)
+        if key == "tune_seeds":
+            value = seed_list(name, value, FIRST_TUNE_SEED)
         if key == "freeze_to" and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # how many stages, where a name could stand
         if key == "claims":
             known[key] = claims_table(name, value)
             continue
-        known[key] = coerce(name, value, hints[key])
+        known[key] = tune_table(name, value, hints) if key == "tune" else coerce(name, value, hints[key])
     experiment = Experiment(**known)
     check_experiment(experiment, origin)
     return dataclasses.replace(experiment, claims=resolved_claims(experiment, f"{origin}: claims"))

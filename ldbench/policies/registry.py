@@ -15,7 +15,7 @@ from ldbench.policies.plateaus import Egeria, ParameterFreezing
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
 Execution = Literal["store", "freeze"]
-Spread = Literal["evenly", "early"]
+Spread = Literal["evenly", "early", "placed"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Method:
         replays: name of the method whose recorded drops this one repeats for the same seed, or None.
         stops: there is something to drop, so that ``NAME+store`` and ``NAME+freeze`` are methods, too.
         shortened: how a control that trains with a part of the budget spreads it over the chunks of a stream: "evenly",
-            its share of each; "early", the first in full as far as it reaches, which is for streams alone. None: it
-            trains in full.
+            its share of each; "early", the first in full as far as it reaches; "placed", as does best on validation
+            images. The last two are for streams alone. None: it trains in full.
     """
 
     policy: Callable[..., Policy]
@@ -44,6 +44,7 @@ _METHODS: dict[str, Method] = {
     "full": Method(NeverDrop, stops=False),
     "short": Method(NeverDrop, stops=False, shortened="evenly"),
     "short-early": Method(NeverDrop, stops=False, shortened="early"),
+    "short-placed": Method(NeverDrop, stops=False, shortened="placed"),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
     "schedule": Method(FixedSchedule, "store"),
@@ -67,6 +68,11 @@ def method_names() -> list[str]:
 def shortened_methods(spread: Spread | None = None) -> tuple[str, ...]:
     """The methods that train with a part of the budget; with ``spread`` those that spread it so."""
     return tuple(name for name, m in _METHODS.items() if m.shortened and spread in (None, m.shortened))
+
+
+def stream_controls() -> tuple[str, ...]:
+    """The methods that spread a budget in a way that only a stream knows; elsewhere they would be ``short``."""
+    return shortened_methods("early") + shortened_methods("placed")
 
 
 def register_method(name: str, method: Method) -> None:

@@ -16,6 +16,7 @@ from ldbench.io.checksums import (
     read_sealed,
     set_aside,
 )
+from ldbench.records.tuning import RUNS, TUNING
 
 OBJECTS = ("result.json", "config.json")
 LINES = ("epochs.jsonl", "scores.jsonl")
@@ -68,15 +69,14 @@ def mend_cell(folder: Path, note: Callable[[str], None]) -> bool:
 
 def verify(out: Path) -> Iterator[tuple[str, str]]:
     """Every damaged file below a results folder: path relative to it, and the reason."""
-    for path in (out / "experiment.json", out / "plan.json", *sorted((out / "costs").glob("*.json"))):
+    named = (out / name for name in ("experiment.json", "plan.json", TUNING))
+    for path in (*named, *sorted((out / "costs").glob("*.json"))):
         try:
             if path.exists():
                 read_sealed(path)
         except Damaged as reason:
             yield str(path.relative_to(out)), str(reason)
-    made = out / "pretrained"
-    for folder in sorted(
-        path for root in (out / "cells", made) if root.is_dir() for path in root.iterdir() if path.is_dir()
-    ):
+    roots = (out / "cells", out / "pretrained", out / RUNS / "cells")
+    for folder in sorted(path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()):
         for path, said in cell_problems(folder):
             yield str(path.relative_to(out)), said

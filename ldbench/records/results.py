@@ -19,6 +19,7 @@ from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, at_default
 from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
 from ldbench.records.declared import read_declared
+from ldbench.records.tuning import Choices, read_tuning
 
 TEXT = ("model", "dataset", "method", "status")
 OPTIONAL_TEXT = (
@@ -33,13 +34,13 @@ NUMBERS = (
     "scoring_flops", "forward_flops_full", "backward_flops_full", "predicted_saved_seconds", "peak_memory_bytes",
     "store_bytes", "energy_joules", "energy_bound_joules", "energy_net_joules", "energy_tick_seconds",
     "energy_lag_seconds", "dropped_stages", "width", "image_size", "init_tensors_taken", "pretrain_seconds",
-    "pretrain_epochs", "pretrain_images", "pretrain_accuracy", "average_accuracy", "memory_size", "chunk_size",
-    "typical_train_seconds",
+    "pretrain_epochs", "pretrain_images", "pretrain_accuracy", "average_accuracy", "average_val_accuracy",
+    "memory_size", "chunk_size", "typical_train_seconds",
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
-    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "stage_count",
-    "test_correct", "drops", "declined", "chunks",
+    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "tuned",
+    "tuned_edge", "stage_count", "test_correct", "drops", "declined", "chunks",
 )  # fmt: skip
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
@@ -54,11 +55,14 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
     Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
     entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
     name), ``stage_count``, ``test_correct`` (packed bits; see ``unpack_correct``), and the lists ``drops``,
-    ``declined`` and ``chunks``.
+    ``declined`` and ``chunks``. What was tuned (``tuning.json``) may differ between the methods of a comparison: it
+    stands in ``tuned`` (canonical JSON) and not in ``setting``; ``tuned_edge`` names those of its keys, joined by "; ",
+    whose value lies at the edge of what was tried.
     ``stages=True`` adds the per-stage list, which dominates the memory of a large experiment.
 
     ``attrs["declared"]`` is what ``read_declared`` makes of the experiment.
-    ``attrs["left_out"]`` lists (path, reason) of everything damaged, unfinished or written by a newer schema.
+    ``attrs["left_out"]`` lists (path, reason) of everything damaged, unfinished or written by a newer schema, and of
+    cells with other values than tuning chose.
     Raises ``UserError`` when ``directory`` holds no experiment.
     """
     root = Path(directory)
@@ -71,9 +75,10 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
         cells = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    choices = Choices(read_tuning(root))
     for cell in cells:
         try:
-            rows.append(_row(cell, stages))
+            rows.append(_row(cell, stages, choices))
         except Damaged as error:
             left_out.append((f"cells/{cell.name}/result.json", str(error)))
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
@@ -107,7 +112,7 @@ def _content(path: Path) -> bytes:
     return read_bytes(path)
 
 
-def _row(cell: Path, stages: bool) -> dict[str, Any]:
+def _row(cell: Path, stages: bool, choices: Choices) -> dict[str, Any]:
     data = _content(cell / "result.json")
     record = parse(data)
     check_schema(record.get("schema_version"))
@@ -137,12 +142,13 @@ def _row(cell: Path, stages: bool) -> dict[str, Any]:
     if isinstance(environment, dict):
         row |= {f"environment_{key}": _plain(value) for key, value in environment.items()}
     check(data)  # last: what is wrong with a field says more than that something is
-    return row | _configuration(cell / "config.json")
+    return row | _configuration(cell / "config.json", choices)
 
 
-def _configuration(path: Path) -> dict[str, str]:
+def _configuration(path: Path, choices: Choices) -> dict[str, str]:
     """``setting``: what all methods of a comparison share; ``policy``: the method's own options, ``refresh_statistics``
-    among them where it is on. "{}" if unrecorded.
+    among them where it is on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
+    were chosen.
     """
     config: dict[str, Any] = {}
     if path.is_file():
@@ -150,12 +156,25 @@ def _configuration(path: Path) -> dict[str, str]:
             config = read_sealed(path)
         except Damaged as error:
             raise Damaged(f"its config.json {error}") from error
-    setting = {key: config[key] for key in SETTING if config.get(key) is not None and not at_default(key, config[key])}
+    group, superseded = choices.of(config)
+    if superseded is not None:
+        raise Damaged(superseded)
+    chosen: dict[str, Any] = group["chosen"] if group is not None else {}
+    setting = {
+        key: config[key]
+        for key in SETTING
+        if key not in chosen and config.get(key) is not None and not at_default(key, config[key])
+    }
     policy = config.get("policy")
     options = policy if isinstance(policy, dict) else {}
     if config.get("refresh_statistics") is True:
         options = options | {"refresh_statistics": True}
-    return {"setting": canonical(setting), "policy": canonical(options)}
+    return {
+        "setting": canonical(setting),
+        "policy": canonical(options),
+        "tuned": canonical(chosen),
+        "tuned_edge": "; ".join(map(str, group.get("edge", []))) if group is not None else "",
+    }
 
 
 def canonical(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class Leads:
     """
 
     seeds: tuple[int, ...] = ()
-    differences: Floats = np.empty(0)
+    differences: Floats = field(default_factory=lambda: np.empty(0))
     images: Floats | None = None
     over_ratios: Floats | None = None
     lowest: float = math.nan

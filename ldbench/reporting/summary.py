@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ldbench.experiment.tuning import values_text
 from ldbench.records.declared import Declared
 from ldbench.reporting.columns import columns, speed_columns
 from ldbench.reporting.comparisons import (
@@ -164,7 +165,7 @@ def _tuned(records: Sequence[Record]) -> tuple[str, str]:
     for record in records:
         chosen = json.loads(record["tuned"])
         if chosen:
-            return ", ".join(f"{key}={value}" for key, value in chosen.items()), record["tuned_edge"]
+            return values_text(chosen), record["tuned_edge"]
     return "", ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldbench.errors import clean
 from ldbench.records.results import bounded
+from ldbench.records.tuning import read_tuning
 from ldbench.reporting.markup import Html, table, tag
 
 MOST_SHOWN = 60
@@ -15,8 +16,6 @@ MOST_SHOWN = 60
 
 def tuning_section(directory: Path) -> Html:
     """Every group of runs that was tuned: what was tried on validation images, what was chosen; empty without any."""
-    from ldbench.records.tuning import read_tuning
-
     groups = read_tuning(directory)
     if not groups:
         return tag("div")

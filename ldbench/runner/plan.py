@@ -19,7 +19,9 @@ from ldbench.training.optim import PRECISIONS
 
 
 def plan(experiment: Experiment) -> list[Cell]:
-    """All cells of the grid, names and options checked. Raises ``UserError``."""
+    """All cells of the grid, names and options checked; what is to be tuned is the recipe's own still. Raises
+    ``UserError``.
+    """
     for model in experiment.model:
         if ":" not in model and model not in model_names():
             raise UserError(f"unknown model {shown(model)}: {nearest(model, model_names())}")
@@ -37,13 +39,13 @@ def plan(experiment: Experiment) -> list[Cell]:
 
 def check_plan(planned: Sequence[Cell], preparation: Preparation) -> None:
     """What can be known about a plan before training: models, data, stores, replays. Raises ``UserError``."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[str | int, ...]] = set()
     wanted = {(*cell.place, cell.method) for cell in planned}
     for cell in planned:
         source = replay_source(cell.method)
         if source is not None and (*cell.place, source) not in wanted:
             raise UserError(f"method {cell.method} repeats the drops of {source}: add --method {source}")
-        key = (cell.model, cell.dataset, cell.scenario, cell.method)
+        key = (cell.model, cell.dataset, cell.scenario, cell.method, cell.batch_size)
         if key not in seen:
             seen.add(key)
             preparation.check(cell)

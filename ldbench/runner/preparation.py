@@ -32,6 +32,7 @@ from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import resolve_budget, store_bytes
 from ldbench.training.checkpointing import Checkpointer
+from ldbench.training.epochs import epoch_lengths
 from ldbench.training.optim import autocast_for, build_optimizer
 from ldbench.training.setup import Resident, model_spec, stream_of
 
@@ -64,6 +65,10 @@ class Preparation:
                 val_size=options.val_size,
             )
         return self._data[name]
+
+    def epoch_lengths(self, cell: Cell) -> list[int]:
+        """Steps of an epoch over each chunk of a cell's data. Raises ``UserError`` where a chunk fills no minibatch."""
+        return epoch_lengths(stream_of(cell, self.data(cell.dataset).dataset), cell.batch_size)
 
     def _load(self, name: str, **sizes: Any) -> Dataset:
         options = self.experiment

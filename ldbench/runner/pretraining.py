@@ -67,6 +67,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         chunks=None,
         memory=None,
         stream=None,
+        allocation=None,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldbench.data.stream import Stream
+from ldbench.experiment.allocation import chunk_steps
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,22 @@ class Epoch:
         return self.end == self.chunk_end
 
 
-def plan_epochs(stream: Stream, batch_size: int, epochs: int, budget: float | None, early: bool = False) -> list[Epoch]:
-    """The epochs of a run.
+def epoch_lengths(stream: Stream, batch_size: int) -> list[int]:
+    """Steps of an epoch over each set of a stream."""
+    return [len(chosen) // min(batch_size, *map(len, stream.sets)) for chosen in stream.sets]
 
-    Args:
-        budget: the share of each chunk's steps that is trained (at least one); None for all.
-        early: the budget is a share of all steps instead, and the first chunk is trained in full as far as it reaches;
-            the others share what is left evenly.
-    """
-    lengths = [len(chosen) // batch_size for chosen in stream.sets]
-    shares = [budget or 1.0] * len(lengths)
-    if early and len(lengths) > 1:
-        total = (budget or 1.0) * sum(lengths)
-        shares[0] = min(1.0, total / lengths[0])
-        shares[1:] = [max(0.0, total - shares[0] * lengths[0]) / sum(lengths[1:])] * (len(lengths) - 1)
-    steps = [max(1, round(epochs * length * share)) for length, share in zip(lengths, shares, strict=True)]
+
+def plan_epochs(
+    stream: Stream,
+    batch_size: int,
+    epochs: int,
+    budget: float | None,
+    early: bool = False,
+    allocation: Sequence[float] | None = None,
+) -> list[Epoch]:
+    """The epochs of a run; ``budget``, ``early`` and ``allocation`` as in ``chunk_steps``."""
+    lengths = epoch_lengths(stream, batch_size)
+    steps = chunk_steps(lengths, epochs, budget, early=early, allocation=allocation)
     planned: list[Epoch] = []
     made = 0
     for chunk, (length, left) in enumerate(zip(lengths, steps, strict=True)):

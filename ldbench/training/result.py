@@ -19,8 +19,8 @@ from ldbench.training.setup import model_spec
 
 OF_THE_CELL = ("cell_id", "model", "dataset", "scenario", "method", "budget", "seed", "precision", "width")
 OF_A_CHUNK = (
-    "test_accuracy", "test_loss", "train_seconds", "forward_flops", "backward_flops", "dropped_stages", "store_bytes",
-    "test_correct_base64",
+    "test_accuracy", "test_loss", "val_accuracy", "train_seconds", "forward_flops", "backward_flops", "dropped_stages",
+    "store_bytes", "test_correct_base64",
 )  # fmt: skip
 
 
@@ -121,18 +121,21 @@ def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
     """
     stream, told = run.dropper.stream, []
     if run.cell.chunks is None:
-        return {"chunks": [], "average_accuracy": None, "memory_size": None, "chunk_size": None}
+        averages = dict.fromkeys(("average_accuracy", "average_val_accuracy"))
+        return {"chunks": [], **averages, "memory_size": None, "chunk_size": None}
     for row in run.rows:
         if not run.course[row["epoch"]].closes_chunk:
             continue
         chunk, new = row["chunk"], len(stream.arrivals(row["chunk"]))
         seen = {"images_seen": new * (chunk + 1), "remembered": len(stream.sets[chunk]) - new}
         told.append({"chunk": chunk, "step": row["step"], **seen, **{key: row[key] for key in OF_A_CHUNK}})
-    accuracies = [entry["test_accuracy"] for entry in told]
+    accuracies, val_accuracies = ([entry[key] for entry in told] for key in ("test_accuracy", "val_accuracy"))
+    validated = len(told) == len(stream) and None not in val_accuracies
     first = len(stream.sets[0])
     return {
         "chunks": told,
         "average_accuracy": sum(accuracies) / len(accuracies) if scored else None,
+        "average_val_accuracy": sum(val_accuracies) / len(val_accuracies) if validated else None,
         "memory_size": stream.capacity - first,
         "chunk_size": first,
     }

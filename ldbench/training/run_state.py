@@ -92,7 +92,8 @@ class RunState:
         stream = stream_of(cell, dataset)
         batch_size = min(cell.batch_size, *map(len, stream.sets))
         self.full_steps = full_steps(stream, batch_size, cell.epochs)
-        self.course = plan_epochs(stream, batch_size, cell.epochs, cell.budget, method.shortened == "early")
+        early = method.shortened == "early"
+        self.course = plan_epochs(stream, batch_size, cell.epochs, cell.budget, early, cell.allocation)
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
         groups = [list(model.parameters())]

@@ -16,7 +16,7 @@ from ldbench.experiment.options import AS_TEXT
 from ldbench.experiment.scenarios import CHUNKS, SCENARIOS
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.recipes import default_recipe
-from ldbench.policies.registry import method_names, shortened_methods
+from ldbench.policies.registry import method_names, stream_controls
 from ldbench.store.budget import DTYPES
 from ldbench.training.optim import PRECISIONS, build_optimizer, learning_rate_factor
 
@@ -43,7 +43,7 @@ def test_every_choice_is_named_by_the_help() -> None:
     assert all(name in HELP["scenario"] for name in SCENARIOS)
     assert f"{CHUNKS} by default" in HELP["chunks"]
     named = set(HELP["method"].strip(".").replace(";", ",").split(", ")) - {"each also as NAME+store"}
-    assert named == {name for name in method_names() if "+" not in name} - {*shortened_methods("early")}
+    assert named == {name for name in method_names() if "+" not in name} - {*stream_controls()}
 
 
 def test_options_are_parsed_as_the_fields_they_set() -> None:

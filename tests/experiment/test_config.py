@@ -88,7 +88,7 @@ def test_a_method_of_the_users_own_that_trains_less_is_expanded_as_it_says_it_sp
 ) -> None:
     for name, spread in (("mine", "evenly"), ("mine-early", "early")):
         monkeypatch.setitem(registry._METHODS, name, Method(NeverDrop, stops=False, shortened=spread))
-    assert shortened_methods() == ("short", "short-early", "mine", "mine-early")
+    assert shortened_methods() == ("short", "short-early", "short-placed", "mine", "mine-early")
     table = {"method": ["full", "mine", "mine-early"], "short_budgets": [0.25, 0.5]}
     with pytest.raises(UserError, match="method mine-early is short where data do not arrive in chunks"):
         experiment_from_dict(table)
