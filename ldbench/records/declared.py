@@ -47,5 +47,5 @@ def read_declared(root: Path) -> Declared | None:
     except UserError:
         return None
     groups = tuple((str(model), str(kind)) for model, kind in table.get("groups", ()))
-    datasets, scenarios, seeds = map(tuple, lists)
+    datasets, scenarios, seeds = (tuple(some or ()) for some in lists)
     return Declared(digest, table["method"], tuple(table["axes"]), groups, datasets, scenarios, seeds)

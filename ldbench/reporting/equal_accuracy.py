@@ -40,10 +40,11 @@ class SpeedUp:
 def speed_up(leads: Leads) -> SpeedUp:
     """The ratio r at which the mean lead over a control that spends r times the method's cost vanishes.
 
-    Its interval holds every r at which a t test of the leads does not reject that they vanish (inversion of the test,
-    as in Fieller's theorem), so that it lies above 1 just where the lead at equal cost has an interval above 0. The
-    lead falls along the logarithm of r, and both ends are found there. Nothing is extrapolated: beyond full training
-    and below the cheapest budget there are bounds.
+    Its interval is what a t test of the leads leaves of r (inversion of the test, as in Fieller's theorem): from the
+    highest r at which a lead is sure to the lowest at which it is sure to be lost. Training longer does not lower the
+    frontier, so what is ahead of a dearer control is ahead of all cheaper ones. The interval lies above 1 just where
+    that of the lead at equal cost lies above 0. Nothing is extrapolated: beyond full training and below the cheapest
+    budget there are bounds.
     """
     over, n = leads.over_ratios, len(leads.seeds)
     if over is None or n == 0:
@@ -55,35 +56,32 @@ def speed_up(leads: Leads) -> SpeedUp:
     x = np.concatenate([ends[:1], grid[(grid > ends[0]) & (grid < ends[1])], ends[1:]])
     table = np.stack([np.interp(x, grid, row) for row in over])
     mean = table.mean(axis=0)
-    at, bound = _falls_to_zero(x, mean, last=False), ""
+    at, bound = _first_fall(x, mean), ""
     if math.isinf(at):
         at, bound = (ends[0], "at most") if at < 0 else (ends[1], "at least")
     low = high = math.nan
     if n > 1:
         half = quantile(n - 1.0) * table.std(axis=0, ddof=1) / math.sqrt(n)
-        low, high = (
-            math.exp(_falls_to_zero(x, side, last=last)) for side, last in ((mean - half, False), (mean + half, True))
-        )
+        low, high = math.exp(min(at, _last_fall(x, mean - half))), math.exp(max(at, _first_fall(x, mean + half)))
     why = leads.reason or ("" if n > 1 else "one seed: no interval")
     return SpeedUp(math.exp(at), low, high, n, bound, leads.lowest, leads.highest, why)  # type: ignore[arg-type]
 
 
-def _falls_to_zero(x: Floats, y: Floats, *, last: bool) -> float:
-    """Where the broken line falls through 0 for the first time, or the last; -inf where it begins at or below, inf
-    where it ends above.
-    """
-    if last:
-        if y[-1] > 0:
-            return math.inf
-        above = np.flatnonzero(y > 0)
-        if not len(above):
-            return -math.inf
-        left = int(above[-1])
-    else:
-        below = np.flatnonzero(y <= 0)
-        if not len(below):
-            return math.inf
-        if below[0] == 0:
-            return -math.inf
-        left = int(below[0]) - 1
+def _first_fall(x: Floats, y: Floats) -> float:
+    """Where the broken line first falls to 0; -inf where it begins there or below, inf where it never does."""
+    below = np.flatnonzero(y <= 0)
+    if not len(below):
+        return math.inf
+    return _zero(x, y, int(below[0]) - 1) if below[0] else -math.inf
+
+
+def _last_fall(x: Floats, y: Floats) -> float:
+    """Where the broken line falls to 0 for the last time; -inf where it is never above, inf where it ends above."""
+    above = np.flatnonzero(y > 0)
+    if not len(above):
+        return -math.inf
+    return _zero(x, y, int(above[-1])) if above[-1] < len(y) - 1 else math.inf
+
+
+def _zero(x: Floats, y: Floats, left: int) -> float:
     return float(x[left] + (x[left + 1] - x[left]) * y[left] / (y[left] - y[left + 1]))

@@ -126,10 +126,9 @@ def _along(method: Mapping[int, Run], way: Way, name: str) -> Leads:
         dearer += run.cost > curve.highest
         end = curve.highest if curve.dearest is None else controls[curve.dearest].cost
         spans.append((math.log(curve.cheapest / run.cost), math.log(end / run.cost)))
-        if run.correct is not None and all(
-            c.correct is not None and len(c.correct) == len(run.correct) for c in controls
-        ):
-            images.append(run.correct - weights @ np.stack([control.correct for control in controls]))
+        theirs = [control.correct for control in controls if control.correct is not None]
+        if run.correct is not None and [len(some) for some in theirs] == [len(run.correct)] * len(controls):
+            images.append(run.correct - weights @ np.stack(theirs))
     every = len(method)
     said = [why if count == every else f"{count} of {every} seeds: {why}" for why, count in missed.items()]
     if dearer:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, polygamma
 
+from ldbench.reporting.curve import Floats
 from ldbench.reporting.stats import Estimate, quantile
 
 
@@ -51,7 +52,7 @@ def variance_prior(variances: Sequence[float], freedoms: Sequence[float]) -> Pri
     return Prior(math.exp(float(e.mean()) + float(digamma(half)) - math.log(half)), 2 * half, float(f.sum()))
 
 
-def moderated(values: Sequence[float], prior: Prior, further_variance: float = 0.0) -> Estimate:
+def moderated(values: Sequence[float] | Floats, prior: Prior, further_variance: float = 0.0) -> Estimate:
     """Mean with a t interval whose variance is the prior's and the values' own, weighted by degrees of freedom.
 
     Args:

@@ -42,7 +42,7 @@ def speed_sentence(row: Row) -> str:
         said = cheaper(row, axis)
         if said:
             number, _, rest = said.partition("x")
-            worse = " the speed" if float(row[f"speed_up_{axis}_mean"]) < 1 else " cheaper"
+            worse = " as cheap" if float(row[f"speed_up_{axis}_mean"]) < 1 else " cheaper"
             parts.append(f"{number}x{worse}{rest} by {name}")
     return f"{', '.join(parts)}, at equal accuracy" if parts else ""
 

@@ -137,7 +137,7 @@ def image_variance(differences: NDArray[np.float64]) -> float:
     if seeds < 2 or images < 2:
         return 0.0
     _, image_square, rest, _ = _mean_squares(differences)
-    return max(0.0, image_square - rest) / (seeds * images)
+    return float(max(0.0, image_square - rest)) / float(seeds * images)
 
 
 def _mean_squares(differences: NDArray[np.float64]) -> tuple[float, float, float, NDArray[np.float64]]:
