@@ -10,6 +10,7 @@ import numpy as np
 
 from ldbench.reporting.curve import Floats
 from ldbench.reporting.frontier import RATIOS, Leads
+from ldbench.reporting.moderation import NO_PRIOR, Prior, moderated_variance
 from ldbench.reporting.stats import quantile
 
 
@@ -37,7 +38,7 @@ class SpeedUp:
     reason: str = ""
 
 
-def speed_up(leads: Leads) -> SpeedUp:
+def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
     """The ratio r at which the mean lead over a control that spends r times the method's cost vanishes.
 
     Its interval is what a t test of the leads leaves of r (inversion of the test, as in Fieller's theorem): from the
@@ -45,6 +46,9 @@ def speed_up(leads: Leads) -> SpeedUp:
     frontier, so what is ahead of a dearer control is ahead of all cheaper ones. The interval lies above 1 just where
     that of the lead at equal cost lies above 0. Nothing is extrapolated: beyond full training and below the cheapest
     budget there are bounds.
+
+    Args:
+        prior: of the variance of leads at equal cost, where their test has one.
     """
     over, n = leads.over_ratios, len(leads.seeds)
     if over is None or n == 0:
@@ -61,7 +65,8 @@ def speed_up(leads: Leads) -> SpeedUp:
         at, bound = (ends[0], "at most") if at < 0 else (ends[1], "at least")
     low = high = math.nan
     if n > 1:
-        half = quantile(n - 1.0) * table.std(axis=0, ddof=1) / math.sqrt(n)
+        variance, freedom = moderated_variance(table, prior)
+        half = quantile(freedom) * np.sqrt(variance / n)
         low, high = math.exp(min(at, _last_fall(x, mean - half))), math.exp(max(at, _first_fall(x, mean + half)))
     why = leads.reason or ("" if n > 1 else "one seed: no interval")
     return SpeedUp(math.exp(at), low, high, n, bound, leads.lowest, leads.highest, why)  # type: ignore[arg-type]

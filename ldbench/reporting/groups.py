@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ldbench.experiment.claims import SINGLE, STREAMS, kind_of
@@ -15,8 +16,20 @@ from ldbench.records.results import canonical
 from ldbench.reporting.columns import columns, speed_columns
 from ldbench.reporting.comparisons import Record, setting_labels
 from ldbench.reporting.equal_accuracy import speed_up
+from ldbench.reporting.moderation import NO_PRIOR, Prior, moderated
 from ldbench.reporting.sentences import group_statement, line_statement
-from ldbench.reporting.verdicts import AXES, Evidence, Group, Verdict, group_of, judge_groups, judge_lines
+from ldbench.reporting.verdicts import (
+    AXES,
+    Evidence,
+    Group,
+    Verdict,
+    group_of,
+    judge_groups,
+    judge_lines,
+    of_images,
+    priors_of,
+    tested_groups,
+)
 
 UNDECLARED = "nothing was declared before these runs were made"
 
@@ -59,15 +72,17 @@ def group_rows(rows: Sequence[Record], evidence: Sequence[Evidence | None], decl
             row["statement"] = line_statement(row)
     names = setting_labels({(key.model, key.kind, "", key.setting) for key in order})
     tests = sum(math.isfinite(verdict.adjusted) for verdict in verdicts)
+    priors = priors_of([group.leads for group in tested_groups(groups)])
     made = []
     for key, group, verdict in zip(order, groups, verdicts, strict=True):
         named = {"setting_label": names[key.model, key.kind, "", key.setting], "label": _label(rows, members[key])}
-        made.append(_row(key, group, verdict, tests, [rows[place] for place in members[key]]) | named)
+        of_these = [rows[place] for place in members[key]]
+        made.append(_row(key, group, verdict, tests, of_these, {} if group.exploratory else priors) | named)
     for model, kind in _never_run(order, declared):
         empty = Group([], {}, (), "", "no run yet")
         key = _Key(model, kind, "{}", declared.method if declared else "", "{}")
         verdict = Verdict("n/a", "no run yet")
-        made.append(_row(key, empty, verdict, tests, []) | {"setting_label": "", "label": key.method})
+        made.append(_row(key, empty, verdict, tests, [], {}) | {"setting_label": "", "label": key.method})
     return made
 
 
@@ -135,7 +150,14 @@ def _label(rows: Sequence[Record], places: Sequence[int]) -> str:
     return min((str(rows[place]["label"]) for place in places), key=len)
 
 
-def _row(key: _Key, group: Group, verdict: Verdict, tests: int, rows: Sequence[Mapping[str, Any]]) -> Record:
+def _row(
+    key: _Key,
+    group: Group,
+    verdict: Verdict,
+    tests: int,
+    rows: Sequence[Mapping[str, Any]],
+    priors: Mapping[str, Prior],
+) -> Record:
     row: Record = {name: getattr(key, name) for name in ("model", "kind", "method", "policy", "setting")}
     row |= {"comparisons": len(group.lines), "tests": tests}
     row |= {"standing": "exploratory" if group.exploratory else "declared", "axes": ", ".join(group.axes)}
@@ -144,7 +166,10 @@ def _row(key: _Key, group: Group, verdict: Verdict, tests: int, rows: Sequence[M
     row["n"] = max((len(some.seeds) for some in group.leads.values()), default=0)
     for axis, some in group.leads.items():
         seeds, both = some.pair()
+        prior = priors.get(axis, NO_PRIOR)
+        if axis in priors and seeds.n > 1:  # the interval of the test that decides
+            seeds = replace(moderated(some.differences, prior, of_images(some)), reason=seeds.reason)
         row |= columns(f"lead_{axis}_points", seeds.scaled(100), both.scaled(100))
-        row |= speed_columns(f"speed_up_{axis}", speed_up(some))
+        row |= speed_columns(f"speed_up_{axis}", speed_up(some, prior))
     row |= _of_verdict(verdict)
     return row | {"statement": group_statement(row)}

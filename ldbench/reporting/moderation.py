@@ -19,7 +19,7 @@ class Prior(NamedTuple):
     Attributes:
         variance: NaN where nothing is known.
         freedom: degrees of freedom it is worth; infinite where the lines' variances differ by chance alone.
-        pooled: degrees of freedom of all lines together, which no test may exceed.
+        pooled: degrees of freedom of all lines together: to none of them is it worth more than what the others have.
     """
 
     variance: float
@@ -47,7 +47,7 @@ def variance_prior(variances: Sequence[float], freedoms: Sequence[float]) -> Pri
     e = np.log(s) - digamma(f / 2) + np.log(f / 2)
     beyond = float(e.var(ddof=1) - polygamma(1, f / 2).mean())
     if beyond <= 0:
-        return Prior(math.exp(float(e.mean())), math.inf, float(f.sum()))
+        return Prior(float((s * f).sum() / f.sum()), math.inf, float(f.sum()))
     half = inverse_trigamma(beyond)
     return Prior(math.exp(float(e.mean()) + float(digamma(half)) - math.log(half)), 2 * half, float(f.sum()))
 
@@ -55,22 +55,31 @@ def variance_prior(variances: Sequence[float], freedoms: Sequence[float]) -> Pri
 def moderated(values: Sequence[float] | Floats, prior: Prior, further_variance: float = 0.0) -> Estimate:
     """Mean with a t interval whose variance is the prior's and the values' own, weighted by degrees of freedom.
 
+    It is never taken for smaller than the values' own: what scatters more than the others is not to profit from them.
+    Of few lines with unequal variances a plain average errs in up to 4 % of the tests instead of 2.5 %; so it does not.
+
     Args:
         values: one per seed, at least two.
         further_variance: of the mean, beyond that between seeds, such as that of the choice of test images.
     """
     sample = np.asarray(values, dtype=np.float64)
-    own, freedom = float(sample.var(ddof=1)), len(sample) - 1.0
-    if prior.freedom == 0 or math.isnan(prior.variance):
-        variance, total = own, freedom
-    elif math.isinf(prior.freedom):
-        variance, total = prior.variance, prior.pooled
-    else:
-        variance = (prior.freedom * prior.variance + freedom * own) / (prior.freedom + freedom)
-        total = min(prior.freedom + freedom, prior.pooled)
-    half = quantile(total) * math.sqrt(variance / len(sample) + further_variance)
+    variance, freedom = moderated_variance(sample[:, None], prior)
+    half = quantile(freedom) * math.sqrt(float(variance[0]) / len(sample) + further_variance)
     mean = float(sample.mean())
-    return Estimate(mean, mean - half, mean + half, len(sample), freedom=total)
+    return Estimate(mean, mean - half, mean + half, len(sample), freedom=freedom)
+
+
+def moderated_variance(values: Floats, prior: Prior) -> tuple[Floats, float]:
+    """Variance of each column of ``values`` [seeds, columns], at least two seeds, and its degrees of freedom."""
+    own, freedom = values.var(axis=0, ddof=1), len(values) - 1.0
+    borrowed = min(prior.freedom, max(0.0, prior.pooled - freedom))
+    if not borrowed > 0 or not math.isfinite(prior.variance):
+        return own, freedom
+    total = borrowed + freedom
+    return np.maximum(own, (borrowed * prior.variance + freedom * own) / total), total
+
+
+NO_PRIOR = Prior(math.nan, 0.0, 0.0)
 
 
 def inverse_trigamma(value: float) -> float:

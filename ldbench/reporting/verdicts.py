@@ -1,10 +1,11 @@
 """Where a method stands against shortened training: what was declared is tested, everything else is shown.
 
 The primary tests are the groups that the experiment declared before it ran: the mean lead of one rule over the
-comparisons of a model, data at once and streams apart. A group is ahead where its rule is better on every declared axis,
-in every interval there is (over seeds; over seeds and images): that p-value is the largest of theirs (intersection-union
-test; Berger, Technometrics 24, 1982). It is behind where it is worse on one of them: the smallest p-value times their
-number (Bonferroni). Both directions are tested, at half the level each, and Holm's correction over the groups decides.
+comparisons of a model, data at once and streams apart. It is a t test whose variance is that of the seeds, steadied by
+the other declared groups' (``moderation``), and of the choice of the test images. A group is ahead where its rule is
+better on every declared axis: that p-value is the largest of theirs (intersection-union test; Berger, Technometrics 24,
+1982). It is behind where it is worse on one of them: the smallest p-value times their number (Bonferroni). Both
+directions are tested, at half the level each, and Holm's correction over the groups decides.
 
 A single comparison of the rule is tested only behind the gate of its group's verdict, in that direction: with its
 variance moderated by the rule's other lines, by Holm within the group, at the group's share of the level. Whatever was
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldbench.reporting.frontier import Leads, pooled
-from ldbench.reporting.moderation import moderated, variance_prior
+from ldbench.reporting.moderation import Prior, moderated, variance_prior
 from ldbench.reporting.stats import LEVEL, Estimate, holm, image_variance
 
 Pair = tuple[Estimate, Estimate]  # over seeds; over seeds and images
@@ -115,9 +116,24 @@ def group_of(lines: Sequence[Evidence], axes: Sequence[str], exploratory: str = 
     return Group(lines, leads, axes, exploratory, missing)
 
 
+def priors_of(every: Sequence[Mapping[str, Leads]]) -> dict[str, Prior]:
+    """By axis, what the scatter of these leads over the seeds says of each one's."""
+    found = {}
+    for axis in AXES:
+        known = [leads[axis].differences for leads in every if len(leads[axis].seeds) > 1]
+        found[axis] = variance_prior([float(some.var(ddof=1)) for some in known], [len(some) - 1.0 for some in known])
+    return found
+
+
+def tested_groups(groups: Sequence[Group]) -> list[Group]:
+    """Those that were declared and can be tested."""
+    return [group for group in groups if not group.exploratory and not group.missing]
+
+
 def judge_groups(groups: Sequence[Group]) -> list[Verdict]:
     """A verdict for each group, those that were declared tested together."""
-    tests = [None if group.exploratory or group.missing else _test(group) for group in groups]
+    priors = priors_of([group.leads for group in tested_groups(groups)])
+    tests = [None if group.exploratory or group.missing else _test(group, priors) for group in groups]
     places = [place for place, test in enumerate(tests) if test is not None]
     adjusted = dict(zip(places, holm([test.p for test in tests if test is not None]), strict=True))
     return [
@@ -126,11 +142,19 @@ def judge_groups(groups: Sequence[Group]) -> list[Verdict]:
     ]
 
 
-def _test(group: Group) -> Direction | None:
+def _test(group: Group, priors: Mapping[str, Prior]) -> Direction | None:
     mixed = any(line.mixed_hardware for line in group.lines)
     usable = [axis for axis in group.axes if axis != "time" or not mixed]
-    pairs = {axis: group.leads[axis].pair() for axis in usable if len(group.leads[axis].seeds) > 1}
-    return direction_of(pairs, len(group.axes))
+    return _direction({axis: group.leads[axis] for axis in usable}, priors, len(group.axes))
+
+
+def _direction(leads: Mapping[str, Leads], priors: Mapping[str, Prior], axes: int) -> Direction | None:
+    estimates = {
+        axis: [moderated(some.differences, priors[axis], of_images(some))]
+        for axis, some in leads.items()
+        if len(some.seeds) > 1
+    }
+    return direction_of(estimates, axes)
 
 
 def _group_verdict(group: Group, test: Direction | None, adjusted: float) -> Verdict:
@@ -150,7 +174,7 @@ def _group_verdict(group: Group, test: Direction | None, adjusted: float) -> Ver
 
 def _decided(test: Direction, adjusted: float, doubts: Sequence[str]) -> Verdict:
     if adjusted > LEVEL:
-        return Verdict("undecided", "an interval over seeds, or over seeds and images, holds 0", test.p, adjusted)
+        return Verdict("undecided", "an interval holds 0", test.p, adjusted)
     if doubts:
         return Verdict("undecided", "; ".join(doubts), test.p, adjusted)
     return Verdict("ahead" if test.sign > 0 else "behind", "", test.p, adjusted)
@@ -158,25 +182,15 @@ def _decided(test: Direction, adjusted: float, doubts: Sequence[str]) -> Verdict
 
 def judge_lines(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     """For every group the verdicts of its lines, which were tested where the group's own opened the gate."""
-    declared = [group for group in groups if not group.exploratory and not group.missing]
-    every = [line for group in declared for line in group.lines]
-    priors = {}
-    for axis in AXES:
-        known = [line.leads[axis].differences for line in every if len(line.leads[axis].seeds) > 1]
-        priors[axis] = variance_prior([float(some.var(ddof=1)) for some in known], [len(some) - 1.0 for some in known])
+    declared = tested_groups(groups)
+    priors = priors_of([line.leads for group in declared for line in group.lines])
     found = []
     for group, verdict in zip(groups, verdicts, strict=True):
         if verdict.kind not in ("ahead", "behind"):
             why = "" if group.exploratory else "its group's verdict opens no gate"
             found.append([Verdict("exploratory", group.exploratory or why)] * len(group.lines))
             continue
-        tests = []
-        for line in group.lines:
-            pairs = {
-                axis: [moderated(some.differences, priors[axis], _of_images(some))]
-                for axis, some in line.tested(group.axes).items()
-            }
-            tests.append(direction_of(pairs, len(group.axes)))
+        tests = [_direction(line.tested(group.axes), priors, len(group.axes)) for line in group.lines]
         sign = 1 if verdict.kind == "ahead" else -1
         p_values = [test.p if test is not None and test.sign == sign else 1.0 for test in tests]
         adjusted = [max(verdict.adjusted, min(1.0, len(declared) * p)) for p in holm(p_values)]
@@ -193,5 +207,6 @@ def _line_doubts(line: Evidence, axes: Sequence[str], sign: int) -> list[str]:
     return line.doubts(axes) + [AT_THE_END] * (sign > 0 and line.worse_at_the_end())
 
 
-def _of_images(leads: Leads) -> float:
+def of_images(leads: Leads) -> float:
+    """What the choice of the test images adds to the variance of the mean lead, where it is known image by image."""
     return 0.0 if leads.images is None else image_variance(np.asarray(leads.images, dtype=np.float64))
