@@ -58,6 +58,7 @@ def _narrow(table: dict[str, Any], options: dict[str, Any]) -> None:
         unused += OF_STREAMS
         if "method" not in options and isinstance(table.get("method"), list):
             table["method"] = [name for name in table["method"] if name not in stream_controls()]
+            unused += [] if table.get("tune") else ["tune_seeds"]
     for key in unused:
         if key not in options:
             table.pop(key, None)

@@ -61,6 +61,7 @@ class CellRuns:
         planned: all of them.
         trying: the values that a cell tries, in words, by its name; for the runs of a tuning.
         after: cells that are run when these are over, for the time that is left.
+        before: the runs that these cells' values were chosen by.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class CellRuns:
         stop: StopRequest,
         trying: Mapping[str, str] | None = None,
         after: Sequence[Cell] = (),
+        before: CellRuns | None = None,
     ) -> None:
         self.place, self.preparation, self.progress, self.stop = place, preparation, progress, stop
         self.experiment, self.trying, self.after = preparation.experiment, trying or {}, after
@@ -81,6 +83,7 @@ class CellRuns:
         self.todo = [cell for cell in self.planned if self.found[cell.cell_id][0] not in ("finished", "diverged")]
         self.elsewhere: set[str] = set()
         self.declared = claims_digest(preparation.experiment)
+        self.before = before
 
     def folder(self, cell: Cell) -> Path:
         """Where a cell's files lie."""
@@ -137,13 +140,14 @@ class CellRuns:
         runs.
         """
         now = self.preparation.data(cell.dataset).dataset.fingerprint
-        for other in self.planned:
-            status, _, seen = self.found[other.cell_id]
-            if other.dataset == cell.dataset and status in ("finished", "diverged") and seen not in (None, now):
-                raise UserError(
-                    f"{cell.dataset}: its files have changed since {other.cell_id} was run in {self.place}; "
-                    "restore them, or choose another --out"
-                )
+        for runs in (self, *([self.before] if self.before is not None else [])):
+            for other in runs.planned:
+                status, _, seen = runs.found[other.cell_id]
+                if other.dataset == cell.dataset and status in ("finished", "diverged") and seen not in (None, now):
+                    raise UserError(
+                        f"{cell.dataset}: its files have changed since {other.cell_id} was run in {runs.place}; "
+                        "restore them, or choose another --out"
+                    )
 
     def _checkpointer(self, folder: Path) -> Checkpointer:
         return Checkpointer(folder, self.stop, self.experiment.checkpoint_minutes, self.progress.note)

@@ -46,8 +46,8 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Out
     with stop.listening():
         preparation = Preparation(experiment, out, device, progress.note)
 
-        def runs(cells: Sequence[Cell]) -> CellRuns:
-            return CellRuns(out, cells, preparation, progress, stop)
+        def runs(cells: Sequence[Cell], before: CellRuns | None = None) -> CellRuns:
+            return CellRuns(out, cells, preparation, progress, stop, before=before)
 
         try:
             groups = tuning_groups(experiment, planned, preparation.epoch_lengths)
@@ -75,7 +75,7 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> Out
                 outcome = trials.all_cells()
                 made_now = outcome.finished + outcome.diverged + outcome.failed
                 entries = record_choices(out, experiment, groups, planned, progress.note)
-                run = runs(with_values(planned, chosen_values(entries)))
+                run = runs(with_values(planned, chosen_values(entries)), trials)
             write_plan(out, experiment, [c.cell_id for c in run.planned], [c.cell_id for c, _ in tried], entries)
             return dataclasses.replace(run.all_cells(), tuning=made_now)
         except OSError as error:

@@ -135,6 +135,10 @@ def _tell(entry: Mapping[str, Any], note: Callable[[str], None]) -> None:
         note(f"tuned {_title(entry)}: as {entry['as']}")
         return
     mean = next(trial["mean"] for trial in entry["tried"] if trial["values"] == entry["chosen"])
+    lost = sum(value is None for trial in entry["tried"] for value in trial["val_accuracy"])
+    broken = f"; {lost} of its runs failed or diverged" if lost else ""
     edge = ", ".join(entry["edge"])
     beyond = f"; {edge} lies at the edge of what was tried: a better one may lie beyond" if edge else ""
-    note(f"tuned {_title(entry)}: {values_text(entry['chosen'])}, accuracy on validation images {mean:.4f}{beyond}")
+    note(
+        f"tuned {_title(entry)}: {values_text(entry['chosen'])}, accuracy on validation images {mean:.4f}{broken}{beyond}"
+    )

@@ -1,4 +1,4 @@
-"""Intervals against SciPy and against simulation, the frontier at its edges, and what pairing must not depend on."""
+"""Intervals against SciPy and against simulation, and what pairing must not depend on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ldbench.reporting.frontier import (
-    OffFrontier,
-    Run,
-    frontier_difference,
-    frontier_slope,
-    interpolation_weights,
-    two_way_difference,
-)
 from ldbench.reporting.stats import (
     Estimate,
+    image_variance,
     paired_difference,
     paired_ratio,
     ratio_of_sums,
@@ -95,75 +88,6 @@ def test_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
     assert ratio_of_sums([(1.0, 0.0), (2.0, 0.0)]).n == 0
 
 
-def test_interpolation_goes_through_its_points_and_between_them() -> None:
-    costs, accuracies = [4.0, 1.0, 2.0], np.array([0.9, 0.6, 0.8])
-    assert interpolation_weights(costs, 2.0) @ accuracies == pytest.approx(0.8)
-    assert interpolation_weights(costs, 2.0**1.5) @ accuracies == pytest.approx(0.85)  # half a doubling
-    assert interpolation_weights(costs, 3.0) @ accuracies > 0.85  # and a straight line over the cost would say 0.85
-    assert interpolation_weights(costs, 1.0) @ accuracies == pytest.approx(0.6)
-    assert interpolation_weights(costs, 4.0) @ accuracies == pytest.approx(0.9)
-
-
-def test_points_of_equal_cost_are_averaged() -> None:
-    assert interpolation_weights([1.0, 1.0, 3.0], 1.0) == pytest.approx([0.5, 0.5, 0.0])
-    assert interpolation_weights([1.0, 4.0, 4.0], 2.0) == pytest.approx([0.5, 0.25, 0.25])
-
-
-@given(st.lists(st.floats(0.1, 1e6), min_size=2, max_size=6, unique=True), st.floats(0, 1))
-def test_interpolation_weights_sum_to_one_and_reproduce_the_cost(costs: list[float], share: float) -> None:
-    cost = min(costs) + share * (max(costs) - min(costs))
-    weights = interpolation_weights(costs, min(cost, max(costs)))
-    assert weights.min() >= 0
-    assert weights.sum() == pytest.approx(1)
-    assert weights @ np.log(costs) == pytest.approx(math.log(min(cost, max(costs))), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("costs", "cost", "reason"),
-    [
-        ([1.0, 2.0], 0.99, "cheapest"),
-        ([1.0, 2.0], 2.01, "more than"),
-        ([1.0], 1.0, "no short"),
-        ([0.0, 1.0], 0.5, "without a cost"),
-        ([], 1.0, "no short"),
-        ([1.0, 2.0], math.nan, "not known"),
-    ],
-)
-def test_the_frontier_is_never_extrapolated(costs: list[float], cost: float, reason: str) -> None:
-    with pytest.raises(OffFrontier, match=reason):
-        interpolation_weights(costs, cost)
-
-
-def test_frontier_difference_is_taken_per_seed_at_each_runs_own_cost() -> None:
-    frontier = {0: [Run(1, 0.5), Run(2, 0.7)], 1: [Run(2, 0.6), Run(4, 0.8)]}
-    estimate, both = frontier_difference({0: Run(2**0.5, 0.65), 1: Run(2**1.5, 0.8)}, frontier)
-    assert estimate.mean == pytest.approx((0.05 + 0.1) / 2)
-    assert (estimate.n, estimate.reason, both.n) == (2, "", 0)
-
-
-def test_seeds_off_the_frontier_are_counted_with_the_reason() -> None:
-    frontier = {seed: [Run(1, 0.5), Run(2, 0.7)] for seed in range(3)}
-    some, _ = frontier_difference({0: Run(1.5, 0.6), 1: Run(0.5, 0.6), 2: Run(1.2, 0.6)}, frontier)
-    assert (some.n, some.reason) == (2, "1 of 3 seeds: costs less than the cheapest budget")
-    none, _ = frontier_difference({0: Run(9, 0.9)}, frontier)
-    assert (none.n, none.reason) == (0, "costs more than the most expensive control")
-    missing, _ = frontier_difference({7: Run(1.5, 0.9)}, frontier)
-    assert missing.reason == "no short run to compare with"
-
-
-def test_slope_is_points_per_doubling() -> None:
-    frontier = {seed: {b: 0.9 + 0.02 * math.log2(b) + 0.01 * seed for b in (0.25, 0.5, 1.0)} for seed in range(3)}
-    slope = frontier_slope(frontier)
-    assert (slope.mean, slope.n, slope.sign) == pytest.approx((0.02, 3, 1))
-
-
-def test_a_flat_noisy_frontier_has_a_slope_that_holds_zero() -> None:
-    noise = np.random.default_rng(0).normal(0, 0.003, (6, 3))
-    frontier = {seed: dict(zip((0.25, 0.5, 1.0), 0.99 + noise[seed], strict=True)) for seed in range(6)}
-    assert frontier_slope(frontier).sign == 0
-    assert frontier_slope({0: {1.0: 0.9}}).n == 0
-
-
 def test_two_way_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(3)
     hits = 0
@@ -181,18 +105,8 @@ def test_two_way_interval_of_identical_seeds_is_that_of_the_images() -> None:
     assert two_way_interval(np.zeros((3, 10))) == Estimate(0.0, 0.0, 0.0, 3)
 
 
-def test_lucky_seeds_do_not_make_a_two_way_interval_of_no_width() -> None:
-    method, control = np.zeros((2, 50), dtype=bool), np.zeros((2, 50), dtype=bool)
-    method[0, 3] = method[1, 17] = True  # one image more is right for each seed: no spread over seeds at all
-    runs = [{s: Run(1.0, float(bits.mean()), bits) for s, bits in enumerate(rows)} for rows in (method, control)]
-    assert t_interval([0.02, 0.02]).sign == 1
-    assert two_way_difference(runs[0], runs[1]).sign == 0
-
-
-def test_two_way_needs_the_same_images() -> None:
-    long, short = Run(1, 0.5, np.ones(8, dtype=bool)), Run(1, 0.5, np.ones(4, dtype=bool))
-    frontier = {0: [Run(0.5, 0.1, np.zeros(8, dtype=bool)), Run(2, 0.2, np.zeros(8, dtype=bool))]}
-    assert frontier_difference({0: short}, frontier)[1].n == 0
-    assert frontier_difference({0: long}, frontier)[1].mean == pytest.approx(1.0)
-    assert two_way_difference({0: long}, {1: long}).n == 0
-    assert two_way_difference({0: long}, {0: short}).n == 0
+def test_the_images_share_of_the_variance_by_hand() -> None:
+    # two seeds, two images: means of images 1 and 3, of seeds 2 and 2, no remainder: image mean square 2 x (1 + 1) = 4
+    assert image_variance(np.array([[1.0, 3.0], [1.0, 3.0]])) == pytest.approx(4 / 4)
+    assert image_variance(np.array([[1.0, 3.0]])) == 0.0
+    assert image_variance(np.random.default_rng(0).normal(size=(5, 400))) < 0.01

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from support.hostile import ldbench, refused
 from support.interruptions import StopAfter
@@ -115,6 +117,7 @@ def test_rates_that_differ_between_methods_stand_in_one_comparison(tuned: Path, 
         frame = load_results(out)
         assert frame["setting"].nunique() == 1
         assert "lr" not in json.loads(frame["setting"][0])
+        assert all(list(json.loads(values)) == ["lr"] for values in frame["tuned"])
         assert {"batch_size", "val_size"} <= json.loads(frame["setting"][0]).keys()
     rates = {row["method"]: json.loads(row["tuned"])["lr"] for row in frame.to_dict("records")}
     assert rates == {"full": 0.02, "short": 0.05}
@@ -157,6 +160,23 @@ def test_an_experiment_keeps_what_another_chose_for_other_methods(tmp_path: Path
     assert read_tuning(tmp_path)[0] == full
 
 
+def test_cells_are_not_run_on_other_data_than_their_values_were_chosen_by(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i:02}.png")
+    sizes = {"train_size": None, "test_size": None, "val_size": 20, "dataset": f"folder:{tmp_path / 'images'}"}
+    table = {key: value for key, value in (TABLE | sizes | {"method": "full"}).items() if value is not None}
+    run(table, tmp_path / "r")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a" / "03.png")
+    for path in tmp_path.glob("r/cells/*/result.json"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"its files have changed since .* was run in .*tuning"):
+        run(table, tmp_path / "r")
+
+
 @pytest.mark.parametrize("checks", [12, 250])
 def test_an_interrupted_tuning_goes_on(checks: int, tuned: Path, tmp_path: Path) -> None:
     table = TABLE | {"method": ["full", "short", "learn-and-drop", "freeze"], "save_model": "final"}
@@ -177,11 +197,13 @@ def test_an_interrupted_tuning_goes_on(checks: int, tuned: Path, tmp_path: Path)
 
 def test_a_rate_that_diverges_is_the_worst_and_when_all_do_the_group_is_named(tmp_path: Path) -> None:
     table = TABLE | {"method": "full", "warmup_fraction": 0.0, "schedule": "constant"}
-    outcome = run(table | {"tune": {"lr": [1e30, 1e-6]}}, tmp_path)
+    progress = Listening()
+    outcome = run(table | {"tune": {"lr": [1e30, 1e-6]}}, tmp_path, progress)
     assert (outcome.tuning, outcome.diverged, outcome.finished) == (4, 0, 1)
     [group] = read_tuning(tmp_path)
     assert next((trial["val_accuracy"], trial["mean"]) for trial in group["tried"]) == ([None, None], None)
     assert group["chosen"] == {"lr": 1e-6}
+    assert any("2 of its runs failed or diverged" in line for line in progress.said)
     with pytest.raises(UserError, match=r"tuning full of support.tiny_nets:net on digits, scratch: every run failed"):
         run(table | {"tune": {"lr": [1e30, 1e31]}}, tmp_path)
     assert read_tuning(tmp_path) == [group]

@@ -55,7 +55,7 @@ def make_record(method: str, seed: int, *, budget: float | None = None, **change
         "stages": [{"name": f"features.{4 * s}", "parameters": 10, "why": ""} for s in range(STAGES)], "drops": drops,
         "declined": [{"step": 900, "cut": 6, "reason": "cut 6 does not pay"}] if drops else [], "augmentation": "none",
         "augmentation_after_drop": "not applicable", "precision": "fp32", "width": 0.5, "image_size": 32,
-        "synthetic": False, "scenario": "scratch", "chunks": [], "average_accuracy": None,
+        "synthetic": False, "claims_sha256": None, "scenario": "scratch", "chunks": [], "average_accuracy": None,
         "environment": dict(ENVIRONMENT),
     }  # fmt: skip
     for stage in record["stages"][record["dropped_stages"] :]:
@@ -114,15 +114,42 @@ def write_lines(folder: Path, record: dict[str, Any]) -> None:
         (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
 
 
+DIGEST = "feedc0defeedc0de"
+
+
 def write_grid(
-    root: Path, seeds: Sequence[int] = range(5), methods: Sequence[str] = (*EFFECTS,), **changes: Any
+    root: Path,
+    seeds: Sequence[int] = range(5),
+    methods: Sequence[str] = (*EFFECTS,),
+    declared: str | None = None,
+    **changes: Any,
 ) -> Path:
-    """A whole comparison: full, short at three budgets, and ``methods``."""
+    """A whole comparison: full, short at three budgets, and ``methods``; ``declared``: which of them is claimed to be
+    ahead, as every record says.
+    """
+    if declared is not None:
+        changes |= {"claims_sha256": DIGEST}
     for seed in seeds:
         write_cell(root, make_record("full", seed, **changes))
         for budget in (0.25, 0.5, 0.75):
             write_cell(root, make_record("short", seed, budget=budget, **changes))
         for method in methods:
             write_cell(root, make_record(method, seed, **changes))
-    (root / "experiment.json").write_text(json.dumps({"model": ["vgg11_bn"], "epochs": 12}))
+    if declared is not None:
+        declare(root, declared, seeds)
+    else:
+        (root / "experiment.json").write_text(json.dumps({"model": ["vgg11_bn"], "epochs": 12}))
     return root
+
+
+def declare(
+    root: Path,
+    method: str,
+    seeds: Sequence[int],
+    groups: Sequence[tuple[str, str]] = (("vgg11_bn", "single set"),),
+    scenarios: Sequence[str] = ("scratch",),
+) -> None:
+    """``experiment.json`` with claims."""
+    claims = {"method": method, "axes": ["flops", "time"], "groups": [list(pair) for pair in groups]}
+    grid = {"model": ["vgg11_bn"], "dataset": ["fashion-mnist"], "scenario": list(scenarios), "seeds": list(seeds)}
+    write_sealed(root / "experiment.json", grid | {"claims": claims, "claims_sha256": DIGEST})
