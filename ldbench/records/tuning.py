@@ -72,12 +72,13 @@ class Choices:
         self._groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for group in groups:
             self._groups[_place(group)].append(group)
+        self._keys: dict[str, str] = {}  # seeds share a key, and hashing takes longer than reading
 
-    def of(self, config: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str | None]:
+    def of(self, config: dict[str, Any]) -> tuple[Mapping[str, Any] | None, str | None]:
         """The group that a cell belongs to, by its configuration, and what about it is not what was chosen there."""
         found, reason = None, None
         for group in self._groups.get(_place(config), ()):
-            if group_key(config, group["keys"]) != group["key"]:
+            if self._key(config, group["keys"]) != group["key"]:
                 continue
             chosen = group["chosen"]
             other = {key: config.get(key) for key in group["keys"] if config.get(key) != chosen[key]}
@@ -90,3 +91,10 @@ class Choices:
                     verb, taken = "is", best.partition("=")[2]
                 reason = f"{values_text(other)} {verb} not what tuning chose ({taken})"[:200]
         return found, reason
+
+    def _key(self, config: dict[str, Any], keys: Sequence[str]) -> str:
+        own = dict.fromkeys((*keys, "seed"))
+        told = repr([keys, *map((config | own).get, _FIELDS)])
+        if told not in self._keys:
+            self._keys[told] = group_key(config, keys)
+        return self._keys[told]

@@ -40,6 +40,7 @@ GOOD: dict[str, list[Any]] = {
     "scenario": ["scratch", "fine-tune", "online", ["fine-tune", "scratch"], ["online-fine-tune", "online"]],
     "chunks": [2, 7], "memory": [0, 50], "stream": list(CHOICES["stream"]), "init": ["torchvision", "README.md"],
     "pretrain_dataset": ["mnist", "digits[0-4]"], "pretrain_epochs": [1], "pretrain_size": [100],
+    "tune": [{"lr": [0.1, 0.2]}, {"batch_size": [8, 16], "optimizer": ["sgd", "adam"]}], "tune_seeds": [1, [1000, 1001]],
     "checkpoint_minutes": [0, 5.0], "check_every": [2], "data_root": [".", "a b/.."], "threads": [1],
     "policy": [
         {}, {"schedule": {"drops": [[0.5, 1]]}}, {"learn-and-drop": {"patience": 1}}, {"freezeout": {"cubic": False}},
