@@ -107,9 +107,9 @@ def slope_weights(x: Floats, y: Floats) -> Floats:
         before, after = rise[k - 1], rise[k]
         if before * after > 0:
             first, second = 2 * steps[k] + steps[k - 1], steps[k] + 2 * steps[k - 1]
-            mean = (first + second) / (first / before + second / after)
-            parts = first / before**2 * secant[k - 1] + second / after**2 * secant[k]
-            slopes[k] = mean**2 / (first + second) * parts
+            both = first * after + second * before  # the mean is (first + second) before after / both
+            parts = first * (after / both) ** 2 * secant[k - 1] + second * (before / both) ** 2 * secant[k]
+            slopes[k] = (first + second) * parts
     for end, near, far in ((0, 0, 1), (count - 1, count - 2, count - 3)):
         row = ((2 * steps[near] + steps[far]) * secant[near] - steps[near] * secant[far]) / (steps[near] + steps[far])
         slope = float(row @ y)

@@ -66,7 +66,8 @@ def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
     low = high = math.nan
     if n > 1:
         variance, freedom = moderated_variance(table, prior)
-        half = quantile(freedom) * np.sqrt(variance / n)
+        wide = {value: quantile(value) for value in set(freedom.tolist())}
+        half = np.array([wide[value] for value in freedom.tolist()]) * np.sqrt(variance / n)
         low, high = math.exp(min(at, _last_fall(x, mean - half))), math.exp(max(at, _first_fall(x, mean + half)))
     why = leads.reason or ("" if n > 1 else "one seed: no interval")
     return SpeedUp(math.exp(at), low, high, n, bound, leads.lowest, leads.highest, why)  # type: ignore[arg-type]

@@ -161,13 +161,17 @@ def speed_up(row: Row, axis: str) -> str:
 def seconds(row: Row) -> str:
     """Training seconds by the median step times, and the raw ones beside them where they are not the same figure."""
     said = plus_minus(row, "compared_seconds", 1)
-    return said if row["time_basis"] == RAW else f"{said}\nraw {plus_minus(row, 'train_seconds', 1)}"
+    return said if row["time_basis"].startswith(RAW) else f"{said}\nraw {plus_minus(row, 'train_seconds', 1)}"
 
 
 def time_ratio(row: Row) -> str:
     """Training time over that of full training; the raw seconds' beside it where it is not the same figure."""
     said = spanned(row, "train_time_ratio", "", 3)
-    return said if row["time_basis"] == RAW or said == "-" else f"{said}\nraw {spanned(row, 'raw_time_ratio', '', 3)}"
+    return (
+        said
+        if row["time_basis"].startswith(RAW) or said == "-"
+        else f"{said}\nraw {spanned(row, 'raw_time_ratio', '', 3)}"
+    )
 
 
 def frontier_check(row: Row) -> str:

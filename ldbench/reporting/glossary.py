@@ -118,8 +118,9 @@ COST_COLUMNS = (
         "training s",
         seconds,
         "Time of training with every cost of the method in it: scoring, building the store, recompiling after a drop. "
-        "Where every run of the comparison recorded them: the median step time of each kind of step times the steps "
-        "made, plus building, so that a stall of the machine does not count; raw: seconds on the clock. Evaluation, "
+        "By the median step times or raw, whichever scatters less over the controls (said above the table). By medians: "
+        "the median of each kind of step times the steps made, plus building, so that a stall of the machine does not "
+        "count; the raw seconds on the clock then stand beside it. Evaluation, "
         "data preparation, first compile and cost table stand apart in the figure.",
     ),
     Column(

@@ -22,17 +22,55 @@ MEDIAN, RAW = "median step time", "raw seconds"
 def prepare(records: Sequence[Record]) -> str:
     """Add to every record what it is compared by, and tell what time means here.
 
-    ``seconds``: by the median step times where every finished run has them, else raw seconds. ``correct``: per test
-    image whether it was right (bool), ``correct_average``: of a stream after what share of the chunks (float32); None
-    where unknown.
+    ``seconds``: by the median step times or raw, whichever scatters less over the controls, see ``steadier``.
+    ``correct``: per test image whether it was right (bool), ``correct_average``: of a stream after what share of the
+    chunks (float32); None where unknown.
     """
-    finished = [record for record in records if record["status"] == "finished"]
-    basis = MEDIAN if all(math.isfinite(record["typical_train_seconds"]) for record in finished) and finished else RAW
+    basis, said = steadier(records)
     for record in records:
-        record["seconds"] = record["typical_train_seconds" if basis == MEDIAN else "train_seconds"]
+        record["seconds"] = record[basis]
         record["correct"] = unpack_correct(record["test_correct"], record["test_images"])
         record["correct_average"] = _over_chunks(record)
-    return basis
+    return said
+
+
+def steadier(records: Sequence[Record]) -> tuple[str, str]:
+    """Which figure of a run's time is compared, and in words.
+
+    The median step time times the steps passes over a stall of the machine, but is noisier than the seconds on the
+    clock where a neighbour slows half of a run. The controls tell which is the case: a step of theirs costs the same in
+    all of them. What is taken scatters less there, beside what a seed's runs share; no method has a say in it.
+    """
+    finished = [record for record in records if record["status"] == "finished"]
+    if not finished or not all(math.isfinite(record["typical_train_seconds"]) for record in finished):
+        return "train_seconds", RAW
+    noise = {name: step_noise(finished, name) for name in ("typical_train_seconds", "train_seconds")}
+    typical, raw = noise.values()
+    if math.isnan(typical):
+        return "typical_train_seconds", MEDIAN
+    best, said = ("typical_train_seconds", MEDIAN) if typical <= raw else ("train_seconds", RAW)
+    return (
+        best,
+        f"{said}, the steadier of both over the controls ({100 * typical:.1f} % by medians, {100 * raw:.1f} % raw)",
+    )
+
+
+def step_noise(records: Sequence[Record], name: str) -> float:
+    """Standard deviation of the logarithm of a control's seconds per step, beside its seed's and its budget's mean.
+
+    NaN without two seeds of two controls.
+    """
+    of: dict[tuple[str, float], dict[int, float]] = defaultdict(dict)
+    for record in records:
+        known = record[name] > 0 and record["steps"] > 0
+        if known and (record["method"] == "full" or record["method"] in shortened_methods()):
+            of[variant(record)[:2]][record["seed"]] = math.log(record[name] / record["steps"])
+    seeds = sorted(set.intersection(*(set(some) for some in of.values()))) if of else []
+    if len(seeds) < 2 or len(of) < 2:
+        return math.nan
+    table = np.array([[some[seed] for seed in seeds] for some in of.values()])
+    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    return math.sqrt(float((rest**2).sum()) / ((len(seeds) - 1) * (len(of) - 1)))
 
 
 def _over_chunks(record: Record) -> Any:

@@ -71,8 +71,8 @@ def test_images_are_interpolated_with_the_weights_of_the_curve() -> None:
     ours = Run(2**0.5, 0.75, np.array([1, 1, 0, 1], dtype=bool))
     found = leads({0: ours}, {"short": way_of({0: runs})})
     assert found.images is not None
-    # half-way between the first two: straight here, 0.25 per doubling
-    assert found.images[0] == pytest.approx([0.0, 0.5, 0.0, 1.0])
+    # half-way between the first two of three in a row: (y0 + y1) / 2 + (2 y1 - y0 - y2) / 8, weights 3/8, 3/4, -1/8
+    assert found.images[0] == pytest.approx([0.0, 0.375, 0.125, 1.0])
     assert found.images.mean() == pytest.approx(found.differences[0])
     unknown = [run._replace(correct=None) for run in runs]
     assert leads({0: ours}, {"short": way_of({0: unknown})}).images is None
@@ -196,8 +196,9 @@ def test_one_seed_has_no_interval_and_no_frontier_no_figure() -> None:
 
 def test_lines_whose_costs_overlap_nowhere_are_not_pooled_into_a_number() -> None:
     ways = {"short": way_of({s: controls() for s in range(2)})}
-    cheap, dear = (leads({s: Run(cost, 0.6) for s in range(2)}, ways, ratios=True) for cost in (0.25, 1.0))
-    assert speed_up(pooled([cheap, dear])).ratio == pytest.approx(1.0, rel=0.02)  # meet at ratio 1 alone
+    cheap, dear = (leads({s: Run(cost, 0.6) for s in range(2)}, ways, ratios=True) for cost in (0.25, 0.9))
+    meet = speed_up(pooled([cheap, dear]))
+    assert (meet.lowest, meet.highest) == pytest.approx((1.0, 1 / 0.9))
     far = Leads(dear.seeds, dear.differences, None, dear.over_ratios, 5.0, 6.0)
     assert "no range of costs" in speed_up(pooled([cheap, far])).reason
 

@@ -42,8 +42,9 @@ def test_by_hand_a_moderated_interval() -> None:
 
 
 def test_who_scatters_more_than_the_others_keeps_the_own_variance() -> None:
-    found = moderated([0.0, 10.0, 20.0], Prior(1.0, math.inf, 12.0))
-    assert found.standard_error == pytest.approx(10 / math.sqrt(3))
+    values = [0.0, 10.0, 20.0]
+    found, plain = moderated(values, Prior(1.0, math.inf, 12.0)), t_interval(values)
+    assert (found.low, found.high, found.freedom) == pytest.approx((plain.low, plain.high, plain.freedom))
 
 
 def test_a_line_alone_is_an_ordinary_t_test() -> None:
@@ -55,12 +56,15 @@ def test_a_line_alone_is_an_ordinary_t_test() -> None:
 @pytest.mark.parametrize("scatter", [(1.0, 1.0, 1.0, 1.0), (1.0, 3.0, 1.0, 2.0), (8.0, 1.0, 1.0, 1.0)])
 def test_moderated_tests_keep_their_level_whatever_the_scatter_of_the_others(scatter: tuple[float, ...]) -> None:
     random = np.random.default_rng(11)
-    false, tests = np.zeros(4), 1500
+    false, tests = np.zeros(4), 4000
     for _ in range(tests):
         values = [size * random.normal(size=4) for size in scatter]
         prior = variance_prior([some.var(ddof=1) for some in values], [3.0] * 4)
         false += [moderated(some, prior).low > 0 for some in values]
-    assert (false / tests).max() <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / tests)
+    # A t test errs in 2.5 % of them. Beside steadier lines, and with two degrees of freedom to go by, it may be a little
+    # more; what scatters as the others do is never far above it.
+    assert (false / tests).max() <= 0.035
+    assert (false / tests).mean() <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / (4 * tests))
     plain = np.mean([t_interval(random.normal(0.8, 1.0, 4)).low > 0 for _ in range(500)])
     steadied = []
     for _ in range(500):

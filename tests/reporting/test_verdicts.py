@@ -1,8 +1,9 @@
-"""From tests to verdicts: the correction for their number, and a sentence that says no more than was shown."""
+"""From declared groups to verdicts: what is tested, what is only shown, and sentences that say no more than that."""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -14,12 +15,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from support.report_records import costs, make_record, write_cell, write_grid
+from support.report_records import DIGEST, costs, declare, make_record, write_cell, write_grid
 
 from ldbench.records.results import load_results
-from ldbench.reporting.stats import Estimate, holm, seeds_needed, simultaneous_confidence, t_interval, two_way_interval
-from ldbench.reporting.summary import summarize
-from ldbench.reporting.verdicts import AT_THE_END, FLAT, Evidence, Pair, direction_of, judge, one_sided, verdict
+from ldbench.reporting.frontier import Leads
+from ldbench.reporting.groups import UNDECLARED
+from ldbench.reporting.moderation import moderated, variance_prior
+from ldbench.reporting.sentences import FLAT, cheaper, family, group_statement
+from ldbench.reporting.stats import Estimate, holm, seeds_needed, t_interval, two_way_interval
+from ldbench.reporting.summary import tabulate
+from ldbench.reporting.verdicts import (
+    AT_THE_END,
+    Evidence,
+    Group,
+    direction_of,
+    group_of,
+    judge_groups,
+    judge_lines,
+    one_sided,
+)
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 SAMPLES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=12)
@@ -37,7 +51,6 @@ def test_holm_agrees_with_a_calculation_by_hand() -> None:
 @given(st.floats(0, 1))
 def test_a_family_of_one_is_not_corrected(p: float) -> None:
     assert holm([p]) == [p]
-    assert simultaneous_confidence(1) == pytest.approx(0.95)
 
 
 @given(P_VALUES)
@@ -76,17 +89,6 @@ def test_the_p_value_is_scipys_and_agrees_with_the_interval(values: list[float])
         assert (ours.p_value < 0.05) == (ours.sign != 0)
 
 
-@given(SAMPLES, st.integers(1, 500))
-def test_simultaneous_intervals_are_wider_and_scipys(values: list[float], tests: int) -> None:
-    plain = t_interval(values)
-    wide = plain.at(simultaneous_confidence(tests))
-    assert wide.low <= plain.low + 1e-9
-    assert wide.high >= plain.high - 1e-9
-    if np.std(values) > 1e-6:
-        low, high = stats.t.interval(1 - 0.05 / tests, len(values) - 1, np.mean(values), stats.sem(values))
-        assert (wide.low, wide.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
-
-
 def test_two_way_intervals_carry_their_degrees_of_freedom() -> None:
     images = np.random.default_rng(1).normal(0.1, 1, (5, 300))
     both = two_way_interval(images)
@@ -105,151 +107,271 @@ def test_values_without_spread_are_certain_and_a_single_one_has_no_p() -> None:
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
-UP, DOWN, FLAT_ONE, NONE = (
-    Estimate(0.01, 0.005, 0.015, 4, freedom=3),
-    Estimate(-0.01, -0.015, -0.005, 4, freedom=3),
-    Estimate(0.001, -0.005, 0.007, 4, freedom=3),
-    Estimate(reason="why not"),
-)
+UP = np.array([0.008, 0.010, 0.012, 0.010])
+NOISY = np.array([-0.02, 0.03, -0.01, 0.012])
+BOTH = ("flops", "time")
+
+
+def evidence(flops: Any = UP, time: Any = UP, **changes: Any) -> Evidence:
+    """A line of four seeds with these leads."""
+
+    def some(values: Any) -> Leads:
+        return Leads(
+            tuple(range(len(values))), np.asarray(values, dtype=float), reason="" if len(values) else "why not"
+        )
+
+    return Evidence({"flops": some(flops), "time": some(time)}, 4, 0, False)._replace(**changes)
+
+
+def judged(*lines: Evidence, axes: tuple[str, ...] = BOTH, exploratory: str = "") -> tuple[str, str]:
+    [verdict] = judge_groups([group_of(lines, axes, exploratory)])
+    return verdict.kind, verdict.reason
 
 
 @pytest.mark.parametrize(
-    ("flops", "time", "mixed", "expected"),
+    ("line", "kind"),
     [
-        ((UP, UP), (UP, UP), False, "ahead"),
-        ((UP, NONE), (UP, NONE), False, "ahead"),
-        ((UP, UP), (FLAT_ONE, UP), False, "undecided"),
-        ((FLAT_ONE, FLAT_ONE), (UP, UP), False, "undecided"),
-        ((UP, UP), (UP, FLAT_ONE), False, "undecided"),
-        ((UP, UP), (UP, DOWN), False, "undecided"),
-        ((UP, UP), (DOWN, DOWN), False, "behind"),
-        ((DOWN, FLAT_ONE), (UP, UP), False, "undecided"),
-        ((UP, UP), (UP, UP), True, "undecided"),
-        ((UP, UP), (DOWN, DOWN), True, "undecided"),
-        ((DOWN, DOWN), (UP, UP), True, "behind"),
-        ((UP, UP), (NONE, NONE), False, "n/a"),
-        ((DOWN, DOWN), (NONE, NONE), False, "behind"),
-        ((replace(UP, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
-        ((replace(DOWN, n=3, reason="one is out"), NONE), (UP, UP), False, "undecided"),
+        (evidence(), "ahead"),
+        (evidence(UP, NOISY), "undecided"),
+        (evidence(NOISY, UP), "undecided"),
+        (evidence(-UP, NOISY), "behind"),
+        (evidence(UP, -UP), "behind"),
+        (evidence(-UP, -UP), "behind"),
+        (evidence(UP, UP, mixed_hardware=True), "undecided"),
+        (evidence(-UP, UP, mixed_hardware=True), "undecided"),  # times from two machines bend the axis that is claimed
+        (evidence(UP, ()), "undecided"),
+        (evidence((), ()), "n/a"),
+        (evidence(UP[:1], UP[:1]), "undecided"),
+        (evidence(UP[:3], UP), "undecided"),
+        (evidence(unfinished=1), "undecided"),
     ],
 )
-def test_ahead_needs_both_axes_and_every_interval(flops: Pair, time: Pair, mixed: bool, expected: str) -> None:
-    evidence = Evidence(flops, time, runs=4, unfinished=0, mixed_hardware=mixed)
-    said, reason = verdict(evidence, direction_of(evidence.tested()))
-    assert said == expected
-    assert reason
+def test_ahead_needs_every_axis_and_behind_one(line: Evidence, kind: str) -> None:
+    assert judged(line)[0] == kind
 
 
-def test_an_axis_is_as_doubtful_as_its_most_doubtful_interval() -> None:
-    assert one_sided((UP, FLAT_ONE), 1) == FLAT_ONE.p_value / 2
-    assert one_sided((UP, NONE), 1) == UP.p_value / 2
-    assert one_sided((UP, DOWN), 1) == 1 - DOWN.p_value / 2
-    assert one_sided((UP, DOWN), -1) == 1 - UP.p_value / 2
+def test_a_claim_about_one_axis_is_tested_on_that_one() -> None:
+    assert judged(evidence(UP, NOISY), axes=("flops",)) == ("ahead", "")
+    assert judged(evidence(UP, UP, mixed_hardware=True), axes=("flops",)) == ("ahead", "")
+    assert judged(evidence(NOISY, UP), axes=("flops",))[0] == "undecided"
 
 
-def test_better_needs_both_axes_and_worse_pays_for_looking_at_two() -> None:
-    both = direction_of({"flops": (UP, UP), "time": (FLAT_ONE, NONE)})
-    assert both is not None
-    assert both == (FLAT_ONE.p_value, 1)
-    assert direction_of({"flops": (UP, UP)}) == (1.0, -1)  # one axis never shows a lead
-    worse = direction_of({"flops": (UP, UP), "time": (DOWN, DOWN)})
-    assert worse == (pytest.approx(2 * DOWN.p_value), -1)
-    assert direction_of({"time": (DOWN, DOWN)}) == (pytest.approx(DOWN.p_value), -1)
-    assert direction_of({}) is None
+def test_what_was_not_declared_has_no_verdict_however_sure() -> None:
+    assert judged(evidence(), exploratory="why") == ("exploratory", "why")
+    groups = [group_of([evidence()], BOTH, "why"), group_of([evidence()], BOTH)]
+    verdicts = judge_groups(groups)
+    assert [verdict.kind for verdict in verdicts] == ["exploratory", "ahead"]
+    assert math.isnan(verdicts[0].adjusted)
+    assert verdicts[1].adjusted == verdicts[1].p  # a family of one
 
 
-def test_a_row_errs_in_one_direction_or_the_other_in_a_twentieth_of_all_cases_at_most() -> None:
-    random = np.random.default_rng(3)
-    claims = 0
-    for _ in range(2000):
-        seeds = random.normal(size=6)
-        axes = {axis: (t_interval(seeds + 0.3 * random.normal(size=6)), NONE) for axis in ("flops", "time")}
-        shown = direction_of(axes)
-        assert shown is not None
-        claims += shown.p <= 0.05
-    assert claims / 2000 <= 0.06  # 0.05, and two standard errors of a rate seen 2,000 times
+def test_by_hand_the_groups_p_value_is_the_larger_axiss_and_holm_goes_over_the_groups() -> None:
+    random = np.random.default_rng(4)
+    groups = [group_of([evidence(*random.normal(0.01, 0.004, (2, 4)))], BOTH) for _ in range(3)]
+    priors = {
+        axis: variance_prior([float(g.leads[axis].differences.var(ddof=1)) for g in groups], [3.0] * 3) for axis in BOTH
+    }
+    expected = []
+    for group in groups:
+        each = [moderated(group.leads[axis].differences, priors[axis]).p_value for axis in BOTH]
+        expected.append(max(each))
+    verdicts = judge_groups(groups)
+    assert [verdict.p for verdict in verdicts] == pytest.approx(expected)
+    assert [verdict.adjusted for verdict in verdicts] == pytest.approx(holm(expected))
 
 
-@pytest.mark.parametrize(
-    ("final", "expected"),
-    [((UP, UP), "ahead"), ((FLAT_ONE, NONE), "ahead"), ((NONE, NONE), "ahead"), ((DOWN, DOWN), "undecided")],
-)
-def test_a_lead_over_the_chunks_that_is_lost_at_the_end_is_no_lead(final: Pair, expected: str) -> None:
-    evidence = Evidence((UP, UP), (UP, UP), 4, 0, False, final=((UP, UP), final))
-    said, reason = verdict(evidence, direction_of(evidence.tested()))
-    assert said == expected
+def test_by_hand_one_group_is_an_ordinary_t_test() -> None:
+    [verdict] = judge_groups([group_of([evidence(UP, 2 * UP)], BOTH)])
+    assert verdict.p == pytest.approx(stats.ttest_1samp(UP, 0).pvalue)
+
+
+def test_the_choice_of_the_test_images_is_part_of_the_test() -> None:
+    images = np.random.default_rng(0).normal(0.01, 0.3, (1, 50)).repeat(4, axis=0)  # the same images lucky every time
+    images += (UP - images.mean())[:, None]
+    lucky = replace(evidence().leads["flops"], images=images)
+    sure = evidence()._replace(leads={"flops": lucky, "time": lucky})
+    assert t_interval(UP).sign == 1
+    assert judged(sure)[0] == "undecided"
+
+
+def test_many_groups_make_each_one_harder() -> None:
+    some = np.array([0.005, 0.010, 0.016, 0.006])
+    weak = evidence(some, some)
+    assert judged(weak)[0] == "ahead"
+    many = judge_groups([group_of([weak], BOTH)] + [group_of([evidence(NOISY, NOISY)], BOTH)] * 6)
+    assert many[0].kind == "undecided"
+    assert many[0].adjusted > 0.05
+
+
+@pytest.mark.parametrize(("end", "expected"), [(UP, "ahead"), (NOISY, "ahead"), (-UP, "undecided")])
+def test_a_lead_over_the_chunks_that_is_lost_at_the_end_is_no_lead(end: Any, expected: str) -> None:
+    none = Estimate(reason="no per-image record")
+    kind, reason = judged(evidence(final=((t_interval(UP), none), (t_interval(end), none))))
+    assert kind == expected
     assert (reason == AT_THE_END) == (expected == "undecided")
 
 
-def judged(evidence: list[Evidence | None], state: str = "sloping") -> list[dict[str, Any]]:
-    means = {"difference_at_equal_flops_points_mean": 1.0, "difference_at_equal_time_points_mean": 1.0}
-    rows: list[dict[str, Any]] = [{"frontier_state": state, **means} for _ in evidence]
-    judge(rows, evidence)
-    return rows
+def lines_of(groups: list[Group]) -> list[list[tuple[str, str]]]:
+    return [[(v.kind, v.reason) for v in lines] for lines in judge_lines(groups, judge_groups(groups))]
 
 
-def test_what_looks_decided_alone_is_not_among_many() -> None:
-    some = Estimate(0.01, 0.001, 0.019, 4, freedom=3)  # p = 0.038
-    one = Evidence((some, NONE), (some, NONE), 4, 0, False)
-    equal = Evidence((FLAT_ONE, NONE), (FLAT_ONE, NONE), 4, 0, False)
-    [row, *_] = judged([one, None, *[equal] * 9])
-    assert (row["tests_in_family"], row["verdict"], row["verdict_uncorrected"]) == (10, "undecided", "ahead")
-    assert "better by this test alone, but not among 10" in row["statement"]
-    assert row["statement"].startswith("no difference shown: +1.00 [")
-    assert (row["p"], row["holm_p"]) == pytest.approx((some.p_value, 10 * some.p_value))
+def test_single_lines_are_tested_behind_their_groups_gate_alone() -> None:
+    strong, weak = evidence(2 * UP, 2 * UP), evidence(NOISY, NOISY)
+    opened = group_of([strong, strong], BOTH)
+    shut = group_of([weak, strong], BOTH)
+    assert judge_groups([shut])[0].kind == "undecided"
+    [first, second, third] = lines_of([opened, shut, group_of([strong], BOTH, "why")])
+    assert [kind for kind, _ in first] == ["ahead", "ahead"]
+    assert second == [("exploratory", "its group's verdict opens no gate")] * 2
+    assert third == [("exploratory", "why")]
 
 
-def test_simultaneous_columns_enclose_both_samplings() -> None:
-    wide = replace(UP, low=0.001, high=0.019)
-    [row] = judged([Evidence((UP, wide), (UP, UP), 4, 0, False)])
-    expected = wide.at(1 - 0.05 / 2)
-    assert row["difference_at_equal_flops_points_simultaneous_low"] == pytest.approx(100 * expected.low)
-    assert row["difference_at_equal_flops_points_simultaneous_high"] == pytest.approx(100 * expected.high)
+def test_a_lines_adjusted_p_is_never_below_its_groups_and_pays_for_all_groups() -> None:
+    groups = [group_of([evidence(2 * UP, 2 * UP), evidence()], BOTH), group_of([evidence()], BOTH)]
+    verdicts = judge_groups(groups)
+    for verdict, lines in zip(verdicts, judge_lines(groups, verdicts), strict=True):
+        assert all(line.adjusted >= verdict.adjusted for line in lines)
+        assert all(line.adjusted >= min(1.0, 2 * line.p) for line in lines)
 
 
-def test_sentences_are_plain() -> None:
-    sure = replace(UP, low=0.009, high=0.011)
-    down = replace(DOWN, low=-0.011, high=-0.009)
-    pairs = ((sure, sure), (down, sure), (NONE, NONE))  # at equal FLOPs, at equal time
-    up, fallen, missing = (Evidence((flops, flops), (time, time), 4, 0, False) for flops, time in pairs)
-    better, worse, control, none = judged([up, fallen, None, missing])
-    assert better["statement"].startswith("beats shortened training: +1.00 [+0.")
-    assert "points at equal FLOPs, +1.00" in better["statement"]
-    assert worse["statement"].startswith("behind shortened training: ")
-    assert control["statement"] == ""
-    assert none["statement"] == "cannot be compared: why not"
+def test_a_line_against_its_groups_direction_is_not_called_ahead() -> None:
+    group = group_of([evidence(6 * UP, 6 * UP), evidence(-UP, -UP)], BOTH)
+    assert judge_groups([group])[0].kind == "ahead"
+    [[first, second]] = lines_of([group])
+    assert first[0] == "ahead"
+    assert second[0] == "undecided"
 
 
-def test_a_flat_cell_is_called_flat_and_only_where_nothing_was_shown() -> None:
-    unsure, sure = Evidence((FLAT_ONE, NONE), (FLAT_ONE, NONE), 4, 0, False), replace(UP, low=0.009, high=0.011)
-    rows = judged([unsure, Evidence((sure, NONE), (sure, NONE), 4, 0, False)], "saturated")
-    assert rows[0]["statement"] == FLAT
-    assert rows[1]["statement"].startswith("beats shortened training")
+def test_an_axis_is_as_doubtful_as_its_most_doubtful_interval() -> None:
+    up, flat = t_interval(UP), t_interval(NOISY)
+    assert one_sided((up, flat), 1) == flat.p_value / 2
+    assert one_sided((up, Estimate()), 1) == up.p_value / 2
+    assert one_sided((up, t_interval(-UP)), -1) == pytest.approx(1 - up.p_value / 2)
 
 
-def test_a_narrow_rejection_by_holms_steps_says_so() -> None:
-    sure, narrow = replace(UP, low=0.0099, high=0.0101), replace(UP, low=0.0005, high=0.0195)
-    [row] = judged([Evidence((sure, NONE), (narrow, NONE), 4, 0, False)])
-    assert row["verdict"] == "ahead"
-    assert row["difference_at_equal_time_points_simultaneous_low"] < 0
-    assert "(Holm's p = 0.04" in row["statement"]
+def test_better_needs_all_axes_and_worse_pays_for_looking_at_two() -> None:
+    up, down, flat = t_interval(UP), t_interval(-UP), t_interval(NOISY)
+    both = direction_of({"flops": (up,), "time": (flat,)})
+    assert both is not None
+    assert both == (flat.p_value, 1)
+    assert direction_of({"flops": (up,)}) == (1.0, -1)  # one axis of two never shows a lead
+    assert direction_of({"flops": (up,)}, axes=1) == (up.p_value, 1)
+    assert direction_of({"flops": (up,), "time": (down,)}) == (pytest.approx(2 * down.p_value), -1)
+    assert direction_of({}) is None
 
 
-def test_the_family_is_every_test_of_the_report(tmp_path: Path) -> None:
-    for model in ("a", "b"):
-        write_grid(tmp_path, seeds=range(3), model=model)
-    summary = summarize(load_results(tmp_path))
-    assert set(summary["tests_in_family"]) == {2 * 3}
-    assert set(summary["table_version"]) == {3}
-    tested = summary[summary["verdict"] != "control"]
-    assert (tested["holm_p"] >= tested["p"]).all()
-    for axis in ("flops", "time"):
-        low = tested[f"difference_at_equal_{axis}_points_simultaneous_low"]
-        assert (low <= tested[f"difference_at_equal_{axis}_points_low"]).all()
+# --- whole tables ----------------------------------------------------------------------------------------------------
+
+
+def groups_in(root: Path) -> dict[str, dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {str(key): value for key, value in row.items()}
+        for row in tabulate(load_results(root)).groups.to_dict("records")
+    ]
+    return {row["label"]: row for row in rows}
+
+
+def test_the_declared_rule_alone_gets_a_verdict_and_everything_else_its_figures(tmp_path: Path) -> None:
+    tables = tabulate(load_results(write_grid(tmp_path, seeds=range(6), declared="learn-and-drop")))
+    groups = {row["label"]: row for row in tables.groups.to_dict("records")}
+    assert {label: (row["standing"], row["verdict"]) for label, row in groups.items()} == {
+        "learn-and-drop": ("declared", "ahead"),
+        "freeze": ("exploratory", "exploratory"),
+        "freezeout": ("exploratory", "exploratory"),
+    }
+    assert next(iter(groups)) == "learn-and-drop"
+    assert groups["freezeout"]["verdict_reason"] == "it is not the rule that was declared"
+    lines = tables.lines.set_index("label")
+    assert lines.loc["learn-and-drop", "verdict"] == "ahead"
+    assert lines.loc["freezeout", "verdict"] == "exploratory"
+    assert lines.loc["freezeout", "statement"].startswith("exploratory: ")
+    assert set(tables.lines["table_version"]) == {4}
+    assert lines.loc["full", "standing"] == "control"
+    assert groups["learn-and-drop"]["statement"].startswith("beats shortened training: ")
+    assert "x cheaper [" in groups["learn-and-drop"]["statement"]
+    assert "1 group of comparisons, 1 of them tested" in family(list(groups.values()))
+
+
+def test_without_claims_everything_is_exploratory_and_nothing_beats(tmp_path: Path) -> None:
+    tables = tabulate(load_results(write_grid(tmp_path, seeds=range(8))))
+    assert set(tables.groups["verdict"]) == {"exploratory"}
+    assert set(tables.groups["verdict_reason"]) == {UNDECLARED}
+    assert set(tables.lines["verdict"]) == {"control", "exploratory"}
+    for text in (*tables.groups["statement"], *tables.lines["statement"]):
+        assert "beats" not in text
+        assert "behind" not in text
+    assert "nothing was declared" in family(tables.groups.to_dict("records"))
+
+
+def test_runs_made_before_the_declaration_make_it_exploratory(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(6), declared="learn-and-drop")
+    write_cell(tmp_path, make_record("short", 3, budget=0.5))  # carries no claims
+    row = groups_in(tmp_path)["learn-and-drop"]
+    assert (row["standing"], row["verdict"]) == ("exploratory", "exploratory")
+    assert row["verdict_reason"].startswith("1 of its runs and controls were not made under")
+
+
+def test_nothing_is_judged_before_every_declared_seed_and_comparison_is_there(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(6), declared="learn-and-drop")
+    declare(tmp_path, "learn-and-drop", range(8))
+    row = groups_in(tmp_path)["learn-and-drop"]
+    assert (row["verdict"], row["verdict_reason"]) == (
+        "n/a",
+        "6 of 8 declared seeds are there: it is judged when all are",
+    )
+    declare(tmp_path, "learn-and-drop", range(6), scenarios=("scratch", "fine-tune"))
+    assert groups_in(tmp_path)["learn-and-drop"]["verdict_reason"] == "no run yet of fashion-mnist fine-tune"
+    declare(tmp_path, "learn-and-drop", range(6), groups=(("vgg11_bn", "single set"), ("vgg11_bn", "streams")))
+    tables = tabulate(load_results(tmp_path)).groups
+    missing = tables[tables["kind"] == "streams"].to_dict("records")
+    assert [(row["verdict"], row["statement"]) for row in missing] == [("n/a", "cannot be compared: no run yet")]
+
+
+def test_a_declared_seed_that_diverged_forbids_ahead_and_stays_declared(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(6), declared="learn-and-drop")
+    lost = {"status": "diverged", "test_accuracy": None, "test_correct_base64": None, "error": "not finite"}
+    write_cell(tmp_path, make_record("learn-and-drop", 5, claims_sha256="feedc0defeedc0de") | lost)
+    row = groups_in(tmp_path)["learn-and-drop"]
+    assert (row["standing"], row["verdict"]) == ("declared", "undecided")
+    assert "1 runs did not finish" in row["verdict_reason"]
+
+
+def test_a_group_is_the_mean_over_scenarios_seed_by_seed(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(4), methods=("learn-and-drop",))
+    tuned = {"scenario": "fine-tune"}
+    for seed in range(4):
+        for budget in (0.25, 0.5, 0.75):
+            write_cell(tmp_path, make_record("short", seed, budget=budget, **tuned), scenario="fine-tune")
+        write_cell(tmp_path, make_record("full", seed, **tuned), scenario="fine-tune")
+        better = {"test_accuracy": make_record("learn-and-drop", seed)["test_accuracy"] + 0.01 * seed}
+        record = make_record("learn-and-drop", seed, **tuned, **better, test_correct_base64=None)
+        write_cell(tmp_path, record, scenario="fine-tune")
+    tables = tabulate(load_results(tmp_path))
+    [group] = tables.groups.to_dict("records")
+    lines = tables.lines[tables.lines["verdict"] != "control"]
+    assert len(lines) == group["comparisons"] == 2
+    mean = lines["difference_at_equal_flops_points_mean"].mean()
+    assert group["lead_flops_points_mean"] == pytest.approx(mean)
+    first = lines[lines["scenario"] == "scratch"].iloc[0]
+    second = lines[lines["scenario"] == "fine-tune"].iloc[0]
+    assert second["difference_at_equal_flops_points_mean"] == pytest.approx(
+        first["difference_at_equal_flops_points_mean"] + 1.5
+    )
+
+
+def test_rules_with_other_options_are_groups_of_their_own(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(3), methods=("learn-and-drop",))
+    for seed in range(3):
+        write_cell(tmp_path, make_record("learn-and-drop", seed), policy={"patience": 3})
+        write_cell(tmp_path, make_record("learn-and-drop", seed), refresh_statistics=True)
+    labels = sorted(groups_in(tmp_path))
+    assert labels == [
+        "learn-and-drop (default options)", "learn-and-drop (patience=3)", "learn-and-drop (refresh_statistics=True)",
+    ]  # fmt: skip
 
 
 def test_the_summary_names_the_front_and_the_seeds_that_a_plan_needs(tmp_path: Path) -> None:
-    summary = summarize(load_results(write_grid(tmp_path, seeds=range(5)))).set_index("label")
+    summary = tabulate(load_results(write_grid(tmp_path, seeds=range(5)))).lines.set_index("label")
     assert summary.loc["learn-and-drop", "pareto"] == "FLOPs; time"
     assert summary.loc["freezeout", "pareto"] == "dominated"
     assert summary.loc["full", "pareto"] == "FLOPs; time"
@@ -262,7 +384,76 @@ def test_a_method_with_lost_runs_is_not_on_the_front(tmp_path: Path) -> None:
     write_grid(tmp_path, seeds=range(3))
     lost = {"status": "diverged", "test_accuracy": None, "test_correct_base64": None, "error": "not finite"}
     write_cell(tmp_path, make_record("learn-and-drop", 2) | lost)
-    assert summarize(load_results(tmp_path)).set_index("label").loc["learn-and-drop", "pareto"].startswith("n/a")
+    lines = tabulate(load_results(tmp_path)).lines.set_index("label")
+    assert lines.loc["learn-and-drop", "pareto"].startswith("n/a")
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_time_is_the_median_steps_where_all_have_it_and_the_raw_seconds_stand_beside(tmp_path: Path) -> None:
+    for seed in range(3):
+        for method, budget in (("full", None), ("short", 0.5), ("short", 0.25), ("learn-and-drop", None)):
+            record = make_record(method, seed, budget=budget)
+            stall = 40.0 if method == "learn-and-drop" else 0.0
+            typical = record["train_seconds"]
+            write_cell(tmp_path, record | {"typical_train_seconds": typical, "train_seconds": typical + stall})
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
+    assert row["time_basis"].startswith("median step time, the steadier of both over the controls")
+    assert row["train_time_ratio_mean"] == pytest.approx(0.65, abs=0.03)
+    assert row["raw_time_ratio_mean"] == pytest.approx(1.05, abs=0.04)
+    assert row["train_seconds_mean"] == pytest.approx(row["compared_seconds_mean"] + 40)
+    at_its_time = row["difference_at_equal_time_points_mean"]
+    write_cell(tmp_path, make_record("full", 1))  # one record without
+    raw = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
+    assert raw["time_basis"] == "raw seconds"
+    assert raw["difference_at_equal_time_points_mean"] < at_its_time
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def speed(**changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"verdict": "exploratory", "verdict_reason": "", "adjusted_p": math.nan, "flat": False}
+    for axis in BOTH:
+        row |= {
+            f"speed_up_{axis}_{part}": value
+            for part, value in zip(
+                ("mean", "low", "high", "lowest", "highest", "bound"), (1.43, 1.21, 1.65, 0.3, 2.0, ""), strict=True
+            )
+        }
+        row |= {
+            f"lead_{axis}_points_{part}": v for part, v in zip(("mean", "low", "high"), (0.6, 0.3, 0.9), strict=True)
+        }
+    return row | changes
+
+
+def test_the_speed_up_comes_first_and_the_points_beside_it() -> None:
+    assert group_statement(speed(verdict="ahead", adjusted_p=0.004)) == (
+        "beats shortened training: 1.43x cheaper [1.21, 1.65] by FLOPs, 1.43x cheaper [1.21, 1.65] by time, at equal "
+        "accuracy; +0.60 [+0.30, +0.90] points at equal FLOPs, +0.60 [+0.30, +0.90] points at equal time (Holm's p = "
+        "0.004)"
+    )
+
+
+def test_bounds_are_printed_as_bounds() -> None:
+    above = speed(speed_up_flops_mean=2.0, speed_up_flops_high=math.inf, speed_up_flops_bound="at least")
+    assert cheaper(above, "flops") == "≥ 2.00x [1.21, > 2.00]"
+    below = speed(
+        speed_up_flops_mean=0.3, speed_up_flops_low=0.0, speed_up_flops_high=0.8, speed_up_flops_bound="at most"
+    )
+    assert cheaper(below, "flops") == "≤ 0.30x [< 0.30, 0.80]"
+    assert "0.30x as cheap" in group_statement(below)
+    assert cheaper(speed(speed_up_time_mean=math.nan), "time") == ""
+    assert cheaper(speed(speed_up_time_low=math.nan), "time") == "1.43x"
+
+
+def test_a_flat_group_is_called_flat_where_nothing_was_shown() -> None:
+    assert group_statement(speed(flat=True)).startswith(FLAT)
+    assert group_statement(speed(flat=True, verdict="ahead")).startswith("beats")
+    assert group_statement(speed(verdict="n/a", verdict_reason="why")) == "cannot be compared: why"
+    doubtful = speed(verdict="undecided", verdict_reason="2 runs did not finish", adjusted_p=0.01)
+    assert group_statement(doubtful).endswith("(Holm's p = 0.01) (2 runs did not finish)")
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -274,7 +465,7 @@ def write_stream(root: Path, *, early: float, ours: float, at_the_end: float) ->
 
     def write(method: str, seed: int, share: float, above: float = 0.0, **changes: Any) -> None:
         average = 0.8 + 0.1 * share + above + 0.0004 * np.random.default_rng(seed).standard_normal()
-        stream = {"scenario": "online", "chunks": chunks, "average_accuracy": average}
+        stream = {"scenario": "online", "chunks": chunks, "average_accuracy": average, "claims_sha256": DIGEST}
         write_cell(root, make_record(method, seed, **stream, **costs(share), **changes))
 
     for seed in range(5):
@@ -285,11 +476,12 @@ def write_stream(root: Path, *, early: float, ours: float, at_the_end: float) ->
         images = np.arange(2000) < 2000 * (make_record("short", seed, budget=0.5)["test_accuracy"] + at_the_end)
         bits = base64.b64encode(np.packbits(images).tobytes()).decode()
         write("learn-and-drop", seed, 0.5, above=ours, test_accuracy=float(images.mean()), test_correct_base64=bits)
+    declare(root, "learn-and-drop", range(5), groups=(("vgg11_bn", "streams"),), scenarios=("online",))
 
 
 def test_streams_are_judged_by_the_mean_over_the_chunks_against_the_better_way_of_shortening(tmp_path: Path) -> None:
     write_stream(tmp_path, early=0.02, ours=0.03, at_the_end=0.0)
-    row = summarize(load_results(tmp_path)).set_index("label").loc["learn-and-drop"]
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
     assert (
         row["average_difference_at_equal_flops_control"]
         == row["average_difference_at_equal_time_control"]
@@ -304,13 +496,45 @@ def test_streams_are_judged_by_the_mean_over_the_chunks_against_the_better_way_o
 
 def test_beating_the_weaker_way_of_shortening_alone_is_no_lead(tmp_path: Path) -> None:
     write_stream(tmp_path, early=0.05, ours=0.03, at_the_end=0.0)
-    row = summarize(load_results(tmp_path)).set_index("label").loc["learn-and-drop"]
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
     assert row["average_difference_at_equal_flops_points_mean"] == pytest.approx(-2.0)
     assert row["verdict"] == "behind"
 
 
 def test_what_falls_behind_at_the_end_of_a_stream_is_said(tmp_path: Path) -> None:
     write_stream(tmp_path, early=0.0, ours=0.03, at_the_end=-0.05)
-    row = summarize(load_results(tmp_path)).set_index("label").loc["learn-and-drop"]
-    assert (row["verdict"], row["verdict_reason"]) == ("undecided", AT_THE_END)
-    assert AT_THE_END in row["statement"]
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
+    assert row["verdict"] == "exploratory"
+    group = groups_in(tmp_path)["learn-and-drop"]
+    assert (group["verdict"], group["verdict_reason"]) == ("undecided", AT_THE_END)
+    assert AT_THE_END in group["statement"]
+
+
+def test_of_streams_too_the_images_are_sampled_where_every_chunk_was_recorded(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+
+    def write(method: str, seed: int, share: float, budget: float | None = None) -> None:
+        bits = random.random((3, 2000)) < 0.8 + 0.1 * share
+        chunks = [
+            {"chunk": chunk, "test_accuracy": float(some.mean()),
+             "test_correct_base64": base64.b64encode(np.packbits(some).tobytes()).decode()}
+            for chunk, some in enumerate(bits)
+        ]  # fmt: skip
+        average = float(bits.mean(axis=1).mean())
+        record = make_record(method, seed, budget=budget, scenario="online", chunks=chunks, average_accuracy=average)
+        write_cell(tmp_path, record | costs(share))
+
+    for seed in range(4):
+        for budget in (0.25, 0.5):
+            write("short", seed, budget, budget)
+        write("full", seed, 1.0)
+        write("learn-and-drop", seed, 0.5)
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
+    name = "average_difference_at_equal_flops_points"
+    assert row[f"{name}_two_way_low"] < row[f"{name}_mean"] < row[f"{name}_two_way_high"]
+    for path in tmp_path.glob("cells/*learn-and-drop*/result.json"):
+        record = json.loads(path.read_text())
+        record["chunks"][1]["test_correct_base64"] = "?"
+        write_cell(tmp_path, {key: value for key, value in record.items() if key != "sha256"})
+    row = tabulate(load_results(tmp_path)).lines.set_index("label").loc["learn-and-drop"]
+    assert math.isnan(row[f"{name}_two_way_low"])
