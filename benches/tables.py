@@ -11,29 +11,27 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from benches.lab_tables import energy_table, kernel_table, line, step_table
 from benches.leads import lead_lines
+from ldbench.reporting.summary import Tables, tabulate
 
 ROOT = Path(__file__).parents[1]
 NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
 
 
 @functools.cache
-def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Runs of a results folder and their summary, once per process."""
+def read(folder: Path) -> tuple[pd.DataFrame, Tables]:
+    """Runs of a results folder and what they come to, once per process."""
     from ldbench.records.results import load_results
-    from ldbench.reporting.summary import summarize
 
     cells = load_results(folder)
-    return cells, cells if cells.empty else summarize(cells)
+    return cells, Tables(cells, cells) if cells.empty else tabulate(cells)
 
 
 def _named(cells: pd.DataFrame, column: str) -> list[str]:
@@ -46,26 +44,28 @@ def evidence_table(folders: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training, also what is behind."""
     from ldbench.errors import clean
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
-    from ldbench.reporting.formatting import accuracy, plus_minus, slope, spanned, standing
+    from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, slope, spanned, speed_up, standing
 
     head = (
-        "method", "n", "accuracy %", "to full", "time ÷ full", "forward FLOPs - %", "FLOPs - %", "equal FLOPs",
-        "equal time", "verdict",
+        "method", "n", "cheaper, FLOPs", "cheaper, time", "accuracy %", "to full", "time ÷ full", "forward FLOPs - %",
+        "FLOPs - %", "equal FLOPs", "equal time", "standing",
     )  # fmt: skip
     lines = []
     for folder in folders:
-        cells, summary = read(folder)
+        cells, tables = read(folder)
         if cells.empty:
             continue
-        lines += _stands_on(folder, cells, records_of(summary.head(1))[0])
-        for _, group in summary.groupby(COMPARISON, sort=False):
+        lines += [*_stands_on(folder, cells, tables), "", *_groups(tables)]
+        for _, group in tables.lines.groupby(COMPARISON, sort=False):
             rows = records_of(group)
             gained = f"points gained by doubling the budget: {slope(rows[0])}"
-            lines += ["", f"{clean(comparison_title(rows[0]))}; {gained}", "", line(head), line(["---"] * len(head))]
+            lines += ["", f"{clean(comparison_title(rows[0]))}; {gained}; {frontier_check(rows[0])}"]
+            lines += ["", line(head), line(["---"] * len(head))]
             counts = "average_" if rows[0]["streamed"] else ""
             for row in rows:
-                texts = [clean(row["label"]), str(row["runs"]), accuracy(row)]
-                texts += [spanned(row, f"{counts}difference_to_full_points"), spanned(row, "train_time_ratio", "", 2)]
+                texts = [clean(row["label"]), str(row["runs"]), *(speed_up(row, axis) for axis in ("flops", "time"))]
+                texts += [accuracy(row), spanned(row, f"{counts}difference_to_full_points")]
+                texts.append(spanned(row, "train_time_ratio", "", 2))
                 texts += [plus_minus(row, f"{of}_flops_reduction_percent", 1) for of in ("forward", "total")]
                 texts += [spanned(row, f"{counts}difference_at_equal_{axis}_points") for axis in ("flops", "time")]
                 lines.append(line([*texts, standing(row)]))
@@ -73,52 +73,67 @@ def evidence_table(folders: Sequence[Path]) -> str:
     return "\n".join(lines).strip() or NO_EVIDENCE
 
 
-def verdict_table(folders: Sequence[Path]) -> str:
-    """Every method that is no control against full training and training less, a line each."""
+def _groups(tables: Tables) -> list[str]:
+    """Every rule over its groups of comparisons, a line each."""
     from ldbench.errors import clean
     from ldbench.reporting.comparisons import records_of
-    from ldbench.reporting.formatting import plus_minus, probability, spanned
-    from ldbench.reporting.stats import LEVEL
-    from ldbench.reporting.verdicts import PHRASES
+    from ldbench.reporting.formatting import spanned, speed_up, standing
 
     head = (
-        "scenario", "model", "method", "n", "time ÷ full", "forward FLOPs - %", "to full", "equal FLOPs", "equal time",
-        "against shortened training",
+        "mean over", "method", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "points at equal FLOPs",
+        "points at equal time", "standing",
+    )  # fmt: skip
+    lines = [line(head), line(["---"] * len(head))]
+    for row in sorted(records_of(tables.groups), key=lambda row: (row["standing"], row["kind"], row["model"])):
+        said = standing(row)
+        texts = [f"{clean(row['model'])}, {row['kind']}: {clean(row['scenarios'])}", clean(row["label"]), str(row["n"])]
+        texts += [speed_up(row, axis) for axis in ("flops", "time")]
+        texts += [spanned(row, f"lead_{axis}_points") for axis in ("flops", "time")]
+        lines.append(line([*texts, f"**{said}**" if row["verdict"] == "ahead" else said]))
+    return lines
+
+
+def verdict_table(folders: Sequence[Path]) -> str:
+    """Every method that is no control against training less: over its groups of comparisons, and in each of them."""
+    from ldbench.errors import clean
+    from ldbench.reporting.comparisons import records_of
+    from ldbench.reporting.formatting import plus_minus, spanned, speed_up
+
+    head = (
+        "scenario", "model", "method", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "time ÷ full",
+        "forward FLOPs - %", "points to full", "points at equal FLOPs", "points at equal time",
     )  # fmt: skip
     differences = ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")
     lines = []
     for folder in folders:
-        cells, summary = read(folder)
-        rows = [row for row in records_of(summary) if row["verdict"] != "control"]
+        cells, tables = read(folder)
+        rows = [row for row in records_of(tables.lines) if row["verdict"] != "control"]
         if not rows:
             continue
-        lines += [*_stands_on(folder, cells, rows[0]), "", line(head), line(["---"] * len(head))]
+        lines += [*_stands_on(folder, cells, tables), "", *_groups(tables), "", line(head), line(["---"] * len(head))]
         for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
             counts = "average_" if row["streamed"] else ""
-            said = PHRASES[row["verdict"]]
-            said += f", p {probability(row['holm_p'])}" if math.isfinite(row["holm_p"]) else ""
-            if row["verdict"] == "undecided" and row["holm_p"] <= LEVEL:
-                said += f" ({clean(row['verdict_reason'])})"
             texts = [row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"])]
+            texts += [speed_up(row, axis) for axis in ("flops", "time")]
             texts += [spanned(row, "train_time_ratio", "", 2), plus_minus(row, "forward_flops_reduction_percent", 1)]
-            texts += [spanned(row, f"{counts}{name}_points") for name in differences]
-            lines.append(line([*texts, f"**{said}**" if row["verdict"] == "ahead" else said]))
+            lines.append(line([*texts, *(spanned(row, f"{counts}{name}_points") for name in differences)]))
         name = folder.name
         lines += [
             "",
-            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds; p after "
-            f"Holm's correction. Controls, accuracies and slopes: [results/{name}.md](results/{name}.md).",
+            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds, each by "
+            f"itself. Controls, accuracies, slopes and the frontiers' own check: [results/{name}.md](results/{name}.md).",
             "",
             f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
             "",
-            *lead_lines(records_of(cells)),
+            *lead_lines(cells),
         ]
     return "\n".join(lines).strip() or NO_EVIDENCE
 
 
-def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> list[str]:
-    """What a table was made from: runs, machine, versions, commit, days, and what its verdicts were corrected for."""
-    from ldbench.reporting.formatting import family
+def _stands_on(folder: Path, cells: pd.DataFrame, tables: Tables) -> list[str]:
+    """What a table was made from: runs, machine, versions, commit, days, and what was declared before."""
+    from ldbench.reporting.comparisons import records_of
+    from ldbench.reporting.sentences import family
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
@@ -126,7 +141,7 @@ def _stands_on(folder: Path, cells: pd.DataFrame, row: Mapping[str, Any]) -> lis
     said += f"torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
     commits = dict.fromkeys(commit[:8] for commit in _named(cells, "environment_git_commit"))
     said += f"commit {', '.join(commits) or '?'}, "
-    return [f"{said}{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(row)}"]
+    return [f"{said}{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(records_of(tables.groups))}"]
 
 
 def evidence_figure(folder: Path) -> str:
@@ -135,7 +150,7 @@ def evidence_figure(folder: Path) -> str:
     from ldbench.reporting.plots import Point, cost_grid
 
     panels: dict[str, list[Point]] = {}
-    for _, group in read(folder)[1].groupby(COMPARISON, sort=False):
+    for _, group in read(folder)[1].lines.groupby(COMPARISON, sort=False):
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""

@@ -138,11 +138,13 @@ def test_the_evidence_table_keeps_every_method_and_says_what_it_stands_on(tmp_pa
     write_grid(folder, seeds=range(4), methods=("learn-and-drop", "freeze"))
     text = tables.evidence_table([folder])
     assert text.startswith("**evidence-x**: 24 runs on Test CPU, torch ")
-    assert "2 tests of this report" in text
-    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    methods = [row.split(" | ")[0].strip("| ") for row in rows]
+    assert "Exploratory: nothing was declared" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[1] for row in rows[2:4]] == ["learn-and-drop", "freeze"]  # over the group
+    methods = [row.split(" | ")[0].strip("| ") for row in rows[6:]]
     assert methods == ["short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop", "freeze"]
-    assert len({row.count(" | ") for row in rows}) == 1
+    assert len({row.count(" | ") for row in rows[4:]}) == 1
+    assert "leaving one budget out" in text
     assert tables.evidence_table([]) == tables.NO_EVIDENCE
 
 
@@ -150,12 +152,15 @@ def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: 
     from benches import tables
 
     folder = tmp_path / "evidence-x"
-    write_grid(folder, seeds=range(6), methods=("learn-and-drop", "freezeout"))
+    write_grid(folder, seeds=range(6), methods=("learn-and-drop", "freezeout"), declared="learn-and-drop")
     text = tables.verdict_table([folder])
-    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [row.split(" | ")[2] for row in rows] == ["learn-and-drop", "freezeout"]
-    assert "**beats shortened training, p " in rows[0]
-    assert "behind shortened training, p " in rows[1]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    groups, lines = rows[2:4], rows[6:]
+    assert [row.split(" | ")[1] for row in groups] == ["learn-and-drop", "freezeout"]
+    assert "**beats shortened training, p " in groups[0]
+    assert groups[1].endswith("| exploratory |")
+    assert [row.split(" | ")[2] for row in lines] == ["learn-and-drop", "freezeout"]
+    assert "x [" in lines[0]
     assert "(results/evidence-x.md)" in text
     figure = tables.evidence_figure(folder)
     assert figure.startswith("<?xml")
@@ -164,9 +169,8 @@ def test_the_verdicts_are_a_line_per_method_and_say_what_they_rest_on(tmp_path: 
 
 
 def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path: Path) -> None:
-    from benches.leads import lead_lines, leads
+    from benches.leads import lead_lines, leads_of
     from ldbench.records.results import load_results
-    from ldbench.reporting.comparisons import records_of
 
     def write(method: str, seed: int, share: float, above: float = 0.0, budget: float | None = None) -> None:
         reached = {"test_accuracy": 0.9 + 0.05 * math.log2(share) + above, "test_correct_base64": None}
@@ -178,14 +182,15 @@ def test_leads_hold_two_rules_against_each_other_at_costs_of_their_own(tmp_path:
             write("short", seed, budget, budget=budget)
         write("a", seed, 0.5, above=0.02)
         write("b", seed, 0.375, above=0.01 + 0.001 * seed)
-    records = records_of(load_results(tmp_path))
-    for axis in ("equal FLOPs", "equal time"):
-        assert list(leads(records, "a", axis).values()) == pytest.approx([2.0] * 4)
-        assert sorted(leads(records, "b", axis).values()) == pytest.approx([1.0, 1.1, 1.2, 1.3])
-    [_, _, first, *_] = lead_lines(records, "a", "b")
+    cells = load_results(tmp_path)
+    for axis in ("flops", "time"):
+        found = leads_of(cells, axis)
+        assert list(found["a"].values()) == pytest.approx([2.0] * 4)
+        assert sorted(found["b"].values()) == pytest.approx([1.0, 1.1, 1.2, 1.3])
+    [_, _, first, *_] = lead_lines(cells, "a", "b")
     assert first.startswith("* vgg11_bn, equal FLOPs: +0.85 [")
     assert first.endswith("n = 4")
-    assert lead_lines(records, "a", "never run") == []
+    assert lead_lines(cells, "a", "never run") == []
 
 
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:

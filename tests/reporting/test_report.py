@@ -19,7 +19,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats
-from support.report_records import EFFECTS, ENVIRONMENT, frontier, make_record, write_cell, write_grid
+from scipy.interpolate import PchipInterpolator
+from support.report_records import DIGEST, EFFECTS, ENVIRONMENT, frontier, make_record, write_cell, write_grid
 
 from ldbench.errors import UserError, clean
 from ldbench.records.results import load_results, unpack_correct
@@ -27,7 +28,7 @@ from ldbench.reporting.formatting import quantity
 from ldbench.reporting.plots import Point, cost_figure
 from ldbench.reporting.report import print_table, write_report
 from ldbench.reporting.stats import Estimate
-from ldbench.reporting.summary import frontier_state, summarize
+from ldbench.reporting.summary import frontier_state, summarize, tabulate
 
 HOSTILE = "<script>alert(1)</script>\"'&../../$\\frac$ [bold]\x1b[31m\u202e"
 
@@ -121,8 +122,8 @@ def test_summary_agrees_with_a_calculation_by_hand(tmp_path: Path) -> None:
     for seed in ours.index:
         controls = cells[(cells["seed"] == seed) & cells["method"].isin(("full", "short"))].sort_values("train_seconds")
         cost, costs = np.log(ours.loc[seed, "train_seconds"]), np.log(controls["train_seconds"])
-        line = np.interp(cost, costs, controls["test_accuracy"])
-        expected.append(100 * (ours.loc[seed, "test_accuracy"] - line))
+        curve = PchipInterpolator(costs, controls["test_accuracy"])
+        expected.append(100 * (ours.loc[seed, "test_accuracy"] - curve(cost)))
     assert row["difference_at_equal_time_points_mean"] == pytest.approx(np.mean(expected))
     logs = np.log(ours["train_seconds"] / full["train_seconds"])
     assert row["train_time_ratio_mean"] == pytest.approx(np.exp(logs.mean()))
@@ -132,21 +133,22 @@ def test_summary_agrees_with_a_calculation_by_hand(tmp_path: Path) -> None:
 
 
 def test_verdicts_follow_the_effects_put_in(tmp_path: Path) -> None:
-    summary = summarize(load_results(write_grid(tmp_path, seeds=range(8))))
-    verdicts = dict(zip(summary["label"], summary["verdict"], strict=True))
-    assert verdicts["learn-and-drop"] == "ahead"
-    assert verdicts["freezeout"] == "behind"
-    assert verdicts["full"] == verdicts["short 0.5"] == "control"
-    assert list(summary["label"])[:5] == ["short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop"]
-    assert set(summary["frontier_state"]) == {"sloping"}
-    assert summary["frontier_slope_points_per_doubling_mean"].iloc[0] == pytest.approx(2.0, abs=0.15)
+    for rule, verdict in (("learn-and-drop", "ahead"), ("freezeout", "behind")):
+        summary = summarize(load_results(write_grid(tmp_path / rule, seeds=range(8), declared=rule)))
+        verdicts = dict(zip(summary["label"], summary["verdict"], strict=True))
+        assert verdicts[rule] == verdict
+        assert verdicts["full"] == verdicts["short 0.5"] == "control"
+        assert verdicts["freeze"] == "exploratory"
+        assert list(summary["label"])[:5] == ["short 0.25", "short 0.5", "short 0.75", "full", "learn-and-drop"]
+        assert set(summary["frontier_state"]) == {"sloping"}
+        assert summary["frontier_slope_points_per_doubling_mean"].iloc[0] == pytest.approx(2.0, abs=0.15)
 
 
 def test_one_seed_is_an_anecdote_and_never_a_verdict(tmp_path: Path) -> None:
-    summary = summarize(load_results(write_grid(tmp_path, seeds=[4])))
-    row = row_of(summary, "learn-and-drop")
-    assert (row["verdict"], row["verdict_reason"]) == ("undecided", "one seed is an anecdote")
-    assert "anecdote" in printed(summary, 80)
+    write_grid(tmp_path, seeds=[4], declared="learn-and-drop")
+    [first, *_] = tabulate(load_results(tmp_path)).groups.to_dict("records")
+    assert (first["verdict"], first["verdict_reason"]) == ("undecided", "one seed is an anecdote")
+    assert "anecdote" in printed(load_results(tmp_path), 80)
     assert "anecdote" in write_report(tmp_path).read_text()
 
 
@@ -173,20 +175,22 @@ def test_without_short_runs_there_is_a_reason_instead_of_a_number(tmp_path: Path
 
 
 def test_diverged_and_failed_runs_are_counted_and_forbid_ahead(tmp_path: Path) -> None:
-    write_grid(tmp_path, seeds=range(8))
+    write_grid(tmp_path, seeds=range(8), declared="learn-and-drop")
     lost = {"status": "diverged", "test_accuracy": None, "test_correct_base64": None, "error": "not finite"}
-    write_cell(tmp_path, make_record("learn-and-drop", 7) | lost)
+    write_cell(tmp_path, make_record("learn-and-drop", 7, claims_sha256=DIGEST) | lost)
     few = {"schema_version": 1, "model": "vgg11_bn", "dataset": "fashion-mnist", "method": "freeze", "seed": 9}
     write_cell(tmp_path, few | {"budget": None, "status": "failed", "error": "boom"}, lines=False)
     summary = summarize(load_results(tmp_path))
     row = row_of(summary, "learn-and-drop")
     assert (row["runs"], row["diverged"], row["test_accuracy_percent_n"]) == (7, 1, 7)
-    assert (row["verdict"], row["verdict_reason"]) == ("undecided", "1 runs did not finish")
+    assert row["verdict"] == "exploratory"
+    [group, *_] = tabulate(load_results(tmp_path)).groups.to_dict("records")
+    assert (group["verdict"], group["verdict_reason"]) == ("undecided", "1 runs did not finish")
     assert row_of(summary, "freeze")["failed"] == 1
     page = write_report(tmp_path).read_text()
     assert "not finite" in page
     assert "boom" in page
-    assert "7, 1 diverged" in printed(summary, 120)
+    assert "7, 1 diverged" in printed(load_results(tmp_path), 120)
 
 
 def test_a_saturated_recipe_is_flagged(tmp_path: Path) -> None:
@@ -197,7 +201,7 @@ def test_a_saturated_recipe_is_flagged(tmp_path: Path) -> None:
             write_cell(tmp_path, record | {"test_accuracy": 0.99 + noise, "test_correct_base64": None})
     summary = summarize(load_results(tmp_path))
     assert set(summary["frontier_state"]) == {"saturated"}
-    assert "saturated: cannot tell methods apart" in printed(summary, 120)
+    assert "saturated: cannot tell methods apart" in printed(load_results(tmp_path), 120)
     assert "saturated: cannot tell methods apart" in write_report(tmp_path).read_text()
 
 
@@ -230,12 +234,14 @@ def test_a_steep_frontier_from_two_scattered_seeds_is_not_called_saturated(tmp_p
 
 
 def test_times_from_mixed_hardware_warn_and_decide_nothing(tmp_path: Path) -> None:
-    write_grid(tmp_path, seeds=range(8))
-    write_cell(tmp_path, make_record("full", 3) | {"environment": ENVIRONMENT | {"cpu": "Other CPU"}})
+    write_grid(tmp_path, seeds=range(8), declared="learn-and-drop")
+    other = {"environment": ENVIRONMENT | {"cpu": "Other CPU"}}
+    write_cell(tmp_path, make_record("full", 3, claims_sha256=DIGEST) | other)
     summary = summarize(load_results(tmp_path))
     row = row_of(summary, "learn-and-drop")
     assert "mixed hardware in one comparison: cpu: Test CPU" in row["warnings"]
-    assert (row["verdict"], row["verdict_reason"]) == ("undecided", "times come from different machines")
+    [group, *_] = tabulate(load_results(tmp_path)).groups.to_dict("records")
+    assert (group["standing"], group["verdict"]) == ("declared", "undecided")
     assert "Warning: mixed hardware" in write_report(tmp_path).read_text()
 
 
@@ -318,7 +324,7 @@ def test_a_method_that_never_reaches_the_target_has_no_cost_to_it(tmp_path: Path
 def test_runs_at_chance_level_are_flagged(tmp_path: Path) -> None:
     write_cell(tmp_path, make_record("full", 0) | {"at_chance": True})
     summary = summarize(load_results(tmp_path))
-    assert "1 at chance level" in printed(summary, 120)
+    assert "1 at chance level" in printed(load_results(tmp_path), 120)
     assert "the recipe does not work here" in summary["warnings"].iloc[0]
 
 
@@ -468,7 +474,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_the_terminal_and_is_plain_when_piped(tmp_path: Path, width: int) -> None:
-    text = printed(load_results(write_grid(tmp_path)), width)
+    text = printed(load_results(write_grid(tmp_path, declared="learn-and-drop")), width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     assert "\x1b" not in text
@@ -476,7 +482,7 @@ def test_the_table_fits_the_terminal_and_is_plain_when_piped(tmp_path: Path, wid
     assert "ahead" in line
     assert re.search(r"\d\d\.\d\d±0\.\d\d", line)
     assert ("equal FLOPs" in lines[1]) == (width == 120)
-    assert "learn-and-drop: beats shortened training: +" in text
+    assert re.search(r"learn-and-drop: beats shortened training: \d\.\d\dx cheaper \[", text)
 
 
 def test_an_experiment_without_rows_prints_one_line(tmp_path: Path) -> None:
