@@ -33,6 +33,14 @@ def records_of(frame: pd.DataFrame) -> list[Record]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
+def by_comparison(frame: pd.DataFrame) -> dict[tuple[Any, ...], list[Record]]:
+    """The rows of every comparison, in the order of the table; much faster than ``DataFrame.groupby``."""
+    found: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records_of(frame) if len(frame) else ():
+        found[tuple(record[name] for name in COMPARISON)].append(record)
+    return dict(found)
+
+
 def method_labels(records: Iterable[Record]) -> dict[Variant, str]:
     """Readable name per (method, budget or -1, policy): the budget of ``short``, the options where they differ."""
     keys = {variant(record) for record in records}

@@ -67,7 +67,7 @@ class Curve:
         """
         knots = self._knots
         x = np.clip(np.log(costs), knots[0], knots[-1])
-        left = np.clip(np.searchsorted(knots, x, side="right") - 1, 0, len(knots) - 2)
+        left = np.minimum(np.searchsorted(knots[1:-1], x, side="right"), len(knots) - 2)
         wide = knots[left + 1] - knots[left]
         t = (x - knots[left]) / wide
         made, rows = np.zeros((len(x), len(knots))), np.arange(len(x))

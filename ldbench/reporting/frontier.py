@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ldbench.reporting.curve import Curve, Floats, OffFrontier
 from ldbench.reporting.stats import Estimate, t_interval, two_way_interval
 
-# What the control may spend, as multiples of a run's own cost: a fiftieth apart, from a 32nd to 64 times.
-RATIOS: Floats = np.exp(np.arange(-math.log(32), math.log(64), 0.02))
+# What the control may spend, as multiples of a run's own cost: 4 % apart, from a 32nd to 64 times.
+RATIOS: Floats = np.exp(np.arange(-math.log(32), math.log(64), 0.04))
 FULL = 1.0  # the budget of full training
 
 

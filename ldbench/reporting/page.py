@@ -18,6 +18,7 @@ from ldbench.reporting.comparisons import (
     BETWEEN,
     COMPARISON,
     Record,
+    by_comparison,
     comparison_title,
     method_labels,
     records_of,
@@ -62,14 +63,13 @@ def build_page(directory: Path, cells: pd.DataFrame, tables: Tables, *, all_figu
     A large experiment gets figures for its first comparisons only, and says so, unless ``all_figures``.
     """
     summary = tables.lines
-    groups = [records_of(group) for _, group in summary.groupby(COMPARISON, sort=False)] if len(summary) else []
-    runs = dict(iter(cells.groupby(COMPARISON)))
+    groups, runs = list(by_comparison(summary).values()), by_comparison(cells)
     left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
     sections = [_opening(cells, groups, records_of(tables.groups), left_out)]
     for place, rows in enumerate(groups):
         of_these = runs[tuple(rows[0][name] for name in COMPARISON)]
         everything = all_figures or len(groups) <= MOST_COMPLETE
-        sections.append(_comparison(directory, place, rows, records_of(of_these), everything))
+        sections.append(_comparison(directory, place, rows, of_these, everything))
     sections += [
         tuning_section(directory),
         _left_out(cells, left_out),

@@ -16,7 +16,7 @@ from ldbench.errors import UserError, clean
 from ldbench.io.atomic import write_text
 from ldbench.records.results import load_results
 from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
-from ldbench.reporting.comparisons import BETWEEN, COMPARISON, comparison_title, records_of
+from ldbench.reporting.comparisons import BETWEEN, by_comparison, comparison_title, records_of
 from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, runs, slope, spanned
 from ldbench.reporting.sentences import cheaper, family
 from ldbench.reporting.summary import Tables, tabulate
@@ -54,10 +54,10 @@ def write_report(
     tables = tabulate(cells) if tables is None else tables
     wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
     named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
-    dropped = cells.loc[:, list(DROP_FIELDS)]
-    every = [row for _, group in dropped.groupby(COMPARISON) for row in drop_rows(records_of(group))]
-    streamed = cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)]
-    chunks = [row for _, group in streamed.groupby(COMPARISON) for row in chunk_rows(records_of(group))]
+    dropped = by_comparison(cells.loc[:, list(DROP_FIELDS)])
+    every = [row for _, group in sorted(dropped.items()) for row in drop_rows(group)]
+    streamed = by_comparison(cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)])
+    chunks = [row for _, group in sorted(streamed.items()) for row in chunk_rows(group)]
     files = {
         "groups.csv": _csv(tables.groups),
         "table.csv": _csv(tables.lines),
@@ -90,8 +90,7 @@ def print_table(console: Console, results: pd.DataFrame | Tables) -> None:
         console.print("no finished run yet", highlight=False)
         return
     wide = console.width >= WIDE
-    for _, group in summary.groupby(COMPARISON, sort=False):
-        rows = records_of(group)
+    for rows in by_comparison(summary).values():
         first = rows[0]
         title = Text(clean(comparison_title(first)), style="bold")
         table = Table(

@@ -6,6 +6,7 @@ assumes roughly normal seeds; ratios use it on logarithms. Nothing here knows ab
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,15 +67,18 @@ class Estimate:
 
 def t_interval(values: Iterable[float]) -> Estimate:
     """Mean and Student's t interval of independent values; non-finite ones are missing, one value gets no interval."""
-    sample = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
-    if sample.size == 0:
+    sample = [
+        float(value) for value in values if math.isfinite(value)
+    ]  # a handful: plain Python is quicker than arrays
+    n = len(sample)
+    if n == 0:
         return Estimate(reason="no value")
-    mean = float(sample.mean())
-    if sample.size == 1:
+    mean = math.fsum(sample) / n
+    if n == 1:
         return Estimate(mean, n=1, reason="one seed: no interval")
-    freedom = float(sample.size - 1)
-    half = quantile(freedom) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
-    return Estimate(mean, mean - half, mean + half, int(sample.size), freedom=freedom)
+    squares = math.fsum((value - mean) ** 2 for value in sample)
+    half = quantile(n - 1.0) * math.sqrt(squares / (n - 1) / n)
+    return Estimate(mean, mean - half, mean + half, n, freedom=n - 1.0)
 
 
 def paired_difference(method: Mapping[int, float], control: Mapping[int, float]) -> Estimate:
@@ -189,6 +193,7 @@ def seeds_needed(spread: float, half_width: float) -> float:
     return float(n)
 
 
+@functools.lru_cache(maxsize=4096)
 def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Student's t quantile that a two-sided interval of this confidence takes, at ``freedom`` degrees of freedom."""
     return float(stdtrit(freedom, 0.5 + confidence / 2))

@@ -21,11 +21,11 @@ from ldbench.reporting.comparisons import (
     COMPARISON,
     Frontier,
     Record,
+    by_comparison,
     comparison_warnings,
     controls,
     method_labels,
     mixed_seeds,
-    records_of,
     setting_labels,
     total_flops,
     variant_order,
@@ -78,8 +78,8 @@ def tabulate(cells: pd.DataFrame) -> Tables:
     declared: Declared | None = cells.attrs.get("declared")
     rows: list[Record] = []
     evidence: list[Evidence | None] = []
-    for key, group in cells.groupby(COMPARISON, sort=True):
-        some, of_these = _comparison(dict(zip(COMPARISON, key, strict=True)), records_of(group), declared)
+    for key, group in sorted(by_comparison(cells).items()):
+        some, of_these = _comparison(dict(zip(COMPARISON, key, strict=True)), group, declared)
         rows += some
         evidence += of_these
     names = setting_labels({tuple(row[name] for name in COMPARISON) for row in rows})
@@ -206,7 +206,7 @@ def _row(
     reason = "is part of the frontier" if control else "synthetic data" if row["synthetic"] else "no finished run"
     itself = Estimate(reason="is the control itself")
     found: dict[str, dict[str, Leads]] = {}
-    spreads: dict[str, float] = {}
+    spreads: dict[tuple[str, str], float] = {}
     for accuracy, prefix in (("test_accuracy", ""), ("average_accuracy", "average_")):
         here = {seed: r for seed, r in here_scored.items() if math.isfinite(r[accuracy])}
         row |= columns(f"{accuracy}_percent", t_interval(r[accuracy] for r in here.values()).scaled(100))
@@ -216,21 +216,21 @@ def _row(
         ours, theirs = (runs_of(some, "flops", accuracy) for some in (here, base))
         both = two_way_difference(ours, theirs) if not same else itself
         row |= columns(f"{prefix}difference_to_full_points", to_full.scaled(100), both.scaled(100))
-        found[accuracy], spreads[accuracy] = {}, to_full.spread
+        found[accuracy], spreads[accuracy, "full"] = {}, to_full.spread
         for axis in AXES:
             some = compared.leads(here, axis, accuracy) if here and not control else Leads(reason=reason)
             found[accuracy][axis] = some
             seeds, with_images = some.pair()
+            spreads[accuracy, axis] = seeds.spread
             name = f"{prefix}difference_at_equal_{axis}"
             row |= columns(f"{name}_points", seeds.scaled(100), with_images.scaled(100))
             row[f"{name}_control"] = some.control
     deciding = found[compared.counts]
     for axis, some in deciding.items():
         row |= speed_columns(f"speed_up_{axis}", speed_up(some))
-    spread = max((some.pair()[0].spread for some in deciding.values() if len(some.seeds) > 1), default=math.nan)
-    row["seeds_needed_for_quarter_point"] = seeds_needed(
-        spread if math.isfinite(spread) else spreads[compared.counts], PLANNED_HALF_WIDTH
-    )
+    known = [spreads[compared.counts, axis] for axis in AXES if math.isfinite(spreads[compared.counts, axis])]
+    spread = max(known, default=spreads[compared.counts, "full"])
+    row["seeds_needed_for_quarter_point"] = seeds_needed(spread, PLANNED_HALF_WIDTH)
     if control:
         return row, None
     final: tuple[Pair, ...] = ()
