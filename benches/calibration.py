@@ -1,6 +1,6 @@
 """How often the ruler errs, and what it can show: reports simulated where the truth is known.
 
-    python -m benches.calibration                    # the whole table, docs/calibration.md; about an hour of one core
+    python -m benches.calibration                    # results/calibration.json and the table in docs/measuring.md; an hour of one core
     python -m benches.calibration --reports 100      # a rough one
 
 A simulated report is what the suite ``evidence-cpu`` would declare: one rule, two models, two scenarios with all data at
@@ -33,13 +33,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benches.tables import refreshed
 from ldbench.reporting.equal_accuracy import SpeedUp, speed_up
 from ldbench.reporting.frontier import FULL, RATIOS, Leads, Run, leads, pooled, way_of
 from ldbench.reporting.verdicts import AXES, Evidence, group_of, judge_groups, judge_lines, priors_of
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "docs" / "calibration.json"
-TABLE = ROOT / "docs" / "calibration.md"
+RESULT = ROOT / "results" / "calibration.json"
+TABLE = ROOT / "docs" / "measuring.md"
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.75, FULL)
 SEED = 20261130
 WORDS = {
@@ -303,6 +304,12 @@ def run_case(case: Case, reports: int, seed: int = SEED) -> Rates:
     )
 
 
+def committed() -> list[tuple[Case, Rates]]:
+    """What ``results/calibration.json`` holds."""
+    told = json.loads(RESULT.read_text())["results"]
+    return [(Case(**entry["case"]), Rates(**entry["rates"])) for entry in told]
+
+
 def _can_be_false(case: Case) -> bool:
     return case.lead == 0 or bool(case.only)
 
@@ -346,7 +353,9 @@ def main() -> int:
         "--reports", type=int, default=2000, help="simulated reports per case; a quarter where nothing can be false"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file of the rates; the table stands beside it")
+    parser.add_argument(
+        "--out", type=Path, default=RESULT, help="JSON file of the rates; another one gets its table beside it"
+    )
     options = parser.parse_args()
     wanted = cases()
     sizes = [options.reports if _can_be_false(case) else max(1, options.reports // 4) for case in wanted]
@@ -357,14 +366,11 @@ def main() -> int:
             rates.append(found)
     told = [{"case": asdict(case), "rates": asdict(found)} for case, found in zip(wanted, rates, strict=True)]
     options.out.write_text(json.dumps({"seed": SEED, "results": told}, indent=1) + "\n")
-    text = TABLE.read_text() if options.out == RESULT and TABLE.exists() else ""
     made = table(list(zip(wanted, rates, strict=True)))
-    start, end = "<!-- calibration table -->", "<!-- end -->"
-    if start in text:
-        head, _, rest = text.partition(start)
-        options.out.with_suffix(".md").write_text(f"{head}{start}\n{made}\n{end}{rest.partition(end)[2]}")
+    if options.out == RESULT:
+        TABLE.write_text(refreshed(TABLE.read_text(), {"calibration": made}))
     else:
-        options.out.with_suffix(".md").write_text(f"{start}\n{made}\n{end}\n")
+        options.out.with_suffix(".md").write_text(f"{made}\n")
     return 0
 
 
