@@ -41,11 +41,11 @@ class SpeedUp:
 def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
     """The ratio r at which the mean lead over a control that spends r times the method's cost vanishes.
 
-    Its interval is what a t test of the leads leaves of r (inversion of the test, as in Fieller's theorem): from the
-    highest r at which a lead is sure to the lowest at which it is sure to be lost. Training longer does not lower the
-    frontier, so what is ahead of a dearer control is ahead of all cheaper ones. The interval lies above 1 just where
-    that of the lead at equal cost lies above 0. Nothing is extrapolated: beyond full training and below the cheapest
-    budget there are bounds.
+    Its interval is what a t test of the leads leaves of r (inversion of the test, as in Fieller's theorem), looked for
+    from r = 1 on: upwards, to the first r at which a lead is not sure any more, where it is at 1; else downwards, to the
+    first at which it is. So it lies above 1 just where the interval of the lead at equal cost lies above 0, whatever
+    single seeds' frontiers do far away. Nothing is extrapolated: beyond full training and below the cheapest budget
+    there are bounds.
 
     Args:
         prior: of the variance of leads at equal cost, where their test has one.
@@ -57,10 +57,11 @@ def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
         return SpeedUp(n=n, reason="the comparisons share no range of costs that controls were run at")
     ends = np.log([leads.lowest, leads.highest])
     grid = np.log(RATIOS)
-    x = np.concatenate([ends[:1], grid[(grid > ends[0]) & (grid < ends[1])], ends[1:]])
+    equal = [0.0] if ends[0] < 0 < ends[1] else []
+    x = np.unique(np.concatenate([ends, grid[(grid > ends[0]) & (grid < ends[1])], equal]))
     table = np.stack([np.interp(x, grid, row) for row in over])
     mean = table.mean(axis=0)
-    at, bound = _first_fall(x, mean), ""
+    at, bound = _crossing(x, mean), ""
     if math.isinf(at):
         at, bound = (ends[0], "at most") if at < 0 else (ends[1], "at least")
     low = high = math.nan
@@ -68,25 +69,21 @@ def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
         variance, freedom = moderated_variance(table, prior)
         wide = {value: quantile(value) for value in set(freedom.tolist())}
         half = np.array([wide[value] for value in freedom.tolist()]) * np.sqrt(variance / n)
-        low, high = math.exp(min(at, _last_fall(x, mean - half))), math.exp(max(at, _first_fall(x, mean + half)))
+        low, high = (math.exp(_crossing(x, side)) for side in (mean - half, mean + half))
     why = leads.reason or ("" if n > 1 else "one seed: no interval")
     return SpeedUp(math.exp(at), low, high, n, bound, leads.lowest, leads.highest, why)  # type: ignore[arg-type]
 
 
-def _first_fall(x: Floats, y: Floats) -> float:
-    """Where the broken line first falls to 0; -inf where it begins there or below, inf where it never does."""
-    below = np.flatnonzero(y <= 0)
-    if not len(below):
-        return math.inf
-    return _zero(x, y, int(below[0]) - 1) if below[0] else -math.inf
-
-
-def _last_fall(x: Floats, y: Floats) -> float:
-    """Where the broken line falls to 0 for the last time; -inf where it is never above, inf where it ends above."""
-    above = np.flatnonzero(y > 0)
-    if not len(above):
-        return -math.inf
-    return _zero(x, y, int(above[-1])) if above[-1] < len(y) - 1 else math.inf
+def _crossing(x: Floats, y: Floats) -> float:
+    """Where the broken line falls through 0, looked for from x = 0 on (or the end next to it): upwards where it is above
+    0 there, else downwards. Infinite where it does not.
+    """
+    start = int(np.argmin(np.abs(x)))
+    if y[start] > 0:
+        below = np.flatnonzero(y[start:] <= 0)
+        return _zero(x, y, start + int(below[0]) - 1) if len(below) else math.inf
+    above = np.flatnonzero(y[: start + 1] > 0)
+    return _zero(x, y, int(above[-1])) if len(above) else -math.inf
 
 
 def _zero(x: Floats, y: Floats, left: int) -> float:
