@@ -39,7 +39,7 @@ NUMBERS = (
 )  # fmt: skip
 FLAGS = ("at_chance", "synthetic")
 COLUMNS = (
-    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "tuned",
+    "cell", *TEXT, "scenario", "seed", *OPTIONAL_TEXT, *NUMBERS, *FLAGS, "setting", "policy", "refreshes", "tuned",
     "tuned_edge", "stage_count", "test_correct", "drops", "declined", "chunks",
 )  # fmt: skip
 LARGEST = 1e30  # no count of FLOPs comes near
@@ -172,6 +172,7 @@ def _configuration(path: Path, choices: Choices) -> dict[str, str]:
     return {
         "setting": canonical(setting),
         "policy": canonical(options),
+        "refreshes": "" if config.get("refresh_statistics") is None else str(config["refresh_statistics"] is True),
         "tuned": canonical(chosen),
         "tuned_edge": "; ".join(map(str, group.get("edge", []))) if group is not None else "",
     }

@@ -16,6 +16,8 @@ BETWEEN = " | "  # separates the warnings of a comparison
 COMPARISON = ["model", "dataset", "scenario", "setting"]
 HARDWARE = ("device", "cpu", "cpu_count", "threads", "gpu", "driver", "platform")
 SOFTWARE = ("python", "torch", "torchvision", "triton", "numpy", "cuda", "cudnn", "ldbench", "git_commit")
+# Rules that made BatchNorm's statistics anew at every drop before that became an option of the run.
+RE_ESTIMATED_ONCE = ("learn-and-drop", "freeze", "schedule", "cost-benefit")
 Record = dict[str, Any]
 Variant = tuple[str, float, str]
 Frontier = Mapping[int, dict[float, Record]]
@@ -104,6 +106,8 @@ def comparison_warnings(records: list[Record], mixed: set[int], full: dict[int, 
         begun[record["seed"]].add(_said(record.get("init_sha256")))
     if any(len(weights) > 1 for weights in begun.values()):
         notes.append("the runs of a seed began with different weights: their differences are not those of the methods")
+    if unequal := _unequal_statistics(finished):
+        notes.append(unequal)
     if any(record["at_chance"] for record in full.values()):
         notes.append("full training ended at chance level in some runs: the recipe does not work here")
     if finished and not full:
@@ -111,6 +115,24 @@ def comparison_warnings(records: list[Record], mixed: set[int], full: dict[int, 
     if twice:
         notes.append(f"{len(twice)} cells repeat a seed of the same method and were not used, for instance {twice[0]}")
     return [note.replace("|", "/") for note in notes]
+
+
+def _unequal_statistics(finished: Sequence[Record]) -> str:
+    """That rules were compared with different treatment of BatchNorm's statistics; "" where all had the same."""
+    treated: dict[str, set[str]] = defaultdict(set)
+    for record in finished:
+        if record["method"] not in controls():
+            treated[record["method"]].add(record["refreshes"])
+    unknown = sorted(method for method, ways in treated.items() if "" in ways)
+    once = [method for method in unknown if method.partition("+")[0] in RE_ESTIMATED_ONCE]
+    if once and len(once) < len(treated):
+        return (
+            f"{', '.join(once)} re-estimated BatchNorm's statistics at every drop, which costs a pass and was not an option "
+            "then; the other rules did not"
+        )
+    if len({frozenset(ways - {""}) for ways in treated.values() if ways != {""}}) > 1:
+        return "BatchNorm's statistics are re-estimated for some rules and not for others: they are not compared like with like"
+    return ""
 
 
 def _said(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ldbench.errors import clean
@@ -172,6 +173,22 @@ def time_ratio(row: Row) -> str:
         if row["time_basis"].startswith(RAW) or said == "-"
         else f"{said}\nraw {spanned(row, 'raw_time_ratio', '', 3)}"
     )
+
+
+def recipe(rows: Sequence[Row]) -> str:
+    """Which learning rate (or whatever was tuned) each row of a comparison was run with, and how it was come by."""
+    tuned = [row for row in rows if row["tuned"]]
+    if not tuned:
+        rate = json.loads(rows[0]["setting"]).get("lr")
+        said = f" (learning rate {rate:g})" if isinstance(rate, (int, float)) else ""
+        return (
+            f"One recipe for every row{said}, not tuned per method and budget (--tune): the best of each may be better."
+        )
+    parts = []
+    for row in tuned:
+        edge = f" at the edge of what was tried ({clean(row['tuned_edge'])})" if row["tuned_edge"] else ""
+        parts.append(f"{clean(row['label'])} {clean(row['tuned'])}{edge}")
+    return f"Tuned on validation images: {'; '.join(parts)}."
 
 
 def frontier_check(row: Row) -> str:

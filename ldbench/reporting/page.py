@@ -27,7 +27,7 @@ from ldbench.reporting.comparisons import (
 )
 from ldbench.reporting.departures import departures
 from ldbench.reporting.figures import comparison_figures
-from ldbench.reporting.formatting import frontier_check, no_energy, quantity, recorded, slope, speed_up
+from ldbench.reporting.formatting import frontier_check, no_energy, quantity, recipe, recorded, slope, speed_up
 from ldbench.reporting.glossary import (
     ACCURACY_COLUMNS,
     CHECK_MEANING,
@@ -150,6 +150,7 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
         warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
         tag("p", f"{frontier_check(first)}. Time: {first['time_basis']}.".capitalize(), class_="quiet"),
+        tag("p", recipe(rows), class_="quiet"),
         [tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows)],
         [tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet")],
         [tag("h3", "Until full's accuracy, less half a point, is reached"), _columns(TARGET_COLUMNS, rows)],

@@ -17,7 +17,7 @@ from ldbench.io.atomic import write_text
 from ldbench.records.results import load_results
 from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.comparisons import BETWEEN, by_comparison, comparison_title, records_of
-from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, runs, slope, spanned
+from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, recipe, runs, slope, spanned
 from ldbench.reporting.sentences import cheaper, family
 from ldbench.reporting.summary import Tables, tabulate
 
@@ -136,6 +136,7 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Lines under a table with their style: what the numbers alone would hide."""
     yield f"frontier slope, points per doubled budget: {slope(rows[0])}", ""
     yield frontier_check(rows[0]), "dim"
+    yield recipe(rows), "dim"
     if max(row["runs"] for row in rows) == 1:
         yield "n = 1: an anecdote; more --seeds give intervals", ""
     if any(row["synthetic"] for row in rows):

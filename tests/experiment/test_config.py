@@ -74,7 +74,7 @@ def test_cells_cover_the_grid_once_with_safe_distinct_names() -> None:
         }
     )
     made = list(cells(experiment, default_recipe))
-    assert len(made) == 2 * 2 * (1 + 1 + 3)
+    assert len(made) == 2 * 2 * (1 + 1 + 5)
     names = [cell.cell_id for cell in made]
     assert len(set(names)) == len(names)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in names)

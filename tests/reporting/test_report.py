@@ -23,7 +23,9 @@ from scipy.interpolate import PchipInterpolator
 from support.report_records import DIGEST, EFFECTS, ENVIRONMENT, frontier, make_record, write_cell, write_grid
 
 from ldbench.errors import UserError, clean
+from ldbench.io.checksums import write_sealed
 from ldbench.records.results import load_results, unpack_correct
+from ldbench.records.tuning import group_key
 from ldbench.reporting.formatting import quantity
 from ldbench.reporting.plots import Point, cost_figure
 from ldbench.reporting.report import print_table, write_report
@@ -512,3 +514,50 @@ def test_numbers_keep_their_significant_digits() -> None:
 def test_the_generator_puts_learn_and_drop_above_the_frontier() -> None:
     record = make_record("learn-and-drop", 0)
     assert record["test_accuracy"] > frontier(0.65)
+
+
+# --- like with like --------------------------------------------------------------------------------------------------
+
+
+def warnings_of(root: Path) -> str:
+    return str(summarize(load_results(root))["warnings"].iloc[0])
+
+
+def test_rules_that_treat_batchnorm_differently_are_named(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(2))
+    assert warnings_of(tmp_path) == ""
+    write_cell(tmp_path / "one", make_record("full", 0))
+    write_cell(tmp_path / "one", make_record("learn-and-drop", 0), refresh_statistics=True)
+    write_cell(tmp_path / "one", make_record("freezeout", 0))
+    assert "re-estimated for some rules and not for others" in warnings_of(tmp_path / "one")
+
+
+def test_records_from_before_re_estimation_was_an_option_say_who_did_it(tmp_path: Path) -> None:
+    for method in ("full", "learn-and-drop", "freezeout"):
+        write_cell(tmp_path, make_record(method, 0), refresh_statistics=None)
+    assert "learn-and-drop re-estimated BatchNorm's statistics at every drop" in warnings_of(tmp_path)
+    for method in ("full", "learn-and-drop", "freeze"):
+        write_cell(tmp_path / "same", make_record(method, 0), refresh_statistics=None)
+    assert warnings_of(tmp_path / "same") == ""
+
+
+def test_the_report_says_which_rate_each_row_used_and_flags_the_edge(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(2), methods=("learn-and-drop",))
+    assert "One recipe for every row (learning rate 0.1), not tuned" in printed(load_results(tmp_path), 160)
+    groups = []
+    for path in sorted(tmp_path.glob("cells/*/config.json")):
+        record = json.loads((path.parent / "result.json").read_text())
+        named = {key: record[key] for key in ("model", "dataset", "scenario", "method", "budget")}
+        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"} | named
+        write_sealed(path, config | {"lr": 0.1})
+        tried = [{"values": {"lr": rate}, "val_accuracy": [0.9], "mean": 0.9, "cells": ["c"]} for rate in (0.05, 0.1)]
+        groups.append(named | {"policy": {}, "key": group_key(config, ["lr"]), "keys": ["lr"], "chosen": {"lr": 0.1},
+                               "edge": ["lr"], "tried": tried})  # fmt: skip
+    write_sealed(tmp_path / "tuning.json", {"seeds": [1000], "groups": groups})
+    text = printed(load_results(tmp_path), 160)
+    assert "Tuned on validation images: short 0.25 lr=0.1 at the edge of what was tried (lr); " in " ".join(
+        text.split()
+    )
+    page = outline(write_report(tmp_path)).text
+    assert "lr=0.1 (edge of the grid: lr)" in page
+    assert "lr=0.05: 90.00 %" in page

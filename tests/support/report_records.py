@@ -88,7 +88,9 @@ def write_cell(root: Path, record: dict[str, Any], *, lines: bool = True, **conf
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / "result.json", record)
     policy = config.pop("policy", {})
-    write_sealed(folder / "config.json", {"epochs": 12, "lr": 0.1, "policy": policy} | config)
+    write_sealed(
+        folder / "config.json", {"epochs": 12, "lr": 0.1, "policy": policy, "refresh_statistics": False} | config
+    )
     if lines:
         write_lines(folder, record)
     return folder
