@@ -282,8 +282,8 @@ def run_case(case: Case, reports: int, seed: int = SEED) -> Rates:
             shown = sum(verdict.kind == "ahead" for verdict in judged)
             lines_true, lines_false = lines_true + shown * ahead, lines_false + shown * (not ahead)
             found = speed_up(group.leads["flops"], priors["flops"])
-            beyond = ratios[number].bound == "at least" and math.isinf(found.high)
-            held += found.low <= ratios[number].ratio and (beyond or ratios[number].ratio <= found.high)
+            true_one = ratios[number]
+            held += math.isinf(found.high) if true_one.bound else found.low <= true_one.ratio <= found.high
             lead = np.mean([true_leads(line, case, number)[0] for line in groups_of(LINES)[number]])
             for axis in AXES:
                 if not len(group.leads[axis].differences):

@@ -377,7 +377,10 @@ def test_names_write_nothing_outside_the_results(named: Path, tmp_path: Path) ->
     after = everything_below(tmp_path)
     assert {path: after[path] for path in before} == before
     made = {path.removeprefix("deep/results/") for path in after.keys() - before.keys()}
-    assert made == {"report", *(f"report/{name}" for name in ("index.html", "table.csv", "cells.csv", "drops.csv"))}
+    assert made == {
+        "report",
+        *(f"report/{name}" for name in ("index.html", "groups.csv", "table.csv", "cells.csv", "drops.csv")),
+    }
 
 
 def test_the_page_forbids_scripts_besides(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ A training loop, and where in it things happen::
                 # Counts the step. At every ``check_every``-th one the monitors give a figure per stage and the policy
                 # (policies/) says how many leading stages have stopped. The cost model (costs/model) says which cut
                 # among them pays, building the store included. That cut is dropped: BatchNorm's statistics are
-                # re-estimated where the policy asks for it, the store is filled (dropping/drop), and parameters leave
+                # re-estimated where that is wanted, the store is filled (dropping/drop), and parameters leave
                 # the optimizer, the monitors and the live network.
     model.eval()                           # the model itself stayed whole: evaluate and save that
 

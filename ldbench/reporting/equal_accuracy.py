@@ -69,7 +69,9 @@ def speed_up(leads: Leads, prior: Prior = NO_PRIOR) -> SpeedUp:
         variance, freedom = moderated_variance(table, prior)
         wide = {value: quantile(value) for value in set(freedom.tolist())}
         half = np.array([wide[value] for value in freedom.tolist()]) * np.sqrt(variance / n)
-        low, high = (math.exp(_crossing(x, side)) for side in (mean - half, mean + half))
+        # Where even that holds at the end of what was run, the end is the bound: nothing is known beyond.
+        low = math.exp(min(_crossing(x, mean - half), ends[1]))
+        high = math.exp(max(_crossing(x, mean + half), ends[0]))
     why = leads.reason or ("" if n > 1 else "one seed: no interval")
     return SpeedUp(math.exp(at), low, high, n, bound, leads.lowest, leads.highest, why)  # type: ignore[arg-type]
 

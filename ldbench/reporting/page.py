@@ -149,7 +149,7 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
         tag("h2", comparison_title(first)),
         warnings,
         tag("p", f"Frontier slope, accuracy points per doubling of the training budget: {slope(first)}", class_=state),
-        tag("p", f"{frontier_check(first)}. Time: {first['time_basis']}.".capitalize(), class_="quiet"),
+        tag("p", f"F{frontier_check(first)[1:]}. Time: {first['time_basis']}.", class_="quiet"),
         tag("p", recipe(rows), class_="quiet"),
         [tag("h3", "Accuracy"), _columns(ACCURACY_COLUMNS, rows)],
         [tag("h3", "Cost"), _columns(COST_COLUMNS, rows), tag("p", no_energy(rows), class_="quiet")],

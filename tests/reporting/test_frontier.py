@@ -176,8 +176,10 @@ def test_it_lies_above_one_just_where_the_lead_at_equal_cost_is_sure() -> None:
 def test_what_the_control_never_reaches_is_a_bound() -> None:
     above = found_at({0: Run(0.5, 0.75), 1: Run(0.5, 0.75)})  # full training has 0.7
     assert (above.bound, above.ratio, above.high) == ("at least", pytest.approx(2.0), math.inf)
+    assert above.low == pytest.approx(2.0)  # surely so much, and nothing is known beyond
     below = found_at({0: Run(0.5, 0.4), 1: Run(0.5, 0.4)})  # the cheapest budget has 0.5
     assert (below.bound, below.ratio, below.low) == ("at most", pytest.approx(0.5), 0.0)
+    assert below.high == pytest.approx(0.5)
     unsure = found_at({0: Run(0.5, 0.64), 1: Run(0.5, 0.68)})
     assert unsure.bound == ""
     assert (unsure.low, unsure.high) == (0.0, math.inf)
