@@ -48,7 +48,8 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     page = _write_report(out, results, tables)
     if as_json:
         rows = results.to_dict(orient="records")
-        print(json.dumps(plain({"out": str(out), "report": str(page), "cells": _scalars(rows)})))
+        groups = _scalars(tables.groups.to_dict(orient="records"))
+        print(json.dumps(plain({"out": str(out), "report": str(page), "groups": groups, "cells": _scalars(rows)})))
     else:
         print_table(screen, tables)
         _print_left_out(screen, results)
@@ -133,8 +134,8 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     tables = tabulate(results)
     page = _write_report(directory, results, tables, all_figures)
     if as_json:
-        cells = _scalars(results.to_dict(orient="records"))
-        print(json.dumps(plain({"report": str(page), "cells": cells})))
+        cells, groups = (_scalars(some.to_dict(orient="records")) for some in (results, tables.groups))
+        print(json.dumps(plain({"report": str(page), "groups": groups, "cells": cells})))
         return 0
     screen = console()
     print_table(screen, tables)

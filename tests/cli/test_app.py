@@ -152,6 +152,16 @@ def test_finished_cells_are_skipped_and_the_report_repeats_the_table(results: tu
     assert "learn-and-drop" in shown.stdout
 
 
+def test_the_report_as_json_has_its_groups_first(results: tuple[Path, str], tmp_path: Path) -> None:
+    shown = ldbench("report", results[0], "--json", folder=tmp_path)
+    told = json.loads(shown.stdout)
+    assert list(told) == ["report", "groups", "cells"]
+    labels = {row["label"] for row in told["groups"]}
+    assert labels == {"learn-and-drop", "freeze", "freezeout", "schedule"}
+    assert {row["standing"] for row in told["groups"]} == {"exploratory"}
+    assert len(told["cells"]) == 10
+
+
 def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Path, str], tmp_path: Path) -> None:
     from ldbench.records.cell_files import VOLATILE_FIELDS
 
@@ -337,7 +347,7 @@ def test_a_dry_run_of_a_long_grid_is_told_comparison_by_comparison(
     assert "7800 cells" in out
     assert sum("resnet152" in line for line in out.splitlines()) == 4 * 4  # data sets x scenarios
     [row] = [line.split() for line in out.splitlines() if line.split()[:3] == ["vgg16_bn", "mnist", "online"]]
-    assert row[3:] == ["20", "5", "100", "0"]
+    assert row[3:] == ["22", "5", "110", "0"]
 
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
