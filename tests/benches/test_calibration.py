@@ -105,3 +105,17 @@ def test_what_is_simulated_is_what_the_committed_records_hold() -> None:
             columns = np.stack([np.ones(len(logs)), logs], axis=1)[:, : 2 if logs.std() > 1e-3 else 1]
             rest = behind - columns @ np.linalg.lstsq(columns, behind, rcond=None)[0]
             assert math.sqrt((rest**2).sum() / (len(rest) - columns.shape[1])) == pytest.approx(own, abs=0.006)
+
+
+def test_the_table_in_the_docs_is_the_committed_one_and_keeps_the_level() -> None:
+    from benches.calibration import SEED, TABLE, cases, committed, table
+    from benches.tables import refreshed
+
+    found = committed()
+    assert [case for case, _ in found] == cases()
+    assert SEED == 20261130
+    assert refreshed(TABLE.read_text(), {"calibration": table(found)}) == TABLE.read_text()
+    for case, rates in found:
+        if rates.groups_false is not None:
+            tests = rates.reports * {"FLOPs in one group": 1, "one group": 3}.get(case.only, 4)
+            assert rates.groups_false <= most(0.025, tests), case
