@@ -1,6 +1,6 @@
 """How often the ruler errs, and what it can show: reports simulated where the truth is known.
 
-    python -m benches.calibration                    # results/calibration.json and the table in docs/measuring.md; an hour of one core
+    python -m benches.calibration                    # results/calibration.json and the table in docs/measuring.md; some forty minutes of one core
     python -m benches.calibration --reports 100      # a rough one
 
 A simulated report is what the suite ``evidence-cpu`` would declare: one rule, two models, two scenarios with all data at
@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benches.tables import refreshed
+from ldbench.reporting.curve import Floats
 from ldbench.reporting.equal_accuracy import SpeedUp, speed_up
 from ldbench.reporting.frontier import FULL, RATIOS, Leads, Run, leads, pooled, way_of
 from ldbench.reporting.verdicts import AXES, Evidence, group_of, judge_groups, judge_lines, priors_of
@@ -48,7 +48,6 @@ WORDS = {
     "FLOPs in one group": "by FLOPs alone in one group of four",
     "one group": "in one group of four",
 }
-Floats = NDArray[np.float64]
 
 
 class Line(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Leads:
         """Mean lead with its interval over seeds, and over seeds and images."""
         over_seeds = t_interval(self.differences)
         if self.reason:
-            over_seeds = Estimate(**(vars(over_seeds) | {"reason": self.reason}))
+            over_seeds = replace(over_seeds, reason=self.reason)
         both = Estimate(reason="no per-image record") if self.images is None else two_way_interval(self.images)
         return over_seeds, both
 
@@ -94,7 +94,7 @@ def leads(method: Mapping[int, Run], ways: Mapping[str, Way], *, ratios: bool = 
     """
     found = [_along(method, way, name) for name, way in ways.items() if way] or [_along(method, {}, "")]
     most = max(len(some.seeds) for some in found)
-    best = min((some for some in found if len(some.seeds) == most), key=lambda some: float(_mean(some.differences)))
+    best = min((some for some in found if len(some.seeds) == most), key=lambda some: _mean(some.differences))
     if not ratios or not best.seeds:
         return best
     tables = []
@@ -104,7 +104,7 @@ def leads(method: Mapping[int, Run], ways: Mapping[str, Way], *, ratios: bool = 
             tables.append(np.stack([_over_ratios(method[s], c) for s, c in zip(some.seeds, curves, strict=True)]))
     hardest = np.argmin([table.mean(axis=0) for table in tables], axis=0)
     over = np.stack(tables)[hardest, :, np.arange(len(RATIOS))].T
-    return Leads(**(vars(best) | {"over_ratios": over}))
+    return replace(best, over_ratios=over)
 
 
 def _along(method: Mapping[int, Run], way: Way, name: str) -> Leads:

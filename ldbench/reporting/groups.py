@@ -28,7 +28,6 @@ from ldbench.reporting.verdicts import (
     judge_lines,
     of_images,
     priors_of,
-    tested_groups,
 )
 
 UNDECLARED = "nothing was declared before these runs were made"
@@ -72,7 +71,7 @@ def group_rows(rows: Sequence[Record], evidence: Sequence[Evidence | None], decl
             row["statement"] = line_statement(row)
     names = setting_labels({(key.model, key.kind, "", key.setting) for key in order})
     tests = sum(math.isfinite(verdict.adjusted) for verdict in verdicts)
-    priors = priors_of([group.leads for group in tested_groups(groups)])
+    priors = priors_of([group.leads for group in groups if group.tested])
     made = []
     for key, group, verdict in zip(order, groups, verdicts, strict=True):
         named = {"setting_label": names[key.model, key.kind, "", key.setting], "label": _label(rows, members[key])}

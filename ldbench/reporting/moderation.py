@@ -56,7 +56,7 @@ def moderated(values: Sequence[float] | Floats, prior: Prior, further_variance: 
     """Mean with a t interval whose variance is the prior's and the values' own, weighted by degrees of freedom.
 
     What scatters more than that keeps its own variance and degrees of freedom: it is not to profit from steadier lines.
-    Else the noisiest of four groups would be called ahead by chance in 4 to 6 % of the tests instead of 2.5 %
+    Else the noisiest of four groups would be called ahead by chance in 3 to 6 % of the tests instead of 2.5 %
     (``benches.calibration``, "by FLOPs alone in one group of four").
 
     Args:

@@ -112,11 +112,12 @@ def print_table(console: Console, results: pd.DataFrame | Tables) -> None:
         for note, style in _notes(rows):
             console.print(Text(note, style=style))
         console.print()
-    for row in records_of(tables.groups) if len(tables.groups) else ():
+    groups = records_of(tables.groups)
+    for row in groups:
         if row["comparisons"] != 1 or row["standing"] == "declared":
             over = f"{clean(row['model'])}, {row['kind']}, {clean(row['label'])}, {row['standing']}"
             console.print(Text(f"{over}: {clean(row['statement'])}", style=TONES.get(row["verdict"], "")))
-    console.print(Text(family(records_of(tables.groups))))
+    console.print(Text(family(groups)))
 
 
 def _cells(row: dict[str, Any], wide: bool) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldbench.policies.registry import shortened_methods
 from ldbench.records.results import unpack_correct
-from ldbench.reporting.comparisons import Frontier, Record, Variant, total_flops, variant
+from ldbench.reporting.comparisons import Frontier, Record, Variant, controls, total_flops, variant
 from ldbench.reporting.frontier import FULL, Run, Way, way_of
 
 MEDIAN, RAW = "median step time", "raw seconds"
@@ -63,7 +63,7 @@ def step_noise(records: Sequence[Record], name: str) -> float:
     of: dict[tuple[str, float], dict[int, float]] = defaultdict(dict)
     for record in records:
         known = record[name] > 0 and record["steps"] > 0
-        if known and (record["method"] == "full" or record["method"] in shortened_methods()):
+        if known and record["method"] in controls():
             of[variant(record)[:2]][record["seed"]] = math.log(record[name] / record["steps"])
     seeds = sorted(set.intersection(*(set(some) for some in of.values()))) if of else []
     if len(seeds) < 2 or len(of) < 2:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldbench.reporting.verdicts import AXES
+
 PHRASES = {
     "ahead": "beats shortened training",
     "behind": "behind shortened training",
@@ -14,7 +16,6 @@ PHRASES = {
     "exploratory": "exploratory",
 }
 FLAT = "flat: this recipe cannot tell methods apart"
-_AXES = {"flops": "FLOPs", "time": "time"}
 Row = Mapping[str, Any]
 
 
@@ -38,12 +39,12 @@ def cheaper(row: Row, axis: str, digits: int = 2) -> str:
 def speed_sentence(row: Row) -> str:
     """ "1.43x cheaper [1.21, 1.65] by FLOPs, 1.30x cheaper [1.10, 1.52] by time, at equal accuracy"; "" without."""
     parts = []
-    for axis, name in _AXES.items():
+    for axis, name in AXES.items():
         said = cheaper(row, axis)
         if said:
             number, _, rest = said.partition("x")
             worse = " as cheap" if float(row[f"speed_up_{axis}_mean"]) < 1 else " cheaper"
-            parts.append(f"{number}x{worse}{rest} by {name}")
+            parts.append(f"{number}x{worse}{rest} by {name.removeprefix('equal ')}")
     return f"{', '.join(parts)}, at equal accuracy" if parts else ""
 
 
@@ -54,21 +55,21 @@ def points_sentence(row: Row, names: Mapping[str, str]) -> str:
         mean, low, high = (float(row.get(f"{name}_{part}", math.nan)) for part in ("mean", "low", "high"))
         if math.isfinite(mean):
             interval = f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else ""
-            parts.append(f"{mean:+.2f}{interval} points at equal {_AXES[axis]}")
+            parts.append(f"{mean:+.2f}{interval} points at {AXES[axis]}")
     return ", ".join(parts)
 
 
 def line_statement(row: Row) -> str:
     """The sentence of a method in one comparison; "" for controls."""
     stem = "average_difference_at_equal" if row["streamed"] else "difference_at_equal"
-    points = points_sentence(row, {axis: f"{stem}_{axis}_points" for axis in _AXES})
+    points = points_sentence(row, {axis: f"{stem}_{axis}_points" for axis in AXES})
     points += " in the mean over the chunks" if points and row["streamed"] else ""
     return _statement(row, points, row["frontier_state"] == "saturated")
 
 
 def group_statement(row: Row) -> str:
     """The sentence of a rule over a group of comparisons."""
-    points = points_sentence(row, {axis: f"lead_{axis}_points" for axis in _AXES})
+    points = points_sentence(row, {axis: f"lead_{axis}_points" for axis in AXES})
     return _statement(row, points, bool(row["flat"]))
 
 

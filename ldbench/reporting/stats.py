@@ -59,11 +59,6 @@ class Estimate:
             return error if math.isnan(error) else float(self.mean == 0)
         return float(2 * stdtr(self.freedom, -abs(self.mean) / error))
 
-    def at(self, confidence: float) -> Estimate:
-        """The same t interval at another level of confidence (0 to 1)."""
-        half = self.standard_error * quantile(self.freedom, confidence) if self.n else math.nan
-        return replace(self, low=self.mean - half, high=self.mean + half)
-
 
 def t_interval(values: Iterable[float]) -> Estimate:
     """Mean and Student's t interval of independent values; non-finite ones are missing, one value gets no interval."""
@@ -194,9 +189,9 @@ def seeds_needed(spread: float, half_width: float) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """Student's t quantile that a two-sided interval of this confidence takes, at ``freedom`` degrees of freedom."""
-    return float(stdtrit(freedom, 0.5 + confidence / 2))
+def quantile(freedom: float) -> float:
+    """Student's t quantile that a two-sided 95 % interval takes, at ``freedom`` degrees of freedom."""
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 LEVEL = 1 - CONFIDENCE

@@ -78,8 +78,11 @@ def tabulate(cells: pd.DataFrame) -> Tables:
     declared: Declared | None = cells.attrs.get("declared")
     rows: list[Record] = []
     evidence: list[Evidence | None] = []
-    for key, group in sorted(by_comparison(cells).items()):
-        some, of_these = _comparison(dict(zip(COMPARISON, key, strict=True)), group, declared)
+    comparisons = by_comparison(cells)
+    for key in sorted(comparisons):
+        named = dict(zip(COMPARISON, key, strict=True))
+        # Taken out: which images a run had right is unpacked for one comparison at a time.
+        some, of_these = _comparison(named, comparisons.pop(key), declared)
         rows += some
         evidence += of_these
     names = setting_labels({tuple(row[name] for name in COMPARISON) for row in rows})

@@ -44,7 +44,7 @@ class Evidence(NamedTuple):
     final: tuple[Pair, ...] = ()
     undeclared: int = 0
 
-    def tested(self, axes: Sequence[str] = tuple(AXES)) -> dict[str, Leads]:
+    def tested(self, axes: Sequence[str]) -> dict[str, Leads]:
         """Leads by axis, where a test is possible and its figures come from one machine."""
         usable = [axis for axis in axes if axis != "time" or not self.mixed_hardware]
         return {axis: self.leads[axis] for axis in usable if len(self.leads[axis].seeds) > 1}
@@ -100,6 +100,11 @@ class Group(NamedTuple):
     exploratory: str = ""
     missing: str = ""
 
+    @property
+    def tested(self) -> bool:
+        """Whether it was declared and can be tested."""
+        return not self.exploratory and not self.missing
+
 
 class Verdict(NamedTuple):
     """``kind``: "ahead", "behind", "undecided", "n/a" or "exploratory"; why; p before and after its correction."""
@@ -125,15 +130,10 @@ def priors_of(every: Sequence[Mapping[str, Leads]]) -> dict[str, Prior]:
     return found
 
 
-def tested_groups(groups: Sequence[Group]) -> list[Group]:
-    """Those that were declared and can be tested."""
-    return [group for group in groups if not group.exploratory and not group.missing]
-
-
 def judge_groups(groups: Sequence[Group]) -> list[Verdict]:
     """A verdict for each group, those that were declared tested together."""
-    priors = priors_of([group.leads for group in tested_groups(groups)])
-    tests = [None if group.exploratory or group.missing else _test(group, priors) for group in groups]
+    priors = priors_of([group.leads for group in groups if group.tested])
+    tests = [_test(group, priors) if group.tested else None for group in groups]
     places = [place for place, test in enumerate(tests) if test is not None]
     adjusted = dict(zip(places, holm([test.p for test in tests if test is not None]), strict=True))
     return [
@@ -166,10 +166,8 @@ def _group_verdict(group: Group, test: Direction | None, adjusted: float) -> Ver
         reasons = dict.fromkeys(some.reason for some in group.leads.values() if some.reason)
         few = any(len(some.seeds) == 1 for some in group.leads.values())
         return Verdict("undecided", "one seed is an anecdote") if few else Verdict("n/a", "; ".join(reasons))
-    doubts = list(dict.fromkeys(doubt for line in group.lines for doubt in line.doubts(group.axes)))
-    if test.sign > 0 and any(line.worse_at_the_end() for line in group.lines):
-        doubts.append(AT_THE_END)
-    return _decided(test, adjusted, doubts)
+    doubts = dict.fromkeys(doubt for line in group.lines for doubt in _doubts(line, group.axes, test.sign))
+    return _decided(test, adjusted, list(doubts))
 
 
 def _decided(test: Direction, adjusted: float, doubts: Sequence[str]) -> Verdict:
@@ -182,7 +180,7 @@ def _decided(test: Direction, adjusted: float, doubts: Sequence[str]) -> Verdict
 
 def judge_lines(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     """For every group the verdicts of its lines, which were tested where the group's own opened the gate."""
-    declared = tested_groups(groups)
+    declared = [group for group in groups if group.tested]
     priors = priors_of([line.leads for group in declared for line in group.lines])
     found = []
     for group, verdict in zip(groups, verdicts, strict=True):
@@ -196,14 +194,14 @@ def judge_lines(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> list[li
         adjusted = [max(verdict.adjusted, min(1.0, len(declared) * p)) for p in holm(p_values)]
         found.append(
             [
-                _decided(Direction(p, sign), corrected, _line_doubts(line, group.axes, sign))
+                _decided(Direction(p, sign), corrected, _doubts(line, group.axes, sign))
                 for line, p, corrected in zip(group.lines, p_values, adjusted, strict=True)
             ]
         )
     return found
 
 
-def _line_doubts(line: Evidence, axes: Sequence[str], sign: int) -> list[str]:
+def _doubts(line: Evidence, axes: Sequence[str], sign: int) -> list[str]:
     return line.doubts(axes) + [AT_THE_END] * (sign > 0 and line.worse_at_the_end())
 
 

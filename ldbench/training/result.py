@@ -128,7 +128,7 @@ def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
             continue
         chunk, new = row["chunk"], len(stream.arrivals(row["chunk"]))
         seen = {"images_seen": new * (chunk + 1), "remembered": len(stream.sets[chunk]) - new}
-        told.append({"chunk": chunk, "step": row["step"], **seen, **{key: row[key] for key in OF_A_CHUNK}})
+        told.append({"chunk": chunk, "step": row["step"], **seen, **{key: row.get(key) for key in OF_A_CHUNK}})
     accuracies, val_accuracies = ([entry[key] for entry in told] for key in ("test_accuracy", "val_accuracy"))
     validated = len(told) == len(stream) and None not in val_accuracies
     first = len(stream.sets[0])

@@ -44,8 +44,8 @@ def test_what_is_not_ahead_is_called_ahead_in_one_of_forty_tests_at_most(
     rates = run_case(Case(truth, lead, 5, only=only), reports, seed=1)
     assert rates.groups_false is not None
     assert rates.groups_false <= most(0.025, nulls * reports)
-    assert abs(rates.bias_flops) < 0.1
-    assert rates.coverage >= 0.85
+    assert abs(rates.bias_flops) < 0.05  # a fifth of the smallest lead that is simulated
+    assert 1 - rates.coverage <= most(0.05, 4 * reports)
 
 
 def test_a_lead_of_a_point_is_found_with_ten_seeds() -> None:

@@ -338,3 +338,14 @@ def test_an_online_cell_keeps_its_options_and_a_cell_of_another_scenario_none_of
     online, scratch = plan(experiment_from_dict(table | {"method": "full"}))
     assert (online.chunks, online.memory, online.stream) == (3, 20, "by-class")
     assert (scratch.chunks, scratch.memory, scratch.stream) == (None, None, None)
+
+
+def test_a_stream_that_diverges_is_recorded_as_diverged(tmp_path: Path) -> None:
+    table = {
+        "model": "support.tiny_nets:net", "dataset": "digits", "scenario": "online", "method": "full", "epochs": 1,
+        "batch_size": 16, "train_size": 120, "test_size": 80, "chunks": 2, "threads": 1, "lr": 1e30,
+    }  # fmt: skip
+    outcome = run_experiment(experiment_from_dict(table), tmp_path, ConsoleProgress(Console(), quiet=True))
+    assert (outcome.diverged, outcome.failed) == (1, 0)
+    [path] = tmp_path.glob("cells/*/result.json")
+    assert read_sealed(path)["chunks"][-1]["test_correct_base64"] is None
