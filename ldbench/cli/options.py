@@ -70,6 +70,8 @@ HELP: dict[str, str] = {
     "memory": "Images of earlier chunks that are remembered; as many as a chunk holds by default.",
     "stream": f"Order of arrival: {_one_of('stream')}.",
     "freeze_to": "Freeze the stages in front of this one from the beginning: its name, or how many.",
+    "decide_by": "What the cuts that pay are chosen by: flops (the same drops on every machine) or time (of a measured cost "
+    "table).",
     "refresh_statistics": "Re-estimate BatchNorm's statistics of stages that leave, in forward passes of their own; the "
     "same for every rule.",
     "stream_schedule": "What the learning rate's schedule spans: the whole stream, or each chunk anew (chunk).",

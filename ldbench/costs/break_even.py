@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,13 +17,13 @@ class CutChoice:
     """The cut that is taken, or why none is (``cut`` is then the present one).
 
     Attributes:
-        saving_seconds: over the steps that remain, building the store taken off.
+        saving_seconds: over the steps that remain, building the store taken off; None where no time was measured.
         tier: where the store should lie; None: no store is made, dropped stages go on running forward.
     """
 
     cut: int
     reason: str
-    saving_seconds: float = 0.0
+    saving_seconds: float | None = 0.0
     build_seconds: float = 0.0
     tier: Tier | None = "device"
 
@@ -85,6 +85,22 @@ def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> f
     return plan.arrivals / table.batch_size * per_batch
 
 
+def price(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> tuple[float, float]:
+    """What a step at ``cut`` costs less than one at ``current``, and what it costs to get there, in the table's unit.
+
+    What later samples take on their way into the store, beyond what they take now, is part of the building cost.
+    """
+    now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
+    there = table.step_seconds(cut, plan.source_seconds(table, cut, tier))
+    arriving = arrival_seconds(table, plan, cut, tier) - arrival_seconds(table, plan, current, plan.current_tier)
+    return now - there, build_seconds(table, plan, current, cut, tier) + arriving
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds for people: "0.0052 s"."""
+    return f"{seconds:.3g} s"
+
+
 def best_cut(
     table: CostTable,
     plan: StorePlan,
@@ -94,16 +110,14 @@ def best_cut(
     legal: Sequence[bool],
     exact: bool = False,
     obstacles: Mapping[int, str] = MappingProxyType({}),
+    show: Callable[[float], str] = in_seconds,
 ) -> CutChoice:
     """Among the stopped prefixes the cut with the largest remaining_steps x (step now - step there) - building cost.
 
-    What later samples take on their way into the store, beyond what they take now, is part of the building cost.
     Only a positive balance is taken; ``exact`` considers ``stopped`` alone. ``obstacles`` says of cuts why they are not
-    legal.
+    legal, ``show`` writes a cost of this table for people.
     """
-    now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
-    arriving = arrival_seconds(table, plan, current, plan.current_tier)
-    best = CutChoice(current, "no stage has stopped")
+    best, most = CutChoice(current, "no stage has stopped"), 0.0
     reasons = []
     for cut in range(stopped if exact else current + 1, stopped + 1):
         if cut <= current:
@@ -118,16 +132,16 @@ def best_cut(
         if tier is None:
             reasons.append(f"the store of cut {cut} takes {size} bytes and fits no tier")
             continue
-        build = build_seconds(table, plan, current, cut, tier) + arrival_seconds(table, plan, cut, tier) - arriving
-        there = table.step_seconds(cut, plan.source_seconds(table, cut, tier))
-        saving = remaining_steps * (now - there) - build
+        per_step, build = price(table, plan, current, cut, tier)
+        saving = remaining_steps * per_step - build
         if saving <= 0:
             reasons.append(
-                f"cut {cut} does not pay: {remaining_steps} steps x {(now - there) * 1e3:.3g} ms saved "
-                f"- {build:.3g} s to build = {saving:.3g} s"
+                f"cut {cut} does not pay: {remaining_steps} steps x {show(per_step)} saved "
+                f"- {show(build)} to build = {show(saving)}"
             )
-        elif saving > best.saving_seconds:
-            best = CutChoice(cut, f"saves about {saving:.3g} s over {remaining_steps} steps", saving, build, tier)
+        elif saving > most:
+            most = saving
+            best = CutChoice(cut, f"saves about {show(saving)} over {remaining_steps} steps", saving, build, tier)
     if best.cut == current and reasons:
         return CutChoice(current, reasons[-1])
     return best

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple
-from typing import Any
+from dataclasses import asdict, astuple, replace
+from typing import Any, Literal
 
-from ldbench.costs.break_even import CutChoice, StorePlan, best_cut
+from ldbench.costs.break_even import CutChoice, StorePlan, best_cut, in_seconds, price
+from ldbench.costs.by_flops import in_flops
 from ldbench.costs.table import CostTable
 from ldbench.errors import one_line
 from ldbench.store.budget import StoreBudget
+
+DecideBy = Literal["flops", "time"]
 
 
 class Unmeasurable(Exception):
@@ -24,6 +27,7 @@ class CostModel:
         table: measured before; None: ``measure`` makes it.
         measure: measures the table.
         budget: allowed per tier, or a function that finds out.
+        count: makes the table in FLOPs that cuts are chosen by; None: they are chosen by time.
     """
 
     def __init__(
@@ -31,8 +35,10 @@ class CostModel:
         table: CostTable | None,
         measure: Callable[[], CostTable],
         budget: StoreBudget | Callable[[], StoreBudget],
+        count: Callable[[], CostTable] | None = None,
     ) -> None:
-        self._table, self.measure, self._budget = table, measure, budget
+        self._table, self.measure, self._budget, self.count = table, measure, budget, count
+        self._counted: CostTable | None = None
         self._failure: Unmeasurable | None = None
 
     @property
@@ -54,6 +60,17 @@ class CostModel:
         return self._table
 
     @property
+    def counted(self) -> CostTable:
+        """The table in FLOPs. Raises ``Unmeasurable`` where they cannot be counted."""
+        assert self.count is not None, "cuts are chosen by FLOPs"
+        if self._counted is None:
+            try:
+                self._counted = self.count()
+            except Exception as error:  # the network's
+                raise Unmeasurable(one_line(error, kind=True)) from error
+        return self._counted
+
+    @property
     def budget(self) -> StoreBudget:
         """Bytes a store may take in each tier."""
         if not isinstance(self._budget, StoreBudget):
@@ -69,7 +86,15 @@ class CostModel:
             obstacles: per cut why it cannot be made, "" where it can.
         """
         legal = [not obstacle for obstacle in obstacles]
-        return best_cut(self.table, plan, current, stopped, remaining, legal, exact, dict(enumerate(obstacles)))
+        table, show = (self.table, in_seconds) if self.count is None else (self.counted, in_flops)
+        choice = best_cut(table, plan, current, stopped, remaining, legal, exact, dict(enumerate(obstacles)), show)
+        if self.count is None or choice.cut == current or choice.tier is None:
+            return choice
+        timed = self._table
+        if timed is None or choice.tier not in timed.tiers:
+            return replace(choice, saving_seconds=None, build_seconds=0.0)
+        per_step, build = price(timed, plan, current, choice.cut, choice.tier)
+        return replace(choice, saving_seconds=remaining * per_step - build, build_seconds=build)
 
     def choose_freeze(self, current: int, stopped: int, remaining: int, obstacles: Sequence[str]) -> CutChoice:
         """The last legal cut up to ``stopped``: skipping backward passes costs nothing that would have to be weighed.

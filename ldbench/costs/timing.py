@@ -111,10 +111,15 @@ def measure_costs(
         input_seconds=watch.typical("input"),
         tiers=tiers,
         flops=count_stage_flops(stages, tuple(x.shape[1:])),
-        normalised=[any(getattr(m, "running_mean", None) is not None for m in stage.modules()) for stage in stages],
+        normalised=normalised_stages(stages),
         machine=machine or {},
         seconds_to_measure=time.perf_counter() - began,
     )
+
+
+def normalised_stages(stages: nn.Sequential) -> list[bool]:
+    """Per stage, whether it holds BatchNorm statistics."""
+    return [any(getattr(m, "running_mean", None) is not None for m in stage.modules()) for stage in stages]
 
 
 def mean_square(output: Tensor, targets: Any) -> Tensor:

@@ -25,7 +25,7 @@ class Drop:
         store_relative_error: root mean square error that the store's dtype brings into the activations, relative to
             theirs.
         build_seconds: statistics and store.
-        predicted_saving_seconds: over the rest of the run, building taken off.
+        predicted_saving_seconds: over the rest of the run, building taken off; None where no time was measured.
         at_chunk_end: made when a chunk was over and evaluated, not at a check.
     """
 
@@ -37,7 +37,7 @@ class Drop:
     store_dtype: str | None
     store_relative_error: float
     build_seconds: float
-    predicted_saving_seconds: float
+    predicted_saving_seconds: float | None
     at_chunk_end: bool = False
 
 

@@ -30,13 +30,13 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ldbench.costs.break_even import STATISTICS_SAMPLES, CutChoice
-from ldbench.costs.model import CostModel
+from ldbench.costs.model import CostModel, DecideBy
 from ldbench.costs.table import CostTable
 from ldbench.costs.timing import Criterion
 from ldbench.data.batch_source import TensorSource
@@ -49,7 +49,7 @@ from ldbench.dropping.explain import Explanation, explain_stages
 from ldbench.dropping.forward_context import ForwardContext
 from ldbench.dropping.hooks import Hooks
 from ldbench.dropping.live_network import LiveNetwork
-from ldbench.dropping.measuring import measure_on_the_spot
+from ldbench.dropping.measuring import count_on_the_spot, measure_on_the_spot
 from ldbench.dropping.minibatches import Minibatch, Minibatches
 from ldbench.dropping.monitors import Monitors
 from ldbench.dropping.network import bypassed, plain_network
@@ -133,6 +133,8 @@ class LayerDropper:
         store_data: the same samples as ``data`` in the view that is stored, where ``data`` has random transforms.
         refresh_statistics: re-estimate BatchNorm's population statistics of the stages that leave, in forward passes of
             their own before the store is made; by default the running averages of training stay as they are then.
+        decide_by: what a cut is chosen by, building the store included: "time", of a cost table, or "flops", which are the
+            same everywhere, so that runs repeat; see ``ldbench.costs.by_flops``.
 
     Attributes:
         cut: leading stages that are gone.
@@ -176,12 +178,15 @@ class LayerDropper:
         pin_memory: bool | None = None,
         store_data: Any = None,
         refresh_statistics: bool = False,
+        decide_by: DecideBy = "time",
     ) -> None:
         if execution not in ("store", "freeze"):
             raise ValueError(f"execution is store or freeze, not {execution!r}")
         for name, value in (("check_every", check_every), ("accumulate", accumulate), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is a whole number from 1 up, not {value}")
+        if decide_by not in get_args(DecideBy):
+            raise UserError(f"decide_by is flops or time, not {decide_by!r}")
         if isinstance(policy, (type, str)):
             raise UserError(f"policy is a rule such as ldbench.LearnAndDrop(), not {policy!r}")
         self.model, compiled = plain_network(model)
@@ -259,7 +264,9 @@ class LayerDropper:
             self._note,
             self.minibatches.waits,
         )
-        self.costs = CostModel(costs, measure, functools.partial(resolve_budget, options.budget, self.device, folder))
+        count = functools.partial(count_on_the_spot, self.stages, self.activations) if decide_by == "flops" else None
+        resolve = functools.partial(resolve_budget, options.budget, self.device, folder)
+        self.costs = CostModel(costs, measure, resolve, count)
         depth = None
         if self.policy.survival(0.0, 1) is not None:
             depth = random_depth(self.stages, seed, compile or compiled)
@@ -461,11 +468,13 @@ class LayerDropper:
             return None
         return self._drop(choice.cut, choice.reason, choice.saving_seconds, choice.tier, at_chunk_end)
 
-    def _drop(self, cut: int, reason: str, saving: float, tier: Tier | None, at_chunk_end: bool = False) -> Drop | None:
+    def _drop(
+        self, cut: int, reason: str, saving: float | None, tier: Tier | None, at_chunk_end: bool = False
+    ) -> Drop | None:
         """Drop the stages up to ``cut``; an exception on the way leaves the network as it was, and the drop pending.
 
         Args:
-            saving: seconds that it is predicted to save.
+            saving: seconds that it is predicted to save; None where no time was measured.
             tier: where the store should lie; None for a drop that skips the backward pass alone.
 
         Returns:

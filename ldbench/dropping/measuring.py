@@ -1,4 +1,4 @@
-"""Measures a cost table in the middle of somebody's training."""
+"""Makes a cost table in the middle of somebody's training: measured, or counted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldbench.costs.by_flops import table_in_flops
 from ldbench.costs.table import CostTable
-from ldbench.costs.timing import Criterion, measure_costs
+from ldbench.costs.timing import Criterion, measure_costs, normalised_stages
 from ldbench.data.dataset_source import DatasetSource
 from ldbench.errors import one_line
+from ldbench.stages.flops import count_stage_flops
 from ldbench.store.activations import Activations
+
+
+def count_on_the_spot(stages: nn.Sequential, activations: Activations) -> CostTable:
+    """The cost table in FLOPs, for samples like the first one that can be drawn."""
+    x, _ = activations.images.batch(activations.active[:1])
+    shape = tuple(x.shape[1:])
+    return table_in_flops(count_stage_flops(stages, shape), activations.batch_size, shape, normalised_stages(stages))
 
 
 def measure_on_the_spot(

@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp16"),
     "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
     "save_model": ("none", "final"),
+    "decide_by": ("flops", "time"),  # what pays
     "stream": ("shuffled", "by-class"),  # order of arrival
     "stream_schedule": ("chunk", "whole"),  # what the learning rate's schedule spans
 }
@@ -82,6 +83,7 @@ class Experiment:
     stream_schedule: str | None = None
     freeze_to: str | None = None
     refresh_statistics: bool = False
+    decide_by: str = "flops"
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_seeds: tuple[int, ...] | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -156,6 +158,7 @@ class Cell:
     freeze_to: str | None = None
     refresh_statistics: bool | None = None  # of what drops layers; None for what does not
     allocation: tuple[float, ...] | None = None
+    decide_by: str | None = None  # None: by time, and for what drops nothing
 
     def __post_init__(self) -> None:
         """A list, as JSON has it, is the same allocation."""

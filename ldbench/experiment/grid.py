@@ -47,6 +47,8 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
         values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
-        values["refresh_statistics"] = experiment.refresh_statistics if get_method(method).stops else None
+        stops = get_method(method).stops
+        values["refresh_statistics"] = experiment.refresh_statistics if stops else None
+        values["decide_by"] = "flops" if stops and experiment.decide_by == "flops" else None
         for budget in experiment.short_budgets if method in shortened else (None,):
             yield Cell(**values, budget=budget)

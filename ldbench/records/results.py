@@ -45,7 +45,9 @@ COLUMNS = (
 LARGEST = 1e30  # no count of FLOPs comes near
 STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
-OF_THE_METHOD = ("method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics")
+OF_THE_METHOD = (
+    "method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics", "decide_by",
+)  # fmt: skip
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
 

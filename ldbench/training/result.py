@@ -147,10 +147,11 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
     return "stopped: the store holds one unaugmented view" if dropper.execution == "store" else "continues"
 
 
-def _predicted_saving(run: RunState) -> float:
-    """Seconds the cost table says these drops, or this shorter run, save against full training."""
+def _predicted_saving(run: RunState) -> float | None:
+    """Seconds the cost table says these drops, or this shorter run, save against full training; None where it has none."""
     costs, left_out = run.costs, run.full_steps - run.dropper.step_count
     skipped = left_out * costs.step_seconds(0) if run.cell.budget is not None else 0.0
     both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
     skipped += sum(steps * seconds for steps, seconds in zip(run.dropper.live.skipped_steps, both, strict=True))
-    return skipped + sum(drop.predicted_saving_seconds for drop in run.dropper.drops)
+    told = [drop.predicted_saving_seconds for drop in run.dropper.drops]
+    return None if None in told else skipped + sum(filter(None, told))

@@ -127,6 +127,7 @@ class RunState:
             accumulate=1,
             drop_frozen=method.stops,
             refresh_statistics=bool(cell.refresh_statistics),
+            decide_by="flops" if cell.decide_by == "flops" else "time",
         )
         self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
         self._epoch_spans: dict[int, tuple[int, int]] = {}
