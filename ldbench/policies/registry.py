@@ -12,7 +12,7 @@ from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
 from ldbench.policies.plateaus import Egeria, ParameterFreezing
-from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
+from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
 
 Execution = Literal["store", "freeze"]
 Spread = Literal["evenly", "early", "placed"]
@@ -47,6 +47,7 @@ _METHODS: dict[str, Method] = {
     "short-placed": Method(NeverDrop, stops=False, shortened="placed"),
     "learn-and-drop": Method(LearnAndDrop, "store"),
     "freeze": Method(Replay, "freeze", replays="learn-and-drop"),
+    "paced": Method(Paced, "store"),
     "schedule": Method(FixedSchedule, "store"),
     "freezeout": Method(FreezeOut, "freeze"),
     "freezeout-linear": Method(functools.partial(FreezeOut, t_first=0.5, cubic=False, scaled=False), "freeze"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from ldbench.errors import UserError, shown
 from ldbench.policies.base import NeverDrop, Observation, is_number, percent, reasons
+from ldbench.policies.options import check_share
 from ldbench.policies.resting import in_a_row, resting_prefix, why_not_gone
 
 CHECKS_TO_SCORE = 4  # before a continuation score is there: the window of ``ldbench.dropping.scores.ScoreTracker``
@@ -106,6 +107,44 @@ class LearnAndDrop(NeverDrop):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.peak, self.calm = list(state["peak"]), list(state["calm"])
+
+
+class Paced(NeverDrop):
+    """Lets stages go at a steady pace: a timetable in shares of the run, which looks at no score.
+
+    After a share p of the run floor(``pace`` x p x stages) leading stages are gone, none before ``earliest`` and never the
+    last one: with a pace of 1.5 half of them after a third of the run, all but the last after two thirds. Of the stages
+    that are due the engine takes those that it pays to drop.
+    """
+
+    waits = True
+
+    def __init__(self, pace: float = 1.5, earliest: float = 0.2) -> None:
+        if not is_number(pace) or not 0 <= pace <= 1e6:
+            raise UserError(f"paced: pace is a number from 0 up, not {shown(pace)}")
+        check_share("paced", earliest=earliest)
+        self.pace, self.earliest = pace, earliest
+
+    def stopped(self, seen: Observation) -> int:
+        if seen.progress < self.earliest:
+            return seen.dropped
+        # A hair more than the product, so that a share of the run that is reached in exact arithmetic is reached here.
+        due = math.floor(self.pace * seen.progress * seen.stages + 1e-9)
+        return max(seen.dropped, min(due, seen.stages - 1))
+
+    def leaves(self, stage: int, stages: int) -> float:
+        """The share of the run after which a stage (from 0) of so many is gone; infinite where it stays to the end."""
+        at = max(self.earliest, (stage + 1) / stages / self.pace) if self.pace else math.inf
+        return at if at <= 1 and stage < stages - 1 else math.inf
+
+    def why(self, seen: Observation) -> list[str]:
+        def reason(stage: int) -> str:
+            at = self.leaves(stage, seen.stages)
+            if at == math.inf:
+                return f"stays to the end at a pace of {self.pace:g}"
+            return f"leaves after {percent(at)} of the run, now {percent(seen.progress)}"
+
+        return reasons(seen, self.stopped(seen), reason)
 
 
 class FixedSchedule(NeverDrop):

@@ -13,7 +13,7 @@ from ldbench.errors import UserError
 from ldbench.policies.base import NeverDrop, Observation, Policy
 from ldbench.policies.baselines import FreezeOut
 from ldbench.policies.registry import Method, build_policy, get_method, method_names, register_method
-from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
+from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
 
 
 def seen(
@@ -64,6 +64,39 @@ def test_what_has_stopped_leaves_at_a_pace() -> None:
     assert gone[1:] == [min(9, math.floor(1.5 * (step / 100) * 10)) for step in range(10, 100, 5)]
     with pytest.raises(UserError, match="pace is a number from 0 up"):
         LearnAndDrop(pace=-1.0)
+
+
+def test_a_paced_timetable_by_hand() -> None:
+    gone = [Paced(pace=1.5, earliest=0.2).stopped(Observation(step, 60, 0, 10)) for step in range(61)]
+    # floor(1.5 x step / 60 x 10): a stage every 4 steps, the first three at step 12, the last one never
+    assert gone == [0] * 12 + [min(9, step // 4) for step in range(12, 61)]
+    assert Paced().stopped(Observation(20, 60, 8, 10)) == 8  # what is gone stays gone
+    assert Paced(pace=0.0).stopped(Observation(60, 60, 0, 10)) == 0
+    assert Paced(pace=1e6, earliest=0.0).stopped(Observation(1, 60, 0, 10)) == 9
+
+
+@given(
+    pace=st.floats(0.0, 20.0), earliest=st.floats(0.0, 1.0), stages=st.integers(2, 60), total=st.integers(1, 500)
+)
+def test_a_paced_stage_leaves_at_the_first_step_after_its_time(
+    pace: float, earliest: float, stages: int, total: int
+) -> None:
+    policy = Paced(pace, earliest)
+    gone = [policy.stopped(Observation(step, total, 0, stages)) for step in range(total + 1)]
+    assert gone == sorted(gone)
+    for stage in range(stages):
+        at = policy.leaves(stage, stages)
+        for step, cut in enumerate(gone):
+            if abs(step / total - at) > 1e-6:  # at the very moment rounding decides
+                assert (cut > stage) == (step / total > at)
+
+
+def test_a_paced_stage_says_when_it_leaves() -> None:
+    why = Paced(pace=1.5, earliest=0.2).why(Observation(15, 60, 2, 10))
+    assert why[:2] == ["", ""]
+    assert why[2:4] == ["has stopped", "leaves after 26.7 % of the run, now 25 %"]
+    assert why[9] == "the last stage always stays"
+    assert "stays to the end at a pace of 0.5" in Paced(pace=0.5).why(Observation(15, 60, 0, 10))[8]
 
 
 def test_scores_that_are_not_numbers_never_drop_a_stage() -> None:
@@ -131,6 +164,9 @@ def test_a_schedule_counts_stages_or_shares() -> None:
         ("learn-and-drop", {"patient": 2}),
         ("learn-and-drop", {"patience": "x"}),
         ("freezeout", {"t_first": 0.0}),
+        ("paced", {"pace": -1.0}),
+        ("paced", {"earliest": 1.5}),
+        ("paced", {"pace": True}),
         ("schedule", {"drops": 3}),
         ("schedule", {"drops": [[2.0, 1]]}),
         ("full", {"a": 1}),

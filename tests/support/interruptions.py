@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TABLE: dict[str, Any] = {
     "model": "support.tiny_nets:net", "dataset": "digits", "image_size": 8, "train_size": 100, "test_size": 60,
     "epochs": 4,
-    "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05,
+    "batch_size": 20, "check_every": 2, "momentum": 0.9, "lr": 0.05, "decide_by": "time",
     "policy": {
         "schedule": {"drops": [[0.25, 0.3], [0.6, 0.6]]}, "learn-and-drop": {"remaining": 0.8, "patience": 1},
         "freezeout": {"t_first": 0.4}, "apf+store": {"share": 0.05, "patience": 1},
