@@ -23,8 +23,8 @@ def _one_of(field: str) -> str:
 # The options of ``run`` in the order of its help.
 HELP: dict[str, str] = {
     "model": "Architecture of torchvision, or package.module:factory, whose code is then run.",
-    "dataset": "digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N; "
-    "mnist[5-9] for some classes.",
+    "dataset": "digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH, NAME=folder:PATH (records hold NAME "
+    "alone) or synthetic:CxHxW:CLASSES:N; mnist[5-9] for some classes.",
     "scenario": "scratch, fine-tune (from the weights of --init or --pretrain-dataset), online (data in chunks) or "
     "online-fine-tune.",
     "method": "full, short, learn-and-drop, freeze, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "

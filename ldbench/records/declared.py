@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldbench.data.names import own_name
 from ldbench.errors import UserError
 from ldbench.experiment.claims import claims_table
 from ldbench.io.checksums import Damaged, read_sealed
@@ -48,4 +49,5 @@ def read_declared(root: Path) -> Declared | None:
         return None
     groups = tuple((str(model), str(kind)) for model, kind in table.get("groups", ()))
     datasets, scenarios, seeds = (tuple(some or ()) for some in lists)
-    return Declared(digest, table["method"], tuple(table["axes"]), groups, datasets, scenarios, seeds)
+    called = tuple(own_name(name) for name in datasets if isinstance(name, str))
+    return Declared(digest, table["method"], tuple(table["axes"]), groups, called, scenarios, seeds)
