@@ -59,7 +59,7 @@ HELP: dict[str, str] = {
     "cache_dtype": f"Activation store: {_one_of('cache_dtype')}.",
     "cache_budget": "Store size allowed on device[,host[,disk]], such as 4GiB,16GiB.",
     "check_every": "Steps between two checks of the scores.",
-    "cost_table": "Cost table (file or folder) of an earlier run to decide by.",
+    "cost_table": "Results folder of an earlier run (or one table in its costs folder) whose cost tables to decide by.",
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "
     "time.",
     "init": "Weights to fine-tune: a .safetensors file, or torchvision for the published ones.",

@@ -25,7 +25,7 @@ from ldbench.models.initial_weights import InitialWeights, torchvision_weights, 
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.records.environment import environment
-from ldbench.runner.cost_tables import given_table, table_name
+from ldbench.runner.cost_tables import COSTS, given_table, table_name
 from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, refuse_other_source, source_cell
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
@@ -148,8 +148,8 @@ class Preparation:
             what["freeze_to"] = cell.freeze_to
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
-            return given_table(Path(self.experiment.cost_table), plain(what))
-        folder = self.folder / "costs"
+            return given_table(expanded(self.experiment.cost_table), plain(what), machine)
+        folder = self.folder / COSTS
         path = folder / f"{table_name(what, machine)}.json"
         with folder_lock(folder, self.note):  # who comes second waits, and decides by the same table
             saved = read_or_set_aside(path, self.note)

@@ -151,7 +151,7 @@ def edited(line: bytes) -> bytes:
 def test_a_damaged_line_is_named_and_left_out(
     both: tuple[Path, Path], damage: Callable[[bytes], bytes], path: str, reason: str
 ) -> None:
-    folder, file = both
+    _, file = both
     lines = file.read_bytes().split(b"\n")
     cell = json.loads(lines[4])["folder"].removeprefix("cells/")
     before = load_results(file)
