@@ -1,4 +1,4 @@
-"""Which of two drop rules is further ahead of training less: a paired comparison over the seeds of an evidence folder.
+"""Which of two drop rules is further ahead of training less: a paired comparison over the seeds of an evidence suite.
 
 A run's lead is what it reaches above the frontier of training less at its own cost, with the same seed, of a stream in
 the mean over the chunks. Rules that stop at different costs can so be held against each other. Nobody declared this

@@ -3,8 +3,8 @@
     python -m benches.tables            # rewrites README.md
     python -m benches.tables --check    # exit code 1 if it is out of date
 
-Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*`` (results
-folders of the evidence suites).
+Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*.jsonl``
+(of the evidence suites, packed by ``ldbench pack``).
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from benches.leads import lead_lines
 from ldbench.reporting.summary import Tables, tabulate
 
 ROOT = Path(__file__).parents[1]
-NO_EVIDENCE = "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` makes them."
+NO_EVIDENCE = (
+    "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` and `ldbench pack results/evidence-cpu` make "
+    "them."
+)
 
 
 @functools.cache
-def read(folder: Path) -> tuple[pd.DataFrame, Tables]:
-    """Runs of a results folder and what they come to, once per process."""
+def read(file: Path) -> tuple[pd.DataFrame, Tables]:
+    """Runs of a packed file, or of a results folder, and what they come to, once per process."""
     from ldbench.records.results import load_results
 
-    cells = load_results(folder)
+    cells = load_results(file)
     return cells, Tables(cells, cells) if cells.empty else tabulate(cells)
 
 
@@ -40,7 +43,7 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
     return sorted(set(cells[column].dropna().map(clean))) if column in cells else []
 
 
-def evidence_table(folders: Sequence[Path]) -> str:
+def evidence_table(files: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training, also what is behind."""
     from ldbench.errors import clean
     from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
@@ -51,11 +54,11 @@ def evidence_table(folders: Sequence[Path]) -> str:
         "FLOPs - %", "equal FLOPs", "equal time", "standing",
     )  # fmt: skip
     lines = []
-    for folder in folders:
-        cells, tables = read(folder)
+    for file in files:
+        cells, tables = read(file)
         if cells.empty:
             continue
-        lines += [*_stands_on(folder, cells, tables), "", *_groups(tables)]
+        lines += [*_stands_on(file, cells, tables), "", *_groups(tables)]
         for _, group in tables.lines.groupby(COMPARISON, sort=False):
             rows = records_of(group)
             gained = f"points gained by doubling the budget: {slope(rows[0])}"
@@ -93,7 +96,7 @@ def _groups(tables: Tables) -> list[str]:
     return lines
 
 
-def verdict_table(folders: Sequence[Path]) -> str:
+def verdict_table(files: Sequence[Path]) -> str:
     """Every method that is no control against training less: over its groups of comparisons, and in each of them."""
     from ldbench.errors import clean
     from ldbench.reporting.comparisons import records_of
@@ -105,19 +108,19 @@ def verdict_table(folders: Sequence[Path]) -> str:
     )  # fmt: skip
     differences = ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")
     lines = []
-    for folder in folders:
-        cells, tables = read(folder)
+    for file in files:
+        cells, tables = read(file)
         rows = [row for row in records_of(tables.lines) if row["verdict"] != "control"]
         if not rows:
             continue
-        lines += [*_stands_on(folder, cells, tables), "", *_groups(tables), "", line(head), line(["---"] * len(head))]
+        lines += [*_stands_on(file, cells, tables), "", *_groups(tables), "", line(head), line(["---"] * len(head))]
         for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
             counts = "average_" if row["streamed"] else ""
             texts = [row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"])]
             texts += [speed_up(row, axis) for axis in ("flops", "time")]
             texts += [spanned(row, "train_time_ratio", "", 2), plus_minus(row, "forward_flops_reduction_percent", 1)]
             lines.append(line([*texts, *(spanned(row, f"{counts}{name}_points") for name in differences)]))
-        name = folder.name
+        name = file.stem
         lines += [
             "",
             "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds, each by "
@@ -130,27 +133,27 @@ def verdict_table(folders: Sequence[Path]) -> str:
     return "\n".join(lines).strip() or NO_EVIDENCE
 
 
-def _stands_on(folder: Path, cells: pd.DataFrame, tables: Tables) -> list[str]:
+def _stands_on(file: Path, cells: pd.DataFrame, tables: Tables) -> list[str]:
     """What a table was made from: runs, machine, versions, commit, days, and what was declared before."""
     from ldbench.reporting.comparisons import records_of
     from ldbench.reporting.sentences import family
 
     where = _named(cells, "environment_gpu") or _named(cells, "environment_cpu") or ["?"]
     days = [day[:10] for day in _named(cells, "finished_at")] or ["?"]
-    said = f"**{folder.name}**: {len(cells)} runs on {'; '.join(where)}, "
+    said = f"**{file.stem}**: {len(cells)} runs on {'; '.join(where)}, "
     said += f"torch {', '.join(_named(cells, 'environment_torch')) or '?'}, "
     commits = dict.fromkeys(commit[:8] for commit in _named(cells, "environment_git_commit"))
     said += f"commit {', '.join(commits) or '?'}, "
     return [f"{said}{' to '.join(dict.fromkeys((days[0], days[-1])))}. {family(records_of(tables.groups))}"]
 
 
-def evidence_figure(folder: Path) -> str:
+def evidence_figure(file: Path) -> str:
     """Accuracy (of streams the mean over the chunks) against the FLOPs of training, by comparison, as SVG."""
     from ldbench.reporting.comparisons import COMPARISON, records_of
     from ldbench.reporting.plots import Point, cost_grid
 
     panels: dict[str, list[Point]] = {}
-    for _, group in read(folder)[1].lines.groupby(COMPARISON, sort=False):
+    for _, group in read(file)[1].lines.groupby(COMPARISON, sort=False):
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""
@@ -182,7 +185,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     labs, readme = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "README.md"
-    evidence = sorted(folder for folder in (ROOT / "results").glob("evidence-*") if folder.is_dir())
+    evidence = sorted((ROOT / "results").glob("evidence-*.jsonl"))
     tables = {
         "kernel": kernel_table(labs),
         "evidence": verdict_table(evidence),
@@ -195,9 +198,9 @@ def main() -> int:
         print("README.md is out of date: python -m benches.tables" if after != before else "README.md is up to date")
         return int(after != before)
     readme.write_text(after)
-    for folder in evidence:
-        folder.with_suffix(".svg").write_text(evidence_figure(folder))
-        folder.with_suffix(".md").write_text(f"# {folder.name}\n\n{evidence_table([folder])}\n")
+    for file in evidence:
+        file.with_suffix(".svg").write_text(evidence_figure(file))
+        file.with_suffix(".md").write_text(f"# {file.stem}\n\n{evidence_table([file])}\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report | verify | profile | doctor``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | verify | pack | profile | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 # Typer carries Click inside or beside it, depending on its version; its own exceptions lead to the common base.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+PLACE = "Results folder of a run, or a file that pack made of one."
 LONGEST = 1000  # characters of an error
 
 Out = Annotated[Path | None, typer.Option(help="Results folder; finished cells in it are not run again.")]
@@ -59,7 +60,7 @@ def run(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    directory: Annotated[Path, typer.Argument(help=PLACE)],
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     all_figures: Annotated[bool, typer.Option("--all-figures", help="Draw every figure of a large grid.")] = False,
 ) -> None:
@@ -71,13 +72,27 @@ def report(
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    directory: Annotated[Path, typer.Argument(help=PLACE)],
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check every file of a results folder against its checksum. Exit code 1 when one is damaged."""
     from ldbench.cli.commands import verify_command
 
     raise typer.Exit(verify_command(directory, as_json=json_))
+
+
+@app.command()
+def pack(
+    directory: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="The file; FOLDER.jsonl beside the folder by default.")] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Keep the scores of every check too; they are large.")
+    ] = False,
+) -> None:
+    """Write a results folder as one text file that report and verify read alike: records without weights."""
+    from ldbench.cli.commands import pack_command
+
+    raise typer.Exit(pack_command(directory, out, scores=scores))
 
 
 @app.command()

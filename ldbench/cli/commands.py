@@ -15,6 +15,7 @@ from ldbench.experiment.config import Experiment
 
 if TYPE_CHECKING:
     from ldbench.records.plan_file import Outcome
+    from ldbench.records.stored import Stored
 
 _MOST_SHOWN = 10
 
@@ -31,6 +32,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     from ldbench.io.checksums import plain
     from ldbench.records.plan_file import Outcome, all_finished
     from ldbench.records.results import load_results
+    from ldbench.records.stored import Folder
     from ldbench.reporting.report import print_table
     from ldbench.reporting.summary import tabulate
 
@@ -45,7 +47,7 @@ def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool
     outcome = Outcome(skipped=skipped) if skipped is not None else _run(experiment, out, progress)
     results = load_results(out)
     tables = tabulate(results)
-    page = _write_report(out, results, tables)
+    page = _write_report(Folder(out), results, tables)
     if as_json:
         rows = results.to_dict(orient="records")
         groups = _scalars(tables.groups.to_dict(orient="records"))
@@ -78,14 +80,14 @@ def _run(experiment: Experiment, out: Path, progress: ConsoleProgress) -> Outcom
         progress.close()
 
 
-def _write_report(directory: Path, results: Any, tables: Any, all_figures: bool = False) -> Path:
+def _write_report(place: Stored, results: Any, tables: Any, all_figures: bool = False) -> Path:
     from ldbench.reporting.report import write_report
 
     try:
-        return write_report(directory, results=results, tables=tables, all_figures=all_figures)
+        return write_report(place, results=results, tables=tables, all_figures=all_figures)
     except OSError as error:
         raise UserError(
-            f"the report cannot be written to {directory / 'report'}: {error.strerror}; make the folder writable, "
+            f"the report cannot be written to {place.report_folder}: {error.strerror}; make the folder writable, "
             "or copy the results to one that is"
         ) from error
 
@@ -110,29 +112,18 @@ def _scalars(rows: list[dict[Any, Any]]) -> list[dict[str, Any]]:
     return [{str(k): known(v) for k, v in row.items() if not isinstance(v, (list, dict, bytes))} for row in rows]
 
 
-def _check_results(directory: Path) -> None:
-    """Raises ``UserError`` unless the folder of a run can be read."""
-    cells = directory / "cells"
-    try:
-        if cells.is_dir():
-            next(cells.iterdir(), None)
-            return
-    except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}; give the --out of a run") from error
-    raise UserError(f"{directory} holds no results: it has no folder 'cells'; give the --out of a run")
-
-
 def report_command(directory: Path, *, as_json: bool, all_figures: bool = False) -> int:
-    """Table, page and CSV of a results folder."""
+    """Table, page and CSV of a results folder, or of a packed one."""
     from ldbench.io.checksums import plain
     from ldbench.records.results import load_results
+    from ldbench.records.stored import stored
     from ldbench.reporting.report import print_table
     from ldbench.reporting.summary import tabulate
 
-    _check_results(directory)
-    results = load_results(directory)
+    place = stored(directory)
+    results = load_results(place)
     tables = tabulate(results)
-    page = _write_report(directory, results, tables, all_figures)
+    page = _write_report(place, results, tables, all_figures)
     if as_json:
         cells, groups = (_scalars(some.to_dict(orient="records")) for some in (results, tables.groups))
         print(json.dumps(plain({"report": str(page), "groups": groups, "cells": cells})))
@@ -145,23 +136,52 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
 
 
 def verify_command(directory: Path, *, as_json: bool) -> int:
-    """Check a results folder. Exit code 0 when every file is whole, 1 when one is not."""
+    """Check a results folder, or a packed one. Exit code 0 when every file is whole, 1 when one is not."""
     from ldbench.records.integrity import verify
+    from ldbench.records.stored import stored
     from ldbench.records.tuning import RUNS
 
-    _check_results(directory)
-    damaged = list(verify(directory))
-    cells, tuning = (sum(path.is_dir() for path in root.glob("cells/*")) for root in (directory, directory / RUNS))
+    place = stored(directory)
+    place.check()
+    damaged = list(verify(place))
+    cells, tuning = (len(place.cells(inside)) for inside in ("cells", f"{RUNS}/cells"))
     if as_json:
         found = [{"path": path, "reason": said} for path, said in damaged]
         print(json.dumps({"cells": cells, "tuning": tuning, "damaged": found}))
         return 1 if damaged else 0
     screen = console()
-    for path, said in damaged:
-        screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
+    _print_damaged(screen, damaged)
     cure = "; the command that made them sets them aside and runs their cells again" if damaged else ""
     checked = f"{cells} cells and {tuning} tuning runs checked" if tuning else f"{cells} cells checked"
     screen.print(f"{checked}, {len(damaged)} files damaged{cure}", markup=False, soft_wrap=True)
+    return 1 if damaged else 0
+
+
+def _print_damaged(screen: Console, damaged: list[tuple[str, str]]) -> None:
+    for path, said in damaged:
+        screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
+
+
+def pack_command(directory: Path, out: Path | None, *, scores: bool) -> int:
+    """Write a results folder as one file. Exit code 0, or 1 when something in it is damaged, which is kept so."""
+    from ldbench.io.atomic import write_bytes
+    from ldbench.records.integrity import verify
+    from ldbench.records.packing import pack
+    from ldbench.records.stored import Folder
+
+    place = Folder(directory)
+    place.check()
+    file = out if out is not None else directory.resolve().with_name(f"{directory.resolve().name}.jsonl")
+    data, folders = pack(place, scores=scores)
+    try:
+        write_bytes(file, data)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; choose another --out") from error
+    screen = console()
+    damaged = list(verify(file))
+    _print_damaged(screen, damaged)
+    kept = f"; {len(damaged)} files are damaged, and are in it as they are" if damaged else ""
+    screen.print(f"{folders} runs in {len(data) / 1e6:.1f} MB: {file}{kept}", markup=False, soft_wrap=True)
     return 1 if damaged else 0
 
 

@@ -23,8 +23,8 @@ def _one_of(field: str) -> str:
 # The options of ``run`` in the order of its help.
 HELP: dict[str, str] = {
     "model": "Architecture of torchvision, or package.module:factory, whose code is then run.",
-    "dataset": "digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH or synthetic:CxHxW:CLASSES:N; "
-    "mnist[5-9] for some classes.",
+    "dataset": "digits, mnist, fashion-mnist, cifar10, imagenette, folder:PATH, NAME=folder:PATH (records hold NAME "
+    "alone) or synthetic:CxHxW:CLASSES:N; mnist[5-9] for some classes.",
     "scenario": "scratch, fine-tune (from the weights of --init or --pretrain-dataset), online (data in chunks) or "
     "online-fine-tune.",
     "method": "full, short, learn-and-drop, freeze, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "
@@ -59,7 +59,7 @@ HELP: dict[str, str] = {
     "cache_dtype": f"Activation store: {_one_of('cache_dtype')}.",
     "cache_budget": "Store size allowed on device[,host[,disk]], such as 4GiB,16GiB.",
     "check_every": "Steps between two checks of the scores.",
-    "cost_table": "Cost table (file or folder) of an earlier run to decide by.",
+    "cost_table": "Results folder of an earlier run (or one table in its costs folder) whose cost tables to decide by.",
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "
     "time.",
     "init": "Weights to fine-tune: a .safetensors file, or torchvision for the published ones.",

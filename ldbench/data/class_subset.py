@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import re
 from dataclasses import dataclass
 
 import torch
@@ -12,34 +10,6 @@ from torch import Tensor
 
 from ldbench.data.raw import Pool, Source
 from ldbench.errors import UserError, shown
-
-_MARKED = re.compile(r"(?P<name>.+)\[(?P<classes>[0-9,\- ]*)\]", re.DOTALL)
-_PART = re.compile(r" *([0-9]{1,6}) *(?:- *([0-9]{1,6}) *)?")
-
-
-def split_selection(name: str) -> tuple[str, list[tuple[int, int]] | None]:
-    """The data set's own name, and the ranges of classes (both ends included) that are chosen; None for all of them.
-
-    A folder whose own name ends like a selection is written with a slash behind it.
-
-    Raises:
-        UserError: the brackets hold no list of classes, or one class twice, or fewer than two.
-    """
-    marked = _MARKED.fullmatch(name)
-    if marked is None:
-        return name, None
-    ranges = []
-    for part in marked["classes"].split(","):
-        found = _PART.fullmatch(part)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise UserError(f"data set {shown(name)}: {shown(part)} chooses no classes: write [5-9] or [0,2,7-9]")
-        ranges.append((int(found[1]), int(found[2] or found[1])))
-    ranges.sort()
-    if any(after[0] <= before[1] for before, after in itertools.pairwise(ranges)):
-        raise UserError(f"data set {shown(name)}: a class is chosen twice")
-    if sum(last - first + 1 for first, last in ranges) < 2:
-        raise UserError(f"data set {shown(name)}: a classifier needs at least 2 classes")
-    return marked["name"], ranges
 
 
 @dataclass(frozen=True)

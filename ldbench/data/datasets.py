@@ -17,15 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldbench.data import image_folder, readers
-from ldbench.data.class_subset import select, split_selection
+from ldbench.data.class_subset import select
+from ldbench.data.names import (
+    DATASET_FORMS,
+    DATASET_NAMES,
+    check_folder_name,
+    own_name,
+    split_folder,
+    split_selection,
+)
 from ldbench.data.raw import Pool, Source
 from ldbench.devices import check_memory
 from ldbench.errors import UserError, nearest, one_line, shown
 from ldbench.io.places import expanded
 from ldbench.seeds import stratified_order
 
-DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "imagenette")
-DATASET_FORMS = ("folder:PATH", "synthetic:CxHxW:CLASSES:N")
 # Which images are in a subset or a validation split never depends on the seed of a run: seeds stay comparable.
 DATA_SEED = 20240423
 
@@ -47,7 +53,7 @@ class Dataset:
     """A data set ready for training.
 
     Attributes:
-        name: the name it was asked for by.
+        name: the name it was asked for by; of ``NAME=folder:PATH`` the name alone.
         class_names: one per class, in label order.
         train, val, test: the splits; ``val`` is cut from the training images and may be empty.
         mean, std: per channel, of the pixels of ``train`` as they stand here (padding included), in units where a
@@ -91,7 +97,10 @@ class Dataset:
 
 def check_dataset_name(name: str) -> None:
     """Raises UserError, with the nearest names, unless ``name`` could be a data set; reads nothing."""
+    check_folder_name(name)
     whole, _ = split_selection(name)
+    if split_folder(whole) is not None:
+        return
     kind, colon, argument = whole.partition(":")
     if kind == "synthetic" and colon:
         readers.parse_synthetic(argument)
@@ -108,9 +117,10 @@ def _open(name: str, root: Path, download: bool, image_size: int | None) -> Sour
     whole, ranges = split_selection(name)
     if ranges is not None:
         return select(name, _open(whole, root, download, image_size), ranges)
-    kind, _, argument = name.partition(":")
+    named = split_folder(name)
+    kind, _, argument = ("folder", ":", named[1]) if named is not None else name.partition(":")
     if kind == "folder":
-        return image_folder.open_folder(expanded(argument), DATA_SEED)
+        return image_folder.open_folder(_found(expanded(argument), root), DATA_SEED)
     if kind == "synthetic":
         return readers.make_synthetic(argument, DATA_SEED)
     openers: dict[str, Callable[[], Source]] = {
@@ -121,6 +131,12 @@ def _open(name: str, root: Path, download: bool, image_size: int | None) -> Sour
         "imagenette": lambda: image_folder.open_imagenette(root, download, image_size),
     }
     return openers[name]()
+
+
+def _found(folder: Path, root: Path) -> Path:
+    """Returns a folder as it is told, or below the data root where a relative one is only there."""
+    below = root / folder
+    return below if not folder.is_dir() and below.is_dir() else folder
 
 
 def _count(option: str, wanted: int | None, pool: Pool, least: int) -> int:
@@ -185,7 +201,8 @@ def load_dataset(
     """Loads a data set into memory.
 
     Args:
-        name: one of DATASET_NAMES; "folder:PATH"; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test);
+        name: one of DATASET_NAMES; "folder:PATH"; "NAME=folder:PATH", which is called NAME from then on;
+            a relative PATH is looked for in the current folder, then in ``root``; "synthetic:CxHxW:CLASSES:N" (N training images, a fifth to test);
             each may choose some of its classes, "mnist[5-9]", see `ldbench.data.class_subset`. Sizes apply after that.
         root: see data_root.
         download: fetch what is missing into ``root``.
@@ -220,7 +237,7 @@ def load_dataset(
     splits = [read(source.train, train), read(source.train, val), read(source.test, test)]
     mean, std = _statistics(splits[0].images)
     return Dataset(
-        name=name,
+        name=own_name(name),
         class_names=source.class_names,
         train=splits[0],
         val=splits[1],

@@ -127,7 +127,9 @@ def open_folder(path: Path, seed: int) -> Source:
     Grey when all files are grey, else RGB. What was left out is told in the source's notes.
     """
     if not path.is_dir():
-        raise UserError(f"data set folder {path} not found (looked for {path.absolute()}): one folder per class")
+        raise UserError(
+            f"data set folder {path} not found (looked for {path.absolute()}, and in the data root): one folder per class"
+        )
     splits, notes = find_splits(path), list[str]()
     if splits is not None:
         listings = [list_classes(folder) for folder in splits[:2]]

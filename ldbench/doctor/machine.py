@@ -83,7 +83,8 @@ def check_powercap() -> Check:
 
 def check_datasets() -> list[Check]:
     """Open every data set by name; nothing is downloaded."""
-    from ldbench.data.datasets import DATASET_NAMES, data_root, load_dataset
+    from ldbench.data.datasets import data_root, load_dataset
+    from ldbench.data.names import DATASET_NAMES
     from ldbench.errors import UserError
 
     root, checks = data_root(None).resolve(), []

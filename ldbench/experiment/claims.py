@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ldbench.data.names import own_name
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.scenarios import SCENARIOS
 from ldbench.policies.registry import shortened_methods
@@ -119,6 +120,10 @@ def claims_digest(experiment: Experiment) -> str | None:
         for key, value in vars(experiment).items()
         if key not in _BESIDE_IT and (key in ("seeds", "short_budgets") or value != defaults[key])
     }
+    if "dataset" in declared:
+        declared["dataset"] = [own_name(name) for name in experiment.dataset]  # wherever a folder lies
+    if experiment.pretrain_dataset is not None:
+        declared["pretrain_dataset"] = own_name(experiment.pretrain_dataset)
     declared["policy"] = experiment.policy.get(experiment.claims["method"], {})
     text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

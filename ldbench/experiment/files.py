@@ -22,7 +22,8 @@ def suite_names() -> list[str]:
 
 
 def read_experiment(path: str) -> dict[str, Any]:
-    """The raw table of a TOML or JSON file, or of a shipped suite by name (``fashion``, ``suites/fashion.toml``).
+    """The raw table of a TOML or JSON file, of a packed results file, or of a shipped suite by name (``fashion``,
+    ``suites/fashion.toml``).
 
     Raises ``UserError`` naming the file.
     """
@@ -36,13 +37,16 @@ def read_experiment(path: str) -> dict[str, Any]:
         else:
             suites = ", ".join(suite_names())
             raise UserError(f"experiment file {path} was not found, and it is no shipped suite ({suites})")
-        table = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        table = tomllib.loads(text) if file.suffix not in (".json", ".jsonl") else json.loads(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a valid experiment file: nested too deeply") from error
     except ValueError as error:  # both parsers' own errors, bytes that are no UTF-8, numbers of thousands of digits
         raise UserError(f"{path}: not a valid experiment file: {one_line(error)}") from error
+    if file.suffix == ".jsonl" and isinstance(table, dict):
+        files = table.get("files")
+        table = files.get("experiment.json") if isinstance(files, dict) else None
     if not isinstance(table, dict):
         raise UserError(f"{path}: an experiment file holds a table of options")
     return {
@@ -52,7 +56,8 @@ def read_experiment(path: str) -> dict[str, Any]:
 
 def _text(file: Path) -> str:
     with file.open("rb") as opened:
-        data = opened.read(MOST_BYTES + 1)
+        # Of packed results the first line is the experiment's.
+        data = opened.readline(MOST_BYTES + 1) if file.suffix == ".jsonl" else opened.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{file}: larger than {MOST_BYTES // 2**20} MiB: this is no experiment file")
     # Some editors begin a file with a byte order mark; what PowerShell's > writes is UTF-16 with one.

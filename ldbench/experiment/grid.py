@@ -7,6 +7,7 @@ import itertools
 import typing
 from collections.abc import Iterator
 
+from ldbench.data.names import own_name
 from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
 from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, STREAM_SCHEDULES, STREAMS, init_identity
 from ldbench.policies.registry import get_method, replay_source, shortened_methods, stream_controls
@@ -35,6 +36,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         if not SCENARIOS[scenario].tuned:
             values |= dict.fromkeys(OF_TUNING)
         elif experiment.pretrain_dataset is not None:
+            values["pretrain_dataset"] = own_name(experiment.pretrain_dataset)
             values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
         if SCENARIOS[scenario].streamed:
             values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
@@ -44,7 +46,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         for entry in dataclasses.fields(recipe):
             if values.get(entry.name) is None:
                 values[entry.name] = getattr(recipe, entry.name)
-        values |= {"model": model, "dataset": dataset, "scenario": scenario, "method": method, "seed": seed}
+        values |= {"model": model, "dataset": own_name(dataset), "scenario": scenario, "method": method, "seed": seed}
         values["init"] = init if SCENARIOS[scenario].tuned else None
         values["policy"] = experiment.policy.get(method, {})
         stops = get_method(method).stops

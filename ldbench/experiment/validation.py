@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ldbench.data.names import check_one_path_each
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.claims import claims_table, resolved_claims
 from ldbench.experiment.coercion import coerce, seed_list, tune_table
@@ -51,6 +52,11 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", experiment.device):
         raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {shown(experiment.device)}")
     _check_scenarios(experiment, origin)
+    source = experiment.pretrain_dataset
+    try:
+        check_one_path_each((*experiment.dataset, *([source] if source is not None else [])))
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     limits = {
         "epochs": 100_000,
         "pretrain_epochs": 100_000,

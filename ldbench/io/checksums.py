@@ -105,10 +105,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with schema version, and with a place for its checksum."""
+    return {**_BLANK, **{key: item for key, item in value.items() if key not in _BLANK}}
+
+
+def sealed_bytes(value: Mapping[str, Any]) -> bytes:
+    """An object as readable JSON with schema version and checksum."""
+    return seal((json.dumps(plain(unsealed(value)), indent=1, allow_nan=False) + "\n").encode())
+
+
 def write_sealed(path: Path, value: Mapping[str, Any], flushed: bool = True) -> None:
-    """Write an object as readable JSON with schema version and checksum, atomically. Raises ``OSError``."""
-    whole = {**_BLANK, **{key: item for key, item in value.items() if key not in _BLANK}}
-    write_bytes(path, seal((json.dumps(plain(whole), indent=1, allow_nan=False) + "\n").encode()), flushed)
+    """Write an object as ``sealed_bytes``, atomically. Raises ``OSError``."""
+    write_bytes(path, sealed_bytes(value), flushed)
 
 
 def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -173,16 +182,19 @@ def read_bytes(path: Path) -> bytes:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The object in a file of ``write_sealed``. Raises ``Damaged``: unreadable, newer schema, truncated or edited."""
-    data = read_bytes(path)
+    return parse_sealed(read_bytes(path))
+
+
+def parse_sealed(data: bytes) -> dict[str, Any]:
+    """The object in ``sealed_bytes``. Raises ``Damaged``: unreadable, newer schema, truncated or edited."""
     value = parse(data)
     check_schema(value.get("schema_version"))
     check(data)
     return value
 
 
-def check_lines(path: Path) -> None:
-    """Raises ``Damaged`` unless ``path`` is a whole file of ``write_sealed_lines``."""
-    data = read_bytes(path)
+def check_lines(data: bytes) -> None:
+    """Raises ``Damaged`` unless ``data`` is a whole file of ``write_sealed_lines``."""
     check_schema(parse(data.partition(b"\n")[0]).get("schema_version"))
     check(data)
 

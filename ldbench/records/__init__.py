@@ -1,1 +1,1 @@
-"""A cell's folder: written while it runs, checked for damage, read back as one table of all runs."""
+"""Records: a cell's folder, written while it runs and checked for damage; a file packed of all; both read as one table."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ldbench.data.names import own_name
 from ldbench.errors import UserError
 from ldbench.experiment.claims import claims_table
-from ldbench.io.checksums import Damaged, read_sealed
+from ldbench.io.checksums import Damaged, parse_sealed
+from ldbench.records.stored import Place, stored
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Declared:
     seeds: tuple[int, ...]
 
 
-def read_declared(root: Path) -> Declared | None:
+def read_declared(place: Place) -> Declared | None:
     """The claims in ``experiment.json``; None where there are none, or where the file does not hold what was written."""
     try:
-        told = read_sealed(root / "experiment.json")
-    except (Damaged, OSError):
+        told = parse_sealed(stored(place).read("experiment.json"))
+    except Damaged:
         return None
     digest, lists = told.get("claims_sha256"), [told.get(key) for key in ("dataset", "scenario", "seeds")]
     if not isinstance(digest, str) or not all(isinstance(some, list) for some in lists) or told.get("claims") is None:
@@ -48,4 +49,5 @@ def read_declared(root: Path) -> Declared | None:
         return None
     groups = tuple((str(model), str(kind)) for model, kind in table.get("groups", ()))
     datasets, scenarios, seeds = (tuple(some or ()) for some in lists)
-    return Declared(digest, table["method"], tuple(table["axes"]), groups, datasets, scenarios, seeds)
+    called = tuple(own_name(name) for name in datasets if isinstance(name, str))
+    return Declared(digest, table["method"], tuple(table["axes"]), groups, called, scenarios, seeds)

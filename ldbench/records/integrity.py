@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ldbench.io.checksums import (
@@ -12,10 +12,10 @@ from ldbench.io.checksums import (
     check_lines,
     check_schema,
     parse,
-    present,
-    read_sealed,
+    parse_sealed,
     set_aside,
 )
+from ldbench.records.stored import Folder, Place, Stored, stored
 from ldbench.records.tuning import RUNS, TUNING
 
 OBJECTS = ("result.json", "config.json")
@@ -25,24 +25,32 @@ TENSORS = ("model.safetensors", "checkpoint.safetensors")
 
 def cell_problems(folder: Path, *, tensors: bool = True) -> Iterator[tuple[Path, str]]:
     """Every damaged file of a cell with the reason; absent ones are not. ``tensors=False`` skips the large ones."""
-    for name in (*OBJECTS, *LINES, *(TENSORS if tensors else ())):
-        path = folder / name
+    names = (*OBJECTS, *LINES, *(TENSORS if tensors else ()))
+    return ((folder / name, reason) for name, reason in _problems(Folder(folder), names))
+
+
+def _problems(place: Stored, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
         try:
-            if present(path):
-                check_any(path)
+            if place.present(name):
+                _check(place, name)
         except Damaged as reason:
-            yield path, str(reason)
+            yield name, str(reason)
 
 
 def check_any(path: Path) -> None:
     """Raises ``Damaged`` unless the file is whole, by the kind its name tells."""
-    if path.suffix == ".json":
-        read_sealed(path)
-    elif path.suffix == ".jsonl":
-        check_lines(path)
+    _check(Folder(path.parent), path.name)
+
+
+def _check(place: Stored, name: str) -> None:
+    if name.endswith(".json"):
+        parse_sealed(place.read(name))
+    elif name.endswith(".jsonl"):
+        check_lines(place.read(name))
     else:
-        check_file(path)
-        check_schema(_tensor_schema(path))
+        check_file(place.path / name)
+        check_schema(_tensor_schema(place.path / name))
 
 
 def _tensor_schema(path: Path) -> object:
@@ -67,16 +75,11 @@ def mend_cell(folder: Path, note: Callable[[str], None]) -> bool:
     return bool(problems)
 
 
-def verify(out: Path) -> Iterator[tuple[str, str]]:
-    """Every damaged file below a results folder: path relative to it, and the reason."""
-    named = (out / name for name in ("experiment.json", "plan.json", TUNING))
-    for path in (*named, *sorted((out / "costs").glob("*.json"))):
-        try:
-            if path.exists():
-                read_sealed(path)
-        except Damaged as reason:
-            yield str(path.relative_to(out)), str(reason)
-    roots = (out / "cells", out / "pretrained", out / RUNS / "cells")
-    for folder in sorted(path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()):
-        for path, said in cell_problems(folder):
-            yield str(path.relative_to(out)), said
+def verify(place: Place) -> Iterator[tuple[str, str]]:
+    """Every damaged file of a results folder or of a packed one: its name within it, and the reason."""
+    out = stored(place)
+    yield from out.gaps(thorough=True)
+    yield from _problems(out, ("experiment.json", "plan.json", TUNING, *out.files("costs")))
+    for inside in ("cells", "pretrained", f"{RUNS}/cells"):
+        for cell in out.cells(inside):
+            yield from _problems(out, (f"{inside}/{cell}/{name}" for name in (*OBJECTS, *LINES, *TENSORS)))

@@ -7,8 +7,7 @@ import binascii
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, at_default
-from ldbench.io.checksums import MAX_BYTES, Damaged, check, check_schema, parse, present, read_bytes, read_sealed
+from ldbench.io.checksums import Damaged, check, check_schema, parse, parse_sealed
 from ldbench.records.declared import read_declared
+from ldbench.records.stored import Place, Stored, stored
 from ldbench.records.tuning import Choices, read_tuning
 
 TEXT = ("model", "dataset", "method", "status")
@@ -51,8 +51,8 @@ OF_THE_METHOD = (
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
 
-def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame:
-    """Every readable cell of ``directory`` as one row, sorted by model, data set, scenario, method, budget and seed.
+def load_results(directory: Place, *, stages: bool = False) -> pd.DataFrame:
+    """Every readable cell of a results folder, or of a file that ``ldbench pack`` made of one, as one row, sorted by model, data set, scenario, method, budget and seed.
 
     Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
     entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
@@ -67,26 +67,24 @@ def load_results(directory: str | Path, *, stages: bool = False) -> pd.DataFrame
     cells with other values than tuning chose.
     Raises ``UserError`` when ``directory`` holds no experiment.
     """
-    root = Path(directory)
-    folder = root / "cells"
-    if not folder.is_dir():
-        raise UserError(f"{root}: no results here (no folder {folder}); make some with: ldbench run --out {root}")
+    place = stored(directory)
+    place.check()
     rows: list[dict[str, Any]] = []
-    left_out: list[tuple[str, str]] = []
+    left_out = place.gaps()
     try:
-        cells = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        cells = [name for name in place.cells() if not name.startswith(".")]
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    choices = Choices(read_tuning(root))
+        raise UserError(f"{place.path / 'cells'} cannot be read: {error.strerror}") from error
+    choices = Choices(read_tuning(place))
     for cell in cells:
         try:
-            rows.append(_row(cell, stages, choices))
+            rows.append(_row(place, cell, stages, choices))
         except Damaged as error:
-            left_out.append((f"cells/{cell.name}/result.json", str(error)))
+            left_out.append((f"cells/{cell}/result.json", str(error)))
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
     frame = frame.sort_values(["model", "dataset", "scenario", "method", "budget", "seed", "cell"], ignore_index=True)
     frame.attrs["left_out"] = left_out
-    frame.attrs["declared"] = read_declared(root)
+    frame.attrs["declared"] = read_declared(place)
     return frame
 
 
@@ -97,31 +95,33 @@ def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | N
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=int(images)).astype(bool)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl`` file; torn or foreign lines and the seal are skipped; empty without a file."""
-    found = (_parse(line) for line in _text_lines(path))
+def read_lines(place: Place, name: str) -> list[dict[str, Any]]:
+    """The JSON objects of a ``.jsonl`` file of the results; torn or foreign lines and the seal are skipped; empty without a file."""
+    found = (_parse(line) for line in _text_lines(stored(place), name))
     return [value for value in found if isinstance(value, dict) and "sha256" not in value]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``, checksum not looked at. Raises ``Damaged`` with the reason when there is none."""
-    return parse(_content(path))
+def read_object(place: Place, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the results, checksum not looked at. Raises ``Damaged`` with the reason when there
+    is none.
+    """
+    return parse(_content(stored(place), name))
 
 
-def _content(path: Path) -> bytes:
-    if not present(path):
-        raise Damaged(f"no {path.name}: still running, or interrupted")
-    return read_bytes(path)
+def _content(place: Stored, name: str) -> bytes:
+    if not place.present(name):
+        raise Damaged(f"no {name.rpartition('/')[2]}: still running, or interrupted")
+    return place.read(name)
 
 
-def _row(cell: Path, stages: bool, choices: Choices) -> dict[str, Any]:
-    data = _content(cell / "result.json")
+def _row(place: Stored, cell: str, stages: bool, choices: Choices) -> dict[str, Any]:
+    data = _content(place, f"cells/{cell}/result.json")
     record = parse(data)
     check_schema(record.get("schema_version"))
     seed = record.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise Damaged(f"seed is {seed!r}"[:200])
-    row: dict[str, Any] = {"cell": cell.name, "seed": seed}
+    row: dict[str, Any] = {"cell": cell, "seed": seed}
     row |= {key: _text(record, key) for key in TEXT}
     if row["status"] not in STATUSES:
         raise Damaged(f"status is {row['status']!r}"[:200])
@@ -144,20 +144,21 @@ def _row(cell: Path, stages: bool, choices: Choices) -> dict[str, Any]:
     if isinstance(environment, dict):
         row |= {f"environment_{key}": _plain(value) for key, value in environment.items()}
     check(data)  # last: what is wrong with a field says more than that something is
-    return row | _configuration(cell / "config.json", choices)
+    return row | _configuration(place, cell, choices)
 
 
-def _configuration(path: Path, choices: Choices) -> dict[str, str]:
+def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]:
     """``setting``: what all methods of a comparison share; ``policy``: the method's own options, ``refresh_statistics``
     among them where it is on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
     were chosen.
     """
     config: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            config = read_sealed(path)
-        except Damaged as error:
-            raise Damaged(f"its config.json {error}") from error
+    name = f"cells/{cell}/config.json"
+    try:
+        if place.present(name):
+            config = parse_sealed(place.read(name))
+    except Damaged as error:
+        raise Damaged(f"its config.json {error}") from error
     group, superseded = choices.of(config)
     if superseded is not None:
         raise Damaged(superseded)
@@ -235,12 +236,11 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else canonical(value)
 
 
-def _text_lines(path: Path) -> Iterator[str]:
+def _text_lines(place: Stored, name: str) -> list[str]:
     try:
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            yield from path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return
+        return place.read(name).decode("utf-8", "replace").split("\n")
+    except Damaged:
+        return []
 
 
 def _parse(line: str) -> Any:

@@ -7,20 +7,19 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ldbench.experiment.config import Cell, at_default
 from ldbench.experiment.tuning import values_text
-from ldbench.io.checksums import plain
-from ldbench.records.cell_files import read_json
+from ldbench.io.checksums import Damaged, parse_sealed, plain
+from ldbench.records.stored import Place, stored
 
 TUNING, RUNS = "tuning.json", "tuning"  # the file, and the folder beside it whose "cells" are the runs that tried
 RESOLVED = ("channels", "classes", "image_size")  # what only the data set knows
 _FIELDS = sorted({*(entry.name for entry in dataclasses.fields(Cell)), *RESOLVED})
 
 
-def read_tuning(root: Path) -> list[dict[str, Any]]:
+def read_tuning(place: Place) -> list[dict[str, Any]]:
     """Every group of ``tuning.json``; none where the file is absent or damaged.
 
     A group says of ``model``, ``dataset``, ``scenario``, ``method``, ``budget`` and ``policy``: the ``keys`` that were
@@ -29,7 +28,10 @@ def read_tuning(root: Path) -> list[dict[str, Any]]:
     ``mean`` (such a run got nothing right; null where all did) and the ``cells``. ``as`` names the method whose values
     a method takes because it repeats that one's drops. ``key`` is the ``group_key`` of the group's cells.
     """
-    groups = (read_json(root / TUNING) or {}).get("groups")
+    try:
+        groups = parse_sealed(stored(place).read(TUNING)).get("groups")
+    except Damaged:
+        return []
     return [group for group in groups if _sound(group)] if isinstance(groups, list) else []
 
 

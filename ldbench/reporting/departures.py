@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.policies.registry import get_method, method_names
 from ldbench.records.results import bounded, read_object
+from ldbench.records.stored import Place
 from ldbench.reporting.comparisons import Record, method_labels, variant, variant_order
 from ldbench.reporting.formatting import recorded
 from ldbench.reporting.markup import Html, table, tag
@@ -20,13 +20,13 @@ BEYOND = "There is more of it in the run's result.json."
 TITLE = "Which stages left, and why the others stayed"
 
 
-def departures(directory: Path, cells: Sequence[Record]) -> list[Html]:
+def departures(place: Place, cells: Sequence[Record]) -> list[Html]:
     """A heading and one collapsed table per method that can drop, each of its finished run with the lowest seed.
 
     Nothing where no run says why its stages stayed, as of records that were written before there were reasons.
 
     Args:
-        directory: the results folder.
+        place: the results.
         cells: the runs of one comparison.
     """
     labels, shown = method_labels(cells), set()
@@ -35,7 +35,7 @@ def departures(directory: Path, cells: Sequence[Record]) -> list[Html]:
         if cell["status"] != "finished" or variant(cell) in shown or not _can_drop(cell["method"]):
             continue
         shown.add(variant(cell))
-        stages = _stages(directory / "cells" / cell["cell"])
+        stages = _stages(place, cell["cell"])
         if any(_why(stage) for stage in stages):
             tables.append(_table(f"{clean(labels[variant(cell)])}, seed {cell['seed']}", stages, cell))
     return [tag("h3", TITLE), *tables] if tables else []
@@ -46,9 +46,9 @@ def _can_drop(method: str) -> bool:
     return method not in method_names() or get_method(method).stops
 
 
-def _stages(folder: Path) -> list[Mapping[str, Any]]:
+def _stages(place: Place, cell: str) -> list[Mapping[str, Any]]:
     try:
-        listed = read_object(folder / "result.json").get("stages")
+        listed = read_object(place, f"cells/{cell}/result.json").get("stages")
     except Damaged:
         return []
     return [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed, list) else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_lines, read_object
+from ldbench.records.stored import Place
 from ldbench.reporting.comparisons import Record, comparison_title, total_flops, variant
 from ldbench.reporting.formatting import FLOPS_UNITS
 from ldbench.reporting.markup import Html, picture
@@ -25,11 +25,11 @@ MOST_CHECKS = 240  # columns of a heatmap; more would be finer than the page sho
 
 
 def comparison_figures(
-    directory: Path, rows: Sequence[Record], cells: Sequence[Record], detailed: bool = True
+    place: Place, rows: Sequence[Record], cells: Sequence[Record], detailed: bool = True
 ) -> list[Html]:
     """The figures of one comparison: accuracy against cost, and where ``detailed`` what happened on the way.
 
-    ``rows``: the comparison's summary, ``cells``: its runs, ``directory``: the results folder.
+    ``rows``: the comparison's summary, ``cells``: its runs, ``place``: the results.
     """
     by_label: dict[str, list[Record]] = defaultdict(list)
     labels = {variant(row): str(row["label"]) for row in rows}
@@ -40,8 +40,8 @@ def comparison_figures(
     name = clean(comparison_title(rows[0]))
     candidates = [_cost(shown, by_label, name)]
     if detailed:
-        candidates += [_stages(directory, shown, by_label, name), _breakdown(shown, name)]
-        candidates += [_scores(directory, by_label, name)]
+        candidates += [_stages(place, shown, by_label, name), _breakdown(shown, name)]
+        candidates += [_scores(place, by_label, name)]
     return [figure for figure in candidates if figure is not None]
 
 
@@ -92,9 +92,7 @@ def _interval(row: Record, name: str, scale: float) -> tuple[float, float, float
     return mean, low, high
 
 
-def _stages(
-    directory: Path, rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name: str
-) -> Html | None:
+def _stages(place: Place, rows: Sequence[Record], by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
     curves: dict[str, Curve] = {}
     methods = [str(row["label"]) for row in rows if row["verdict"] != "control"]
     for label in methods:
@@ -103,7 +101,7 @@ def _stages(
             continue
         live: dict[int, list[float]] = defaultdict(list)
         for cell in cells[:CURVE_SEEDS]:
-            for line in read_lines(directory / "cells" / cell["cell"] / "epochs.jsonl"):
+            for line in read_lines(place, f"cells/{cell['cell']}/epochs.jsonl"):
                 epoch, stages = bounded(line.get("epoch")), bounded(line.get("live_stages"))
                 if math.isfinite(epoch) and math.isfinite(stages):
                     live[int(epoch)].append(stages)
@@ -155,15 +153,20 @@ def _zero(value: Any) -> float:
     return number if math.isfinite(number) else 0.0
 
 
-def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
+def _scores(place: Place, by_label: Mapping[str, Sequence[Record]], name: str) -> Html | None:
     """Heatmaps of one cell: the lowest seed with scores, of learn-and-drop where there is one."""
     cells = [(label, cell) for label, group in by_label.items() for cell in group]
     for label, cell in sorted(cells, key=lambda c: (c[1]["method"] != "learn-and-drop", c[1]["seed"], c[0])):
-        folder = directory / "cells" / cell["cell"]
-        if not (folder / "scores.jsonl").is_file():
+        folder = f"cells/{cell['cell']}"
+        checks = [
+            line
+            for line in read_lines(place, f"{folder}/scores.jsonl")
+            if math.isfinite(bounded(line.get("step"))) and "change" in line
+        ]
+        if len(checks) < 2:
             continue
         try:
-            stages = read_object(folder / "result.json").get("stages")
+            stages = read_object(place, f"{folder}/result.json").get("stages")
         except Damaged:
             continue
         names = (
@@ -171,11 +174,6 @@ def _scores(directory: Path, by_label: Mapping[str, Sequence[Record]], name: str
             if isinstance(stages, list)
             else []
         )
-        checks = [
-            line
-            for line in read_lines(folder / "scores.jsonl")
-            if math.isfinite(bounded(line.get("step"))) and "change" in line
-        ]
         every = max(1, math.ceil(len(checks) / MOST_CHECKS))
         checks = checks[::every]
         if not names or len(checks) < 2:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ import pandas as pd
 from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_object
+from ldbench.records.stored import Stored
 from ldbench.reporting.chunks import chunk_section
 from ldbench.reporting.comparisons import (
     BETWEEN,
@@ -57,8 +57,8 @@ STANDARD = (
 DROP_FIELDS = (*COMPARISON, "cell", "seed", "method", "budget", "policy", "stage_count", "drops", "declined")
 
 
-def build_page(directory: Path, cells: pd.DataFrame, tables: Tables, *, all_figures: bool = False) -> str:
-    """The page for the results in ``directory``; ``cells`` is what ``load_results`` gave, ``tables`` what it came to.
+def build_page(place: Stored, cells: pd.DataFrame, tables: Tables, *, all_figures: bool = False) -> str:
+    """The page for the results in ``place``; ``cells`` is what ``load_results`` gave, ``tables`` what it came to.
 
     A large experiment gets figures for its first comparisons only, and says so, unless ``all_figures``.
     """
@@ -66,18 +66,18 @@ def build_page(directory: Path, cells: pd.DataFrame, tables: Tables, *, all_figu
     groups, runs = list(by_comparison(summary).values()), by_comparison(cells)
     left_out: list[tuple[str, str]] = cells.attrs.get("left_out", [])
     sections = [_opening(cells, groups, records_of(tables.groups), left_out)]
-    for place, rows in enumerate(groups):
+    for number, rows in enumerate(groups):
         of_these = runs[tuple(rows[0][name] for name in COMPARISON)]
         everything = all_figures or len(groups) <= MOST_COMPLETE
-        sections.append(_comparison(directory, place, rows, of_these, everything))
+        sections.append(_comparison(place, number, rows, of_these, everything))
     sections += [
-        tuning_section(directory),
+        tuning_section(place),
         _left_out(cells, left_out),
         _environment(cells),
         _glossary(),
-        _configuration(directory),
+        _configuration(place),
     ]
-    return page(f"ldbench report: {directory.resolve().name}", sections)
+    return page(f"ldbench report: {place.name}", sections)
 
 
 def _opening(
@@ -132,11 +132,11 @@ def _tone(kind: str) -> str:
     return kind if kind in ("ahead", "behind", "control") else "open"
 
 
-def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequence[Record], everything: bool) -> Html:
-    first, detailed = rows[0], everything or place < MOST_DETAILED
+def _comparison(place: Stored, number: int, rows: Sequence[Record], cells: Sequence[Record], everything: bool) -> Html:
+    first, detailed = rows[0], everything or number < MOST_DETAILED
     figures: list[Html] = []
-    if everything or place < MOST_FIGURES:
-        figures = comparison_figures(directory, rows, cells, detailed)
+    if everything or number < MOST_FIGURES:
+        figures = comparison_figures(place, rows, cells, detailed)
     if not detailed:
         how = "More figures of this comparison: ldbench report DIR --all-figures."
         figures.append(tag("p", how, class_="quiet"))
@@ -158,8 +158,8 @@ def _comparison(directory: Path, place: int, rows: Sequence[Record], cells: Sequ
         chunk_section(cells),
         tag("div", figures, class_="figures"),
         _drops(cells),
-        departures(directory, cells),
-        id=f"comparison-{place}",
+        departures(place, cells),
+        id=f"comparison-{number}",
     )
 
 
@@ -256,9 +256,9 @@ def _glossary() -> Html:
     return tag("section", tag("h2", "How to read the columns"), tag("dl", entries))
 
 
-def _configuration(directory: Path) -> Html:
+def _configuration(place: Stored) -> Html:
     try:
-        text = json.dumps(read_object(directory / "experiment.json"), indent=1, sort_keys=True)
+        text = json.dumps(read_object(place, "experiment.json"), indent=1, sort_keys=True)
     except Damaged as error:
         return tag("section", tag("h2", "Experiment"), tag("p", f"experiment.json: {error}"))
     lines = [part for line in text[:20_000].splitlines() for part in (line, tag("br"))]

@@ -15,6 +15,7 @@ from rich.text import Text
 from ldbench.errors import UserError, clean
 from ldbench.io.atomic import write_text
 from ldbench.records.results import load_results
+from ldbench.records.stored import Place, stored
 from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.comparisons import BETWEEN, by_comparison, comparison_title, records_of
 from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, recipe, runs, slope, spanned
@@ -28,13 +29,13 @@ NOT_IN_CSV = ("test_correct", "drops", "declined", "chunks", "stages")
 
 
 def write_report(
-    directory: str | Path,
+    directory: Place,
     *,
     results: pd.DataFrame | None = None,
     tables: Tables | None = None,
     all_figures: bool = False,
 ) -> Path:
-    """Write ``report/index.html`` with ``groups.csv``, ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
+    """Write ``report/index.html`` (of a packed file NAME.jsonl, ``NAME-report`` beside it) with ``groups.csv``, ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
 
     Streams get a ``chunks.csv`` too.
 
@@ -45,12 +46,12 @@ def write_report(
     """
     from ldbench.reporting.page import DROP_FIELDS, build_page, drop_rows  # draws: matplotlib is imported only here
 
-    root = Path(directory)
-    cells = load_results(root) if results is None else results
+    place = stored(directory)
+    cells = load_results(place) if results is None else results
     if cells.empty:
         left_out = cells.attrs["left_out"]
         why = f": {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
-        raise UserError(f"{root}: no finished run to report ({len(left_out)} folders left out{why})")
+        raise UserError(f"{place.path}: no finished run to report ({len(left_out)} folders left out{why})")
     tables = tabulate(cells) if tables is None else tables
     wanted = cells.loc[:, [name for name in cells.columns if name not in NOT_IN_CSV]]
     named = wanted.rename(columns={name: f"{name}_{unit}" for name, unit in UNITS.items()})
@@ -66,10 +67,10 @@ def write_report(
     }
     if chunks:
         files["chunks.csv"] = _csv(pd.DataFrame(chunks))
-    files["index.html"] = build_page(root, cells, tables, all_figures=all_figures)
-    folder = root / "report"
+    files["index.html"] = build_page(place, cells, tables, all_figures=all_figures)
+    folder = place.report_folder
     if folder.is_symlink():  # in somebody else's results it may lead anywhere
-        raise UserError(f"{folder} is a link: the report is written within the results folder only; delete the link")
+        raise UserError(f"{folder} is a link: the report is written beside the results only; delete the link")
     try:
         folder.mkdir(exist_ok=True)
         for name, text in files.items():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ldbench.errors import clean
 from ldbench.records.results import bounded
+from ldbench.records.stored import Place
 from ldbench.records.tuning import read_tuning
 from ldbench.reporting.markup import Html, table, tag
 
 MOST_SHOWN = 60
 
 
-def tuning_section(directory: Path) -> Html:
+def tuning_section(place: Place) -> Html:
     """Every group of runs that was tuned: what was tried on validation images, what was chosen; empty without any."""
-    groups = read_tuning(directory)
+    groups = read_tuning(place)
     if not groups:
         return tag("div")
     heads = ["model, data set, scenario", "method", "chosen", "mean validation accuracy of each", "edge of the grid"]

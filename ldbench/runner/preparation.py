@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from ldbench.costs.table import CostTable
 from ldbench.costs.timing import measure_costs
 from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
+from ldbench.data.names import own_name
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
 from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
@@ -23,8 +25,8 @@ from ldbench.models.initial_weights import InitialWeights, torchvision_weights, 
 from ldbench.models.zoo import build_model
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.records.environment import environment
-from ldbench.runner.cost_tables import given_table, table_name
-from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, source_cell
+from ldbench.runner.cost_tables import COSTS, given_table, table_name
+from ldbench.runner.pretraining import Pretrained, blank_weights, pretrained, refuse_other_source, source_cell
 from ldbench.seeds import derive_seed
 from ldbench.stages.flops import StageFlops, count_stage_flops
 from ldbench.stages.freezing import freeze_stages
@@ -48,6 +50,8 @@ class Preparation:
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
+        named = (*experiment.dataset, experiment.pretrain_dataset)
+        self._given = {own_name(text): text for text in named if text is not None}
         self._data: dict[str, Resident] = {}
         self._flops: dict[tuple[str, str, str], list[StageFlops]] = {}
         self._pretrained: dict[str, Pretrained] = {}
@@ -73,7 +77,7 @@ class Preparation:
     def _load(self, name: str, **sizes: Any) -> Dataset:
         options = self.experiment
         root = Path(options.data_root) if options.data_root else None
-        dataset = load_dataset(name, root=root, download=options.download, **sizes)
+        dataset = load_dataset(self._given.get(name, name), root=root, download=options.download, **sizes)
         for note in dataset.notes:
             self.note(note)
         return dataset
@@ -124,7 +128,10 @@ class Preparation:
             weights = self._given_weights(cell)
         else:
             source = source_cell(cell, dataset.image_size)
-            weights = blank_weights(source, self._load(source.dataset, **_source_sizes(source)))
+            images = self._load(source.dataset, **_source_sizes(source))
+            for seed in (*self.experiment.seeds, *self.experiment.seeds_to_tune):
+                refuse_other_source(dataclasses.replace(source, seed=seed), self.folder, images)
+            weights = blank_weights(source, images)
         weights.put_into(model, model_spec(cell, dataset))
 
     def costs(self, cell: Cell) -> CostTable:
@@ -141,8 +148,8 @@ class Preparation:
             what["freeze_to"] = cell.freeze_to
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
-            return given_table(Path(self.experiment.cost_table), plain(what))
-        folder = self.folder / "costs"
+            return given_table(expanded(self.experiment.cost_table), plain(what), machine)
+        folder = self.folder / COSTS
         path = folder / f"{table_name(what, machine)}.json"
         with folder_lock(folder, self.note):  # who comes second waits, and decides by the same table
             saved = read_or_set_aside(path, self.note)

@@ -143,6 +143,16 @@ def _kept(cell: Cell, folder: Path, note: Callable[[str], None]) -> Pretrained |
         return None
 
 
+def refuse_other_source(cell: Cell, out: Path, dataset: Dataset) -> None:
+    """Raises ``UserError`` where weights kept in ``out`` were made on other images than ``dataset`` now holds."""
+    result = read_json(out / PRETRAINED / cell.cell_id / "result.json") or {}
+    if result.get("status") == "finished" and result.get("data_fingerprint") not in (None, dataset.fingerprint):
+        raise UserError(
+            f"{cell.dataset}: its files have changed since {cell.cell_id} was pre-trained in {out}; restore them, or "
+            "choose another --out"
+        )
+
+
 def blank_weights(cell: Cell, dataset: Dataset) -> InitialWeights:
     """Weights of the shapes that the source run would leave, to try beforehand whether they fit."""
     model = build_model(model_spec(cell, dataset))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldbench.data import datasets as sources
-from ldbench.data.datasets import DATASET_NAMES, Dataset, check_dataset_name, data_root, load_dataset
+from ldbench.data.datasets import Dataset, check_dataset_name, data_root, load_dataset
+from ldbench.data.names import DATASET_NAMES
 from ldbench.errors import UserError
 
 SMALL = "synthetic:2x12x12:5:60"

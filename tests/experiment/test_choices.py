@@ -9,7 +9,7 @@ import torch
 
 from ldbench.cli.options import HELP, PROFILE_HELP, parsed_as
 from ldbench.data.augment import AUGMENTATIONS
-from ldbench.data.datasets import DATASET_FORMS, DATASET_NAMES
+from ldbench.data.names import DATASET_FORMS, DATASET_NAMES
 from ldbench.experiment.config import CHOICES, Experiment
 from ldbench.experiment.grid import cells
 from ldbench.experiment.options import AS_TEXT
