@@ -235,7 +235,9 @@ class LayerDropper:
         self.pruning: Pruning | None = None
         self.schedule = Schedule(length, every, **units)
         if pruning is not None:
-            thin = pruning.thin_parts([len(chosen) // self.batch_size for chosen in self.stream.sets])
+            lengths = [len(chosen) // self.batch_size for chosen in self.stream.sets]
+            minibatches = length if total_steps is None else length * (accumulate or 1)
+            thin = pruning.thin_parts(lengths, minibatches / sum(lengths))
             self.schedule = pruned = PrunedSchedule(length, every, **units, thin=thin, rate=1 - pruning.ratio / 2)
             self.pruning = Pruning(pruning, pruned, len(given.images), seed, self.device)
         folder = options.folder or temporary_folder()

@@ -23,8 +23,9 @@ class InfoBatch:
 
     Args:
         ratio: the share r in [0, 1) that is left out.
-        until: the share delta in [0, 1] of the run's epochs after which all samples take part, each with weight 1; of
-            each chunk's own epochs where data arrive in chunks.
+        until: the share delta in [0, 1] of the run's epochs: one that begins after it has all samples, each with weight
+            1, and so has the last one however few there are, unless it is 1. Of each chunk's own epochs where data
+            arrive in chunks.
 
     Raises:
         UserError: an option lies elsewhere.
@@ -42,12 +43,14 @@ class InfoBatch:
         """How many of the ``below`` samples under the mean sit out an epoch over ``samples``."""
         return max(0, min(math.floor(self.ratio * below), samples - batch_size))
 
-    def thin_parts(self, lengths: list[int]) -> list[tuple[float, float]]:
-        """The share of the run, from and up to, in which epochs leave samples out: one part per chunk.
+    def thin_parts(self, lengths: list[int], epochs: float) -> list[tuple[float, float]]:
+        """The share of the run, from and up to, in which the epochs that begin leave samples out: one part per chunk.
 
         Args:
-            lengths: minibatches of a whole epoch over each chunk; all have the same number of epochs.
+            lengths: minibatches of a whole epoch over each chunk.
+            epochs: over each of them.
         """
+        until = self.until if self.until == 1 else max(0.0, min(self.until, 1 - 1 / epochs))
         begins = [sum(lengths[:chunk]) for chunk in range(len(lengths))]
         pairs = zip(begins, lengths, strict=True)
-        return [(begin / sum(lengths), (begin + self.until * length) / sum(lengths)) for begin, length in pairs]
+        return [(begin / sum(lengths), (begin + until * length) / sum(lengths)) for begin, length in pairs]
