@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldbench.policies.base import Observation as Observation
     from ldbench.policies.baselines import AutoFreeze as AutoFreeze
     from ldbench.policies.baselines import FreezeOut as FreezeOut
+    from ldbench.policies.infobatch import InfoBatch as InfoBatch
     from ldbench.policies.registry import Method as Method
     from ldbench.policies.registry import register_method as register_method
     from ldbench.policies.rules import FixedSchedule as FixedSchedule
@@ -39,6 +40,7 @@ _HOME = {
     "FixedSchedule": "policies.rules",
     "FreezeOut": "policies.baselines",
     "Hooks": "dropping.hooks",
+    "InfoBatch": "policies.infobatch",
     "LayerDropper": "dropping.engine",
     "LearnAndDrop": "policies.rules",
     "Method": "policies.registry",

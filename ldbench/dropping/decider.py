@@ -95,7 +95,8 @@ class Decider:
                 self.account.flops.add_scoring(samples, runs_from, own)
             step, total = self.schedule.step, self.schedule.total_steps
             trainable = tuple(not still for still in self.frozen) if any(self.frozen[cut:]) else ()
-            self.seen = Observation(step, total, settled, stages, trainable=trainable, **levels)
+            position = self.schedule.steps_of_plan
+            self.seen = Observation(step, total, settled, stages, trainable=trainable, position=position, **levels)
             stopped = self.policy.stopped(self.seen)
         if levels:
             self.monitors.log.append({"step": step, "dropped": cut, **levels})

@@ -24,6 +24,7 @@ Leaving the ``with`` block frees the store, and puts optimizer and ``requires_gr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
@@ -54,6 +55,8 @@ from ldbench.dropping.minibatches import Minibatch, Minibatches
 from ldbench.dropping.monitors import Monitors
 from ldbench.dropping.network import bypassed, plain_network
 from ldbench.dropping.optimizer_link import OptimizerLink
+from ldbench.dropping.pruned_schedule import PrunedSchedule
+from ldbench.dropping.pruning import Pruning
 from ldbench.dropping.schedule import Schedule
 from ldbench.dropping.statistics import moving_statistics
 from ldbench.dropping.user_data import open_user_data, try_network
@@ -61,6 +64,7 @@ from ldbench.errors import UserError
 from ldbench.io.places import temporary_folder
 from ldbench.policies.base import Policy
 from ldbench.policies.baselines import AutoFreeze
+from ldbench.policies.infobatch import InfoBatch
 from ldbench.policies.registry import Execution
 from ldbench.seeds import sample_order
 from ldbench.stages.flops import count_stage_flops
@@ -135,9 +139,12 @@ class LayerDropper:
             their own before the store is made; by default the running averages of training stay as they are then.
         decide_by: what a cut is chosen by, building the store included: "time", of a cost table, or "flops", which are the
             same everywhere, so that runs repeat; see ``ldbench.costs.by_flops``.
+        pruning: leaves samples out of epochs by their losses; the loop tells those to ``saw`` and multiplies them by
+            ``weights``. By default all take part.
 
     Attributes:
         cut: leading stages that are gone.
+        pruning: which samples sit the epoch out that runs; None where none does.
         schedule, minibatches, monitors, costs, decider, activations, live, account: the engine's parts, each with a state of its own.
 
     Raises:
@@ -179,6 +186,7 @@ class LayerDropper:
         store_data: Any = None,
         refresh_statistics: bool = False,
         decide_by: DecideBy = "time",
+        pruning: InfoBatch | None = None,
     ) -> None:
         if execution not in ("store", "freeze"):
             raise ValueError(f"execution is store or freeze, not {execution!r}")
@@ -223,9 +231,15 @@ class LayerDropper:
         if length < 1:
             raise UserError("the run has no step: give epochs or total_steps from 1 up")
         every = check_every or max(1, mean_steps(self.stream, self.batch_size) // 4)
-        self.schedule = Schedule(
-            length, every, in_steps=total_steps is not None, checks_in_steps=check_every is not None
-        )
+        units = {"in_steps": total_steps is not None, "checks_in_steps": check_every is not None}
+        self.pruning: Pruning | None = None
+        self.schedule = Schedule(length, every, **units)
+        if pruning is not None:
+            lengths = [len(chosen) // self.batch_size for chosen in self.stream.sets]
+            minibatches = length if total_steps is None else length * (accumulate or 1)
+            thin = pruning.thin_parts(lengths, minibatches / sum(lengths))
+            self.schedule = pruned = PrunedSchedule(length, every, **units, thin=thin, rate=1 - pruning.ratio / 2)
+            self.pruning = Pruning(pruning, pruned, len(given.images), seed, self.device)
         folder = options.folder or temporary_folder()
         if options.folder is None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -250,7 +264,13 @@ class LayerDropper:
             note=self._note,
         )
         self.minibatches = Minibatches(
-            self.activations, self.schedule, account, augment=augment, seed=seed, accumulate=accumulate
+            self.activations,
+            self.schedule,
+            account,
+            augment=augment,
+            seed=seed,
+            accumulate=accumulate,
+            pruning=self.pruning,
         )
         self.monitors = monitors = Monitors(self.stages, self.policy.needs, self.activations.probe, self.autocast)
         if self.policy.needs:
@@ -302,7 +322,7 @@ class LayerDropper:
         self.close()
 
     def __len__(self) -> int:
-        """Minibatches of an epoch."""
+        """Minibatches of an epoch, none of whose samples sits out."""
         return len(self.minibatches)
 
     def __iter__(self) -> Iterator[Minibatch]:
@@ -354,6 +374,21 @@ class LayerDropper:
             return self._make(self.decider.check(self.cut, self._runs_from))
         first = self.step_count == 1 and not self.schedule.over
         return self._make(self.decider.propose_frozen(self.cut)) if first else None
+
+    def weights(self, index: Tensor) -> Tensor:
+        """What the losses of the samples ``index`` (int64 [B]) are multiplied by before their mean, float32 [B]; 1
+        without ``pruning``.
+        """
+        return torch.ones(len(index), device=self.device) if self.pruning is None else self.pruning.weights(index)
+
+    def saw(self, index: Tensor, losses: Tensor) -> None:
+        """Tell the losses [B] of the samples ``index`` (int64 [B]), not weighted; nothing without ``pruning``.
+
+        Raises:
+            UserError: there is another number of losses.
+        """
+        if self.pruning is not None:
+            self.pruning.saw(index, losses)
 
     def begin_chunk(self, chunk: int) -> None:
         """Draw from set ``chunk`` of the stream, the next one, from now on.
@@ -558,7 +593,8 @@ class LayerDropper:
             "decider",
             "live",
         )
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in names}
+        return parts if self.pruning is None else parts | {"pruning": self.pruning}
 
     def _facts(self) -> dict[str, Any]:
         """What a saved state and the dropper it is loaded into have in common."""
@@ -571,6 +607,7 @@ class LayerDropper:
             "sets of the stream": len(self.stream),
             "stages": list(self.stage_names),
             "store dtype": self.activations.dtype,
+            "pruning": None if self.pruning is None else dataclasses.asdict(self.pruning.rule),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -596,9 +633,9 @@ class LayerDropper:
             raise ValueError("load the state into a new LayerDropper: this one has made steps already")
         told, facts = state["facts"], self._facts()
         for name, value in facts.items():
-            if told[name] != value:
+            if told.get(name) != value:
                 raise ValueError(
-                    f"the saved state has {name} {told[name]!r}, this LayerDropper {value!r}: make it as the saved one was"
+                    f"the saved state has {name} {told.get(name)!r}, this LayerDropper {value!r}: make it as the saved one was"
                 )
         self._pending = state["pending"]
         if state["cut"]:

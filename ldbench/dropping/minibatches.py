@@ -14,6 +14,7 @@ from torch import Tensor
 from ldbench.data.batch_source import read_ahead
 from ldbench.dropping.account import Account
 from ldbench.dropping.hand_out import HandOut
+from ldbench.dropping.pruning import Pruning
 from ldbench.dropping.schedule import Schedule
 from ldbench.seeds import sample_order
 from ldbench.store.activations import Activations
@@ -32,6 +33,7 @@ class Minibatches:
         augment: draws augmentation for images; None: none.
         seed: of the sample order.
         accumulate: minibatches for a step; None: they are counted.
+        pruning: says which samples sit an epoch out; None: none does.
 
     Attributes:
         handed: the minibatches in the loop's hands.
@@ -48,19 +50,22 @@ class Minibatches:
         augment: Any = None,
         seed: int = 0,
         accumulate: int | None = None,
+        pruning: Pruning | None = None,
     ) -> None:
+        self.pruning = pruning
         self.activations, self.schedule, self.account = activations, schedule, account
         self.augment, self.seed, self.batch_size = augment, seed, activations.batch_size
         self.handed, self.lock = HandOut(schedule, accumulate), threading.RLock()
         self.waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._began: int | None = None  # minibatches consumed when the epoch that runs began; None: none runs
+        self._length = 0  # minibatches of that epoch, once the first was asked for
         self._handed_out = False  # all of that epoch's
         self._resume_at: int | None = None  # minibatches of an interrupted epoch that were trained on
         self._running: object = None  # the epoch that is iterated over
         self._reading: object = None  # the epoch that reads ahead
 
     def __len__(self) -> int:
-        """Minibatches of an epoch; the last, smaller one is left out."""
+        """Minibatches of a whole epoch; the last, smaller one is left out."""
         return len(self.activations.active) // self.batch_size
 
     def __iter__(self) -> Iterator[Minibatch]:
@@ -70,6 +75,7 @@ class Minibatches:
             self.schedule.epoch += 1
         self._running = running = object()
         self._began, self._handed_out = self.handed.next_number - (first or 0), False
+        self._length = len(self)
         return self._next_epoch(self.schedule.epoch - 1, first or 0, running)
 
     def _next_epoch(self, epoch: int, first: int, running: object) -> Iterator[Minibatch]:
@@ -85,6 +91,9 @@ class Minibatches:
         """The minibatches of an epoch; ``first``: how many are left out at the beginning."""
         active = self.activations.active
         order = active[sample_order(len(active), self.seed, epoch)]
+        if self.pruning is not None:
+            order = self.pruning.select(order, epoch, self.activations.chunk, self.batch_size)
+            self._length = len(order) // self.batch_size
         batches = torch.split(order, self.batch_size)[first : len(order) // self.batch_size]
         given, reading = 0, object()
         try:
@@ -127,7 +136,8 @@ class Minibatches:
         """JSON-ready state: minibatches of the epoch that runs that were trained on, else those nobody trains on."""
         if self._began is None or (self._handed_out and not self.handed.untouched):
             return {"position": None, "unused": len(self.handed)}
-        return {"position": self.schedule.consumed - self._began, "unused": 0}
+        position = self.schedule.consumed - self._began
+        return {"position": position if position < self._length else None, "unused": 0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``'s answer, the schedule's state and the samples being there already."""

@@ -33,6 +33,16 @@ class Schedule:
         self._before, self.consumed = self.consumed, self.consumed + minibatches
 
     @property
+    def steps_of_plan(self) -> float:
+        """Steps of the plan that are behind: those made, unless epochs are shorter than planned."""
+        return self.step
+
+    @property
+    def minibatches_of_plan(self) -> float:
+        """Minibatches of the plan that are behind."""
+        return self.consumed
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, as far as the steps until now tell how many minibatches one takes."""
         if self.in_steps or self.step == self.consumed:
@@ -42,7 +52,7 @@ class Schedule:
     @property
     def progress(self) -> float:
         """Share of the run that is over, in [0, 1]; above 1 in a run that goes on for longer than it was given."""
-        return (self.step if self.in_steps else self.consumed) / self.total
+        return (self.steps_of_plan if self.in_steps else self.minibatches_of_plan) / self.total
 
     @property
     def remaining(self) -> int:
@@ -55,7 +65,7 @@ class Schedule:
     @property
     def over(self) -> bool:
         """Whether the run is as long as it was given."""
-        return (self.step if self.in_steps else self.consumed) >= self.total
+        return (self.steps_of_plan if self.in_steps else self.minibatches_of_plan) >= self.total
 
     @property
     def check_due(self) -> bool:

@@ -34,6 +34,7 @@ class Observation:
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
             ``ldbench.dropping.monitors.PerturbationMonitor``.
         trainable: whether each stage has a trainable parameter; empty: all have.
+        position: steps of the plan that are behind, where epochs leave samples out and are shorter; None: those made.
     """
 
     step: int
@@ -46,11 +47,12 @@ class Observation:
     plasticity: Sequence[float | None] = ()
     settled: Sequence[float | None] = ()
     trainable: Sequence[bool] = ()
+    position: float | None = None
 
     @property
     def progress(self) -> float:
         """Where the run is on its schedule, in [0, 1]."""
-        return self.step / self.total_steps
+        return (self.step if self.position is None else self.position) / self.total_steps
 
     def trains(self, stage: int) -> bool:
         """Whether the stage has a trainable parameter; one without has stopped, and keeps none behind it from leaving."""

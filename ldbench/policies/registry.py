@@ -1,4 +1,4 @@
-"""Methods: a policy (when to drop) times an execution (what is skipped), by name."""
+"""Methods: a policy (when to drop) times an execution (what is skipped), and which samples sit out, by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, Literal
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
+from ldbench.policies.infobatch import InfoBatch
 from ldbench.policies.plateaus import Egeria, ParameterFreezing
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
 
 Execution = Literal["store", "freeze"]
 Spread = Literal["evenly", "early", "placed"]
+PRUNED = "+infobatch"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Method:
         shortened: how a control that trains with a part of the budget spreads it over the chunks of a stream: "evenly",
             its share of each; "early", the first in full as far as it reaches; "placed", as does best on validation
             images. The last two are for streams alone. None: it trains in full.
+        prunes: builds what leaves samples out of epochs, of options of its own; None: all take part.
     """
 
     policy: Callable[..., Policy]
@@ -38,6 +41,7 @@ class Method:
     replays: str | None = None
     stops: bool = True
     shortened: Spread | None = None
+    prunes: Callable[..., InfoBatch] | None = None
 
 
 _METHODS: dict[str, Method] = {
@@ -56,11 +60,15 @@ _METHODS: dict[str, Method] = {
     "apf": Method(ParameterFreezing, "freeze"),
     "stochastic-depth": Method(StochasticDepth, stops=False),
     "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
+    "infobatch": Method(NeverDrop, stops=False, prunes=InfoBatch),
 }
 
 
 def method_names() -> list[str]:
-    """Every known method, the user's own included, and the rules with the execution that isn't their own."""
+    """Every known method, the user's own included, and the rules with the execution that isn't their own.
+
+    Each of them that drops by a rule is one with ``+infobatch`` behind its name, too, which is not listed.
+    """
     other: dict[Execution, Execution] = {"store": "freeze", "freeze": "store"}
     both = [f"{name}+{other[m.execution]}" for name, m in _METHODS.items() if m.stops and m.replays is None]
     return [*_METHODS, *both]
@@ -84,17 +92,28 @@ def register_method(name: str, method: Method) -> None:
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``; ``NAME+store`` and ``NAME+freeze`` run the rule of NAME with the other execution.
+    """The method called ``name``; ``NAME+store`` and ``NAME+freeze`` run the rule of NAME with the other execution,
+    and ``+infobatch`` behind either leaves samples out, too.
 
     Raises:
         UserError: there is none, with the nearest names.
     """
     if name in _METHODS:
         return _METHODS[name]
+    unpruned = [known for known in method_names() if known not in _METHODS or _drops_by_rule(_METHODS[known])]
+    pruned = [known + PRUNED for known in unpruned]
+    if name in pruned:
+        return replace(get_method(name.removesuffix(PRUNED)), prunes=InfoBatch)
     if name not in method_names():
-        raise UserError(f"unknown method {shown(name)}: {nearest(name, method_names())}")
+        known = [*method_names(), *pruned] if "+i" in name else method_names()
+        raise UserError(f"unknown method {shown(name)}: {nearest(name, known)}")
     rule, _, execution = name.rpartition("+")
     return replace(_METHODS[rule], execution="store" if execution == "store" else "freeze")
+
+
+def _drops_by_rule(method: Method) -> bool:
+    """Whether it decides for itself when layers leave, and leaves no samples out yet."""
+    return method.stops and method.replays is None and method.prunes is None
 
 
 def replay_source(name: str) -> str | None:
@@ -105,13 +124,31 @@ def replay_source(name: str) -> str | None:
 def build_policy(name: str, options: Mapping[str, Any], events: Sequence[Sequence[int]] | None = None) -> Policy:
     """The policy of method ``name`` with its options checked. Raises ``UserError`` for unknown ones."""
     factory = get_method(name).policy
-    known = inspect.signature(factory).parameters
+    build_pruning(name, options)
+    pruning = _pruning_options(name)
+    known = [*inspect.signature(factory).parameters, *pruning]
     for key in options:
         if key not in known or key == "events":
             raise UserError(
                 f"method {name} has no option {shown(key)}: {nearest(key, [k for k in known if k != 'events'])}"
             )
+    own = {key: value for key, value in options.items() if key not in pruning}
     try:
-        return factory(**options) if events is None else factory(events=events, **options)
+        return factory(**own) if events is None else factory(events=events, **own)
     except TypeError as error:
         raise UserError(f"method {name}: {error}") from error
+
+
+def build_pruning(name: str, options: Mapping[str, Any]) -> InfoBatch | None:
+    """What leaves samples out of the epochs of method ``name``, of those options that are its own; None: all take part.
+
+    Raises:
+        UserError: one of them has a value that it cannot have.
+    """
+    factory, own = get_method(name).prunes, _pruning_options(name)
+    return None if factory is None else factory(**{key: value for key, value in options.items() if key in own})
+
+
+def _pruning_options(name: str) -> list[str]:
+    factory = get_method(name).prunes
+    return [] if factory is None else list(inspect.signature(factory).parameters)

@@ -1,4 +1,4 @@
-"""A run's steps in order: so many epochs over each set of a stream, all of them or a budget's share."""
+"""A run's steps in order, as planned: so many epochs over each set of a stream, all of them or a budget's share."""
 
 from __future__ import annotations
 

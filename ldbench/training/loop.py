@@ -129,7 +129,7 @@ def _train(run: RunState, checkpointer: Checkpointer, on_epoch: OnEpoch) -> None
 def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
     """Train to the end of the epoch, or up to a step after which a checkpoint is due (True)."""
     cell, dropper, optimizer, scaler, epoch = run.cell, run.dropper, run.optimizer, run.scaler, run.epoch
-    first = dropper.step_count - epoch.first_step
+    first = dropper.step_count - (run.rows[-1]["step"] if run.rows else 0)
     with run.clock.running():
         dropper.finish_drop()
         if dropper.chunk != epoch.chunk:
@@ -137,12 +137,12 @@ def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
         if run.epoch_is_over():
             return False
         run.step_times.begin()
-        for x, y, _ in dropper.loader(len(run.rows), first):
+        for x, y, index in dropper.loader(len(run.rows), first):
             scales = dropper.policy.lr_scales(dropper.progress, len(dropper.stages))
             set_learning_rates(optimizer, cell, scales, run.schedule_position())
             optimizer.zero_grad(set_to_none=True)
             with run.autocast():
-                loss = run.criterion(dropper(x), y)
+                loss = run.loss(dropper(x), y, index)
             scaler.scale(loss).backward()
             if cell.clip_norm is not None:
                 scaler.unscale_(optimizer)

@@ -50,7 +50,7 @@ def build_optimizer(cell: Cell, groups: Sequence[Sequence[nn.Parameter]]) -> tor
 
 
 def set_learning_rates(
-    optimizer: torch.optim.Optimizer, cell: Cell, scales: Sequence[float] | None, position: tuple[int, int]
+    optimizer: torch.optim.Optimizer, cell: Cell, scales: Sequence[float] | None, position: tuple[float, int]
 ) -> None:
     """The rates of a step: the recipe's schedule, or a policy's own factor per stage in place of it.
 

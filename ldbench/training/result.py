@@ -148,9 +148,13 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
 
 
 def _predicted_saving(run: RunState) -> float | None:
-    """Seconds the cost table says these drops, or this shorter run, save against full training; None where it has none."""
+    """Seconds the cost table says these drops, this shorter run, or its shorter epochs, save against full training.
+
+    None where it has none.
+    """
     costs, left_out = run.costs, run.full_steps - run.dropper.step_count
-    skipped = left_out * costs.step_seconds(0) if run.cell.budget is not None else 0.0
+    shorter = run.cell.budget is not None or run.dropper.pruning is not None
+    skipped = left_out * costs.step_seconds(0) if shorter else 0.0
     both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
     skipped += sum(steps * seconds for steps, seconds in zip(run.dropper.live.skipped_steps, both, strict=True))
     told = [drop.predicted_saving_seconds for drop in run.dropper.drops]

@@ -27,7 +27,7 @@ from ldbench.meters.energy import add_sessions, energy_from
 from ldbench.meters.step_times import Sort, StepKind, StepTimes
 from ldbench.models.initial_weights import RANDOM, InitialWeights
 from ldbench.models.zoo import build_model
-from ldbench.policies.registry import build_policy, get_method
+from ldbench.policies.registry import build_policy, build_pruning, get_method
 from ldbench.seeds import derive_seed
 from ldbench.stages.freezing import freeze_stages
 from ldbench.stages.split import split_stages, stage_groups, stage_parameters
@@ -96,6 +96,7 @@ class RunState:
         self.course = plan_epochs(stream, batch_size, cell.epochs, cell.budget, early, cell.allocation)
         self.autocast = autocast_for(cell.precision, device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing)
+        self.each = nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing, reduction="none")
         groups = [list(model.parameters())]
         if policy.lr_scales(0.0, 1) is not None:  # one group per stage, each with its own rate
             groups = stage_groups(stage_parameters(split_stages(model)))
@@ -128,6 +129,7 @@ class RunState:
             drop_frozen=method.stops,
             refresh_statistics=bool(cell.refresh_statistics),
             decide_by="flops" if cell.decide_by == "flops" else "time",
+            pruning=build_pruning(cell.method, cell.policy),
         )
         self.dropper.count_flops((dataset.channels, dataset.image_size, dataset.image_size))
         self._epoch_spans: dict[int, tuple[int, int]] = {}
@@ -154,6 +156,14 @@ class RunState:
         """The cost table that drops are decided by."""
         return self.dropper.costs.table
 
+    def loss(self, output: Tensor, targets: Tensor, index: Tensor) -> Any:
+        """The loss of a minibatch of the samples ``index``; where samples sit out, the mean of the weighted ones."""
+        if self.dropper.pruning is None:
+            return self.criterion(output, targets)
+        losses = self.each(output, targets)
+        self.dropper.saw(index, losses)
+        return (self.dropper.weights(index) * losses).mean()
+
     def end_step(self, samples: int) -> None:
         """Have the engine end the step, which may drop stages, and take the step's time without that of building."""
         dropper, times, account = self.dropper, self.step_times, self.dropper.account
@@ -178,7 +188,7 @@ class RunState:
 
     def epoch_is_over(self) -> bool:
         """Whether the epoch's steps are made, or no further one would mean anything."""
-        return self.dropper.step_count >= self.epoch.end or self.loss_is_broken()
+        return self.dropper.schedule.steps_of_plan >= self.epoch.end or self.loss_is_broken()
 
     def end_epoch(self) -> dict[str, Any]:
         """The row of the epoch whose steps are over, not evaluated yet."""
@@ -188,7 +198,8 @@ class RunState:
             "epoch": len(self.rows),
             "chunk": dropper.chunk,
             "step": dropper.step_count,
-            "train_loss": float(self.loss_sum) / self.summed,
+            # A weighted mean stands for as many steps as it moves on by: an epoch's losses are those of all samples.
+            "train_loss": float(self.loss_sum) / (dropper.schedule.steps_of_plan - self.epoch.first_step),
             **not_evaluated,
             "live_stages": len(dropper.stages) - dropper.cut,
             "dropped_stages": dropper.cut,
@@ -211,12 +222,16 @@ class RunState:
         self.loss_sum.zero_()
         self.summed = 0
 
-    def schedule_position(self) -> tuple[int, int]:
-        """Step and length of what the learning rate's schedule spans: the whole run, or the chunk that runs."""
+    def schedule_position(self) -> tuple[float, int]:
+        """Step and length of what the learning rate's schedule spans: the whole run, or the chunk that runs.
+
+        Steps are those of the plan, which a shorter epoch passes in longer ones.
+        """
+        step = self.dropper.schedule.steps_of_plan
         if self.cell.stream_schedule != "chunk":
-            return self.dropper.step_count, self.dropper.total_steps
+            return step, self.dropper.total_steps
         begun = self.epoch.chunk_first_step
-        return self.dropper.step_count - begun, self.epoch.chunk_end - begun
+        return step - begun, self.epoch.chunk_end - begun
 
     @property
     def epoch(self) -> Epoch:
@@ -224,8 +239,8 @@ class RunState:
         return self.course[len(self.rows)]
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that step number ``step`` (from 1) belongs to."""
-        return next(number for number, epoch in enumerate(self.course) if step <= epoch.end)
+        """The epoch, of those that are over, that step number ``step`` (from 1) belongs to."""
+        return next(number for number, row in enumerate(self.rows) if step <= row["step"])
 
     def flops(self) -> int:
         """FLOPs executed so far, forward and backward."""
