@@ -11,7 +11,8 @@ from typing import Any, Literal
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
-from ldbench.policies.plateaus import Egeria, ParameterFreezing
+from ldbench.policies.composer import LinearFreezing
+from ldbench.policies.plateaus import Egeria, ParameterFreezing, SimFreeze
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
 Execution = Literal["store", "freeze"]
@@ -53,6 +54,8 @@ _METHODS: dict[str, Method] = {
     "autofreeze": Method(AutoFreeze, "freeze"),
     "egeria": Method(Egeria, "freeze"),
     "apf": Method(ParameterFreezing, "freeze"),
+    "linear-freezing": Method(LinearFreezing, "freeze"),
+    "simfreeze": Method(SimFreeze, "freeze"),
     "stochastic-depth": Method(StochasticDepth, stops=False),
     "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
 }
