@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
-from ldbench.policies.composer import LinearFreezing
+from ldbench.policies.composer import LinearFreezing, ProgressiveResizing
 from ldbench.policies.plateaus import Egeria, ParameterFreezing, SimFreeze
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Replay
 
@@ -58,6 +58,7 @@ _METHODS: dict[str, Method] = {
     "simfreeze": Method(SimFreeze, "freeze"),
     "stochastic-depth": Method(StochasticDepth, stops=False),
     "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
+    "resize": Method(ProgressiveResizing, stops=False),
 }
 
 

@@ -75,6 +75,12 @@ def test_no_other_rule_scales_images() -> None:
         ("linear-freezing", {"freeze_start": 1.0}),
         ("linear-freezing", {"freeze_start": -0.1}),
         ("linear-freezing", {"freeze_level": "all"}),
+        ("resize", {"initial_scale": 0}),
+        ("resize", {"initial_scale": 2}),
+        ("resize", {"rise_from": 0.9}),
+        ("resize", {"finetune_from": 1.5}),
+        ("resize", {"multiple": 0}),
+        ("resize", {"multiple": 2.5}),
     ],
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, object]) -> None:
