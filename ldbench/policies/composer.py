@@ -57,8 +57,9 @@ class ProgressiveResizing(NeverDrop):
     Howard's of fast.ai (Howard and Gugger 2020, "Deep Learning for Coders with fastai and PyTorch", chapter 7), as in
     MosaicML Composer's Progressive Resizing (docs.mosaicml.com/projects/composer, method_cards/progressive_resizing,
     mode "resize"): the images' side is ``initial_scale`` of their own until ``rise_from`` of the run, rises linearly
-    from there, and is their own from ``finetune_from`` on. Defaults are Composer's (initial_scale 0.5, delay_fraction
-    0.5, finetune_fraction 0.2, size_increment 4). It drops nothing, and is the control that is expected to win.
+    from there, and is their own from ``finetune_from`` on. Defaults are those of the card (initial_scale 0.5,
+    finetune_fraction 0.2, and a size_increment of 4); releases since have a delay_fraction of 0.5, which is ``rise_from``
+    here. It drops nothing, and is the control that is expected to win.
 
     What differs: a side is rounded to the nearest ``multiple`` and is never smaller than the network can take; images
     are scaled with an antialiasing filter. Where the learning rate's schedule begins anew with each chunk of a stream,
@@ -68,7 +69,7 @@ class ProgressiveResizing(NeverDrop):
     def __init__(
         self,
         initial_scale: float = 0.5,
-        rise_from: float = 0.5,
+        rise_from: float = 0.0,
         finetune_from: float = 0.8,
         multiple: int = 4,
     ) -> None:

@@ -156,7 +156,8 @@ class SimFreeze(NeverDrop):
     the network at that chunk's beginning, so that readings of two chunks are never compared; they examine frozen
     layers again when the scenario changes and may thaw them, here nothing thaws; ``patience`` and ``earliest`` are
     ours, since under a warm-up from random weights nothing moves yet. How often to train at all, the other half of
-    their paper, is not taken. Written from the paper's account of the rule; no code of its authors was consulted.
+    their paper, is not taken. It is in the manner of the paper, of which abstract and summaries were at hand and not
+    how far apart its checks are; no code of its authors was consulted.
     """
 
     exact = True

@@ -30,7 +30,9 @@ def network(pooled: bool = True) -> nn.Sequential:
 
 
 def resizing(model: nn.Module, side: int = 16, compiled: bool = False, **options: Any) -> Resizing:
-    return Resizing(split_stages(model), (1, side, side), ProgressiveResizing(**options).image_side, compiled)
+    return Resizing(
+        split_stages(model), (1, side, side), ProgressiveResizing(**({"rise_from": 0.5} | options)).image_side, compiled
+    )
 
 
 def test_images_are_scaled_as_the_rule_says_and_keep_dtype_and_layout() -> None:
@@ -110,7 +112,7 @@ def test_a_loop_of_ones_own_trains_on_growing_images_and_evaluates_whole_ones() 
     model[0].register_forward_pre_hook(lambda module, args: sides.append(args[0].shape[-1]))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with LayerDropper(
-        model, optimizer, (images, targets), batch_size=4, epochs=1, policy=ProgressiveResizing()
+        model, optimizer, (images, targets), batch_size=4, epochs=1, policy=ProgressiveResizing(rise_from=0.5)
     ) as dropper:
         ledger = dropper.count_flops((1, 16, 16))
         sides.clear()
@@ -123,7 +125,6 @@ def test_a_loop_of_ones_own_trains_on_growing_images_and_evaluates_whole_ones() 
             optimizer.step()
             dropper.step()
     trained = [8, 8, 8, 8, 8, 8, 12, 12, 16, 16]  # 8 + 8 x (p - 0.5) / 0.3 is 10.7 and 13.3 at 0.6 and 0.7
-    trained[6:8] = [12, 12]
     assert sides[1::2] == trained
     assert sides[::2] == [16] * 10
     assert not dropper.drops
@@ -159,16 +160,16 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits_and_its_flops_are_tho
     result = plain.result
     assert result["steps"] == 20
     assert (result["drops"], result["predicted_saved_seconds"], result["store_bytes"]) == ([], 0.0, 0)
-    # steps 0..19 of 20: side 4 to progress 0.5, then 4 + 4 (p - 0.5) / 0.3 to the nearest 4: 8 from p = 0.65 on
-    pixels = 13 * 4**2 + 7 * 8**2
+    # steps 0..19 of 20: side 4 + 4 p / 0.8 to the nearest 4: 8 from p = 0.4 on
+    pixels = 8 * 4**2 + 12 * 8**2
     first, second, *heads = (stage["executed_forward_flops"] for stage in result["stages"])
     assert first == 20 * 2 * 9 * 6 * pixels
     assert second == 20 * 2 * 9 * 6 * 8 * pixels // 4
     assert heads == [20 * 20 * stage["forward_flops"] for stage in result["stages"][2:]]
     assert result["forward_flops"] < result["forward_flops_full"]
     kinds = result["step_seconds"]
-    assert sum(kind["steps"] for kind in kinds if kind["image_side"] == 4) == 13
-    assert sum(kind["steps"] for kind in kinds if kind["image_side"] is None) == 7
+    assert sum(kind["steps"] for kind in kinds if kind["image_side"] == 4) == 8
+    assert sum(kind["steps"] for kind in kinds if kind["image_side"] is None) == 12
 
 
 def test_nothing_is_scaled_for_full_training(bench: Bench, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_nothing_is_scaled_for_full_training(bench: Bench, tmp_path: Path) -> No
     assert lasting(full)["weights"] == lasting(whole)["weights"]
 
 
-@pytest.mark.parametrize(("spans", "sides"), [("chunk", [[4, 8]] * 3), ("whole", [[4], [4], [4, 8]])])
+@pytest.mark.parametrize(("spans", "sides"), [("chunk", [[4, 8]] * 3), ("whole", [[4], [4, 8], [8]])])
 def test_in_a_stream_images_grow_over_what_the_learning_rate_spans(
     spans: str, sides: list[list[int]], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

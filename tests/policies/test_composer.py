@@ -39,11 +39,11 @@ def test_a_stage_is_frozen_when_its_reason_says_so(start: float, level: float, s
 
 
 def test_images_begin_small_and_are_whole_for_the_last_fifth() -> None:
-    rule = ProgressiveResizing()
+    rule = ProgressiveResizing(rise_from=0.5)
     sides = {step: rule.image_side(step / 100, 32) for step in (0, 50, 55, 60, 65, 70, 75, 79, 80, 100)}
     # 16 + 16 x (p - 0.5) / 0.3 is 18.7, 21.3, 24, 26.7, 29.3, 31.5 on the way, to the nearest 4
     assert sides == {0: 16, 50: 16, 55: 20, 60: 20, 65: 24, 70: 28, 75: 28, 79: 32, 80: 32, 100: 32}
-    early = ProgressiveResizing(rise_from=0.0, multiple=1)
+    early = ProgressiveResizing(multiple=1)
     assert [early.image_side(p, 224) for p in (0.0, 0.4, 0.8)] == [112, 168, 224]
     at_once = ProgressiveResizing(rise_from=0.5, finetune_from=0.5)
     assert [at_once.image_side(p, 32) for p in (0.49, 0.5)] == [16, 32]
