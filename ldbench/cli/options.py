@@ -27,8 +27,9 @@ HELP: dict[str, str] = {
     "alone) or synthetic:CxHxW:CLASSES:N; mnist[5-9] for some classes.",
     "scenario": "scratch, fine-tune (from the weights of --init or --pretrain-dataset), online (data in chunks) or "
     "online-fine-tune.",
-    "method": "full, short, learn-and-drop, freeze, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "
-    "each also as NAME+store; stochastic-depth, progressive-depth; infobatch; every rule that drops also as NAME+infobatch.",
+    "method": "full, short, learn-and-drop, freeze, paced, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "
+    "linear-freezing, simfreeze, each also as NAME+store; stochastic-depth, progressive-depth, resize; infobatch; every rule "
+    "that drops also as NAME+infobatch.",
     "seeds": "How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.",
     "tune": "Values of the recipe to try for each method, such as lr=0.025,0.05,0.1; its cells take what does best on "
     "the validation images.",

@@ -56,15 +56,17 @@ class FlopLedger:
         forward_from: int,
         left_out: AbstractSet[int] = frozenset(),
         frozen: AbstractSet[int] = frozenset(),
+        table: Sequence[StageFlops] | None = None,
     ) -> None:
         """A training step of ``samples`` that runs forward from stage ``forward_from`` and backward from ``dropped``.
 
         Of the stages in ``left_out`` only the shortcut runs. Those in ``frozen`` have no parameter to train: in front
-        of all others they run no backward pass at all, behind one that trains they pass the gradient on.
+        of all others they run no backward pass at all, behind one that trains they pass the gradient on. ``table``: FLOPs
+        per sample where they are others than usual, such as for images of another size.
         """
         first = next((s for s in range(dropped, len(self.table)) if s not in frozen), len(self.table))
         for s in range(forward_from, len(self.table)):
-            entry = self.shortcuts[s] if s in left_out else self.table[s]
+            entry = self.shortcuts[s] if s in left_out else (table or self.table)[s]
             self.forward[s] += samples * entry.forward
             if s >= first:
                 own, passed_on = entry.backward_first, entry.backward - entry.backward_first

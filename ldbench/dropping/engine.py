@@ -57,6 +57,7 @@ from ldbench.dropping.network import bypassed, plain_network
 from ldbench.dropping.optimizer_link import OptimizerLink
 from ldbench.dropping.pruned_schedule import PrunedSchedule
 from ldbench.dropping.pruning import Pruning
+from ldbench.dropping.resizing import Resizing
 from ldbench.dropping.schedule import Schedule
 from ldbench.dropping.statistics import moving_statistics
 from ldbench.dropping.user_data import open_user_data, try_network
@@ -145,6 +146,7 @@ class LayerDropper:
     Attributes:
         cut: leading stages that are gone.
         pruning: which samples sit the epoch out that runs; None where none does.
+        resizing: scales images for a policy that trains on small ones first; None for all others.
         schedule, minibatches, monitors, costs, decider, activations, live, account: the engine's parts, each with a state of its own.
 
     Raises:
@@ -291,6 +293,10 @@ class LayerDropper:
         if self.policy.survival(0.0, 1) is not None:
             depth = random_depth(self.stages, seed, compile or compiled)
         self.live = LiveNetwork(self.stages, seed, self.device, compiled=compile or compiled, depth=depth)
+        self.resizing: Resizing | None = None
+        if self.policy.image_side(0.0, 64) is not None:
+            sample = given.images.batch(torch.arange(1))[0][0]
+            self.resizing = Resizing(self.stages, sample.shape, self.policy.image_side, compile or compiled)
         self.decider = Decider(
             self.policy,
             self.schedule,
@@ -339,11 +345,17 @@ class LayerDropper:
         """
         return self.minibatches.epoch(epoch, first)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The network's output for a minibatch of the loader, whichever stages that has been through."""
+    def __call__(self, x: Tensor, progress: float | None = None) -> Tensor:
+        """The network's output for a minibatch of the loader, whichever stages that has been through.
+
+        ``progress``: share of what the learning rate's schedule spans that is over, for a policy that scales images
+        while they are trained on; the run's by default.
+        """
         self._check_open()
         minibatch = self.minibatches.handed.arrive(x, self.activations.stored_cut, torch.is_grad_enabled())
         self.live.draw(self.step_count, lambda blocks: self.policy.survival(self.progress, blocks))
+        if self.resizing is not None and minibatch.cut == 0 and torch.is_grad_enabled():
+            x = self.resizing(x, self.progress if progress is None else progress)
         if minibatch.cut < self._runs_from:  # fetched before the last drop
             self.account.flops.add_forward(len(x), minibatch.cut, self.cut)
         with self.autocast.of_training():
@@ -359,7 +371,8 @@ class LayerDropper:
         made_of, seen = self.minibatches.handed.step()
         left_out, frozen = self.live.skipped, {s for s, still in enumerate(self.decider.frozen) if still}
         samples = samples or seen or self.batch_size * made_of
-        self.account.flops.add_step(samples, self.cut, self._runs_from, left_out, frozen)
+        scaled = self.resizing.table if self.resizing is not None and not self.activations.stored_cut else None
+        self.account.flops.add_step(samples, self.cut, self._runs_from, left_out, frozen, scaled)
         self.live.count_step()
         if self.policy.needs:
             if not self.link.hears_steps:

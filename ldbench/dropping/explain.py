@@ -9,7 +9,7 @@ from typing import Any
 from ldbench.dropping.drop import Drop
 from ldbench.policies.base import Observation, Policy
 
-_FIGURES = ("change", "continuation", "gradient", "plasticity", "settled")
+_FIGURES = ("change", "continuation", "gradient", "plasticity", "settled", "cka")
 
 
 @dataclass(frozen=True)

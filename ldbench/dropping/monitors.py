@@ -1,4 +1,4 @@
-"""What policies go by: gradients, outputs against a snapshot's, scalars that get nowhere, and layer-change scores."""
+"""What policies go by: gradients, outputs against a snapshot's, scalars that get nowhere, and whatever else is measured."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldbench.dropping.monitor import Levels, Monitor, ParameterMonitor
 from ldbench.dropping.scores import ScoreTracker
+from ldbench.dropping.similarity import CkaMonitor
 from ldbench.stages.split import stage_groups, stage_parameters
 from ldbench.stages.train_mode import evaluating
 from ldbench.store.fill import Autocast
@@ -189,6 +190,8 @@ class Monitors:
             elif name == "plasticity":
                 samples, renewal = int(settings["samples"]), int(settings["renewal"])
                 self._monitors[name] = PlasticityMonitor(stages, samples, renewal, probe, autocast)
+            elif name == "cka":
+                self._monitors[name] = CkaMonitor(stages, int(settings["samples"]), probe, autocast)
             else:
                 raise ValueError(f"the policy needs {name!r}, which nothing here measures")
         self._summed_rate = 0.0

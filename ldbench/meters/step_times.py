@@ -31,11 +31,13 @@ class StepKind(NamedTuple):
         sort: "check" where a check of what the policy goes by follows the step; "first" for the first one after a
             start, a drop, a checkpoint or the beginning of an epoch, which starts the loader and may compile.
         left_out: residual blocks that are left out at random.
+        image_side: pixels that the images are scaled to; 0 at their own size.
     """
 
     dropped: int
     sort: Sort
     left_out: int
+    image_side: int = 0
 
 
 class Marks(Protocol):
@@ -141,6 +143,7 @@ class StepTimes:
                     "dropped": kind.dropped,
                     "kind": kind.sort,
                     "left_out": kind.left_out,
+                    "image_side": kind.image_side or None,
                     "steps": len(seconds),
                     "median_seconds": median,
                     "p20_seconds": p20,

@@ -33,6 +33,8 @@ class Observation:
             ``ldbench.dropping.monitors.PlasticityMonitor``.
         settled: share of each stage's scalars that move about without getting anywhere, in [0, 1]; see
             ``ldbench.dropping.monitors.PerturbationMonitor``.
+        cka: similarity per stage of its output to the one it had at the beginning, in [0, 1]; None at the first check
+            after another beginning, see ``ldbench.dropping.similarity.CkaMonitor``.
         trainable: whether each stage has a trainable parameter; empty: all have.
         position: steps of the plan that are behind, where epochs leave samples out and are shorter; None: those made.
     """
@@ -46,6 +48,7 @@ class Observation:
     gradient: Sequence[float | None] = ()
     plasticity: Sequence[float | None] = ()
     settled: Sequence[float | None] = ()
+    cka: Sequence[float | None] = ()
     trainable: Sequence[bool] = ()
     position: float | None = None
 
@@ -69,8 +72,8 @@ class Policy(Protocol):
     stopped" for those behind them that ``stopped`` let go. Stages are counted from 1 in it. See ``reasons``.
 
     Attributes:
-        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled") -> settings of that
-            measurement; nothing else is measured.
+        needs: what has to be measured for it ("scores", "gradient", "plasticity", "settled", "cka") -> settings of
+            that measurement; nothing else is measured.
         exact: the proposed cut or none; False: the engine picks the best-paying cut up to the proposed one.
         waits: where data arrive in chunks, what has stopped is dropped when its chunk is over.
     """
@@ -95,6 +98,12 @@ class Policy(Protocol):
 
     def survival(self, progress: float, blocks: int) -> list[float] | None:
         """Probability in (0, 1] of each residual block to take part in a step; None: none is skipped at random."""
+        ...
+
+    def image_side(self, progress: float, side: int) -> int | None:
+        """Pixels that a side of ``side`` pixels of the training images is scaled to at this progress of what the learning
+        rate's schedule spans; None: images are never scaled.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,6 +152,9 @@ class NeverDrop:
         return None
 
     def survival(self, progress: float, blocks: int) -> list[float] | None:
+        return None
+
+    def image_side(self, progress: float, side: int) -> int | None:
         return None
 
     def state_dict(self) -> dict[str, Any]:

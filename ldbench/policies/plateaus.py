@@ -142,3 +142,69 @@ class ParameterFreezing(NeverDrop):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calm = list(state["calm"])
+
+
+class SimFreeze(NeverDrop):
+    """After Li et al. 2024, "EdgeOL: Efficient in-situ Online Learning on Edge Devices" (arXiv:2401.16694): SimFreeze.
+
+    The similarity of a stage's output to that of the initial model is its linear CKA (Kornblith et al. 2019,
+    arXiv:1905.00414) on a probe batch. A stage is at rest once its CKA has varied by less than ``variation`` of the
+    value before (their 1 %) at ``patience`` checks in a row, and those before it are.
+
+    What differs: their layers freeze each by itself, here the first stages do; the initial model is not kept, only its
+    similarities (``ldbench.dropping.similarity.CkaMonitor``), and in a stream each chunk's probe batch is compared with
+    the network at that chunk's beginning, so that readings of two chunks are never compared; they examine frozen
+    layers again when the scenario changes and may thaw them, here nothing thaws; ``patience`` and ``earliest`` are
+    ours, since under a warm-up from random weights nothing moves yet. How often to train at all, the other half of
+    their paper, is not taken. It is in the manner of the paper, of which abstract and summaries were at hand and not
+    how far apart its checks are; no code of its authors was consulted.
+    """
+
+    exact = True
+
+    def __init__(self, variation: float = 0.01, patience: int = 2, earliest: float = 0.1, samples: int = 32) -> None:
+        check_share("simfreeze", variation=variation, earliest=earliest)
+        check_count("simfreeze", patience=patience)
+        check_count("simfreeze", 2, samples=samples)
+        self.variation, self.patience, self.earliest = variation, patience, earliest
+        self.needs = MappingProxyType({"cka": {"samples": samples}})
+        self.last: list[float | None] = []
+        self.varied: list[float | None] = []  # between the last two checks, as a share; None where it cannot be told
+        self.calm: list[int] = []
+
+    def stopped(self, seen: Observation) -> int:
+        missing = seen.stages - len(self.calm)
+        self.last, self.varied, self.calm = (
+            self.last + [None] * missing,
+            self.varied + [None] * missing,
+            self.calm + [0] * missing,
+        )
+        for stage, value in enumerate(seen.cka):
+            before = self.last[stage]
+            known = value is not None and math.isfinite(value) and seen.trains(stage)
+            self.last[stage], self.varied[stage] = value if known else None, None
+            if known and value is not None and before:
+                self.varied[stage] = varied = abs(value - before) / abs(before)
+                self.calm[stage] = self.calm[stage] + 1 if varied < self.variation else 0
+            else:
+                self.calm[stage] = 0
+        return resting_prefix(seen, self.earliest, self._at_rest)
+
+    def _at_rest(self, stage: int) -> bool:
+        return self.calm[stage] >= self.patience
+
+    def why(self, seen: Observation) -> list[str]:
+        def varying(stage: int) -> str:
+            varied = self.varied[stage]
+            if varied is None:
+                return "no two readings of its similarity to compare yet"
+            said = f"its similarity varied by {percent(varied)} since the check before"
+            return f"{said}; stops below {percent(self.variation)}" + in_a_row(self.patience, self.calm[stage])
+
+        return why_not_gone(seen, self.earliest, self._at_rest, varying, resting="at rest")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: list(getattr(self, name)) for name in ("last", "varied", "calm")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.last, self.varied, self.calm = (list(state[name]) for name in ("last", "varied", "calm"))

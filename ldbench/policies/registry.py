@@ -11,8 +11,9 @@ from typing import Any, Literal
 from ldbench.errors import UserError, nearest, shown
 from ldbench.policies.base import NeverDrop, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
+from ldbench.policies.composer import LinearFreezing, ProgressiveResizing
 from ldbench.policies.infobatch import InfoBatch
-from ldbench.policies.plateaus import Egeria, ParameterFreezing
+from ldbench.policies.plateaus import Egeria, ParameterFreezing, SimFreeze
 from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
 
 Execution = Literal["store", "freeze"]
@@ -58,9 +59,12 @@ _METHODS: dict[str, Method] = {
     "autofreeze": Method(AutoFreeze, "freeze"),
     "egeria": Method(Egeria, "freeze"),
     "apf": Method(ParameterFreezing, "freeze"),
+    "linear-freezing": Method(LinearFreezing, "freeze"),
+    "simfreeze": Method(SimFreeze, "freeze"),
     "stochastic-depth": Method(StochasticDepth, stops=False),
     "progressive-depth": Method(functools.partial(StochasticDepth, gamma=100.0), stops=False),
     "infobatch": Method(NeverDrop, stops=False, prunes=InfoBatch),
+    "resize": Method(ProgressiveResizing, stops=False),
 }
 
 

@@ -15,6 +15,7 @@ from ldbench.costs.timing import measure_costs
 from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.names import own_name
+from ldbench.dropping.resizing import Resizing
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
 from ldbench.experiment.scenarios import SCENARIOS, TORCHVISION
@@ -23,6 +24,7 @@ from ldbench.io.locks import folder_lock
 from ldbench.io.places import expanded
 from ldbench.models.initial_weights import InitialWeights, torchvision_weights, weights_from_file
 from ldbench.models.zoo import build_model
+from ldbench.policies.base import Policy
 from ldbench.policies.registry import build_policy, get_method
 from ldbench.records.environment import environment
 from ldbench.runner.cost_tables import COSTS, given_table, table_name
@@ -54,6 +56,7 @@ class Preparation:
         self._given = {own_name(text): text for text in named if text is not None}
         self._data: dict[str, Resident] = {}
         self._flops: dict[tuple[str, str, str], list[StageFlops]] = {}
+        self._resized: set[tuple[Any, ...]] = set()  # for which networks it is known that they take smaller images
         self._pretrained: dict[str, Pretrained] = {}
 
     def data(self, name: str) -> Resident:
@@ -198,8 +201,10 @@ class Preparation:
         flops = self._flops[key]
         if self.experiment.cost_table is not None:
             self.costs(cell)
-        method = get_method(cell.method)
-        if build_policy(cell.method, cell.policy).survival(0.0, 1) is not None:
+        method, policy = get_method(cell.method), build_policy(cell.method, cell.policy)
+        if policy.image_side(0.0, 64) is not None:
+            self._check_resizing(cell, policy)
+        if policy.survival(0.0, 1) is not None:
             random_depth(split_stages(build_model(model_spec(cell, data.dataset))), cell.seed, cell.compile)
         if method.execution == "store" and method.stops:
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
@@ -211,6 +216,15 @@ class Preparation:
                     f"({budget.disk}); raise --cache-budget or choose --cache-dtype fp16"
                 )
         return flops
+
+    def _check_resizing(self, cell: Cell, policy: Policy) -> None:
+        """Refuse a network that cannot be trained on smaller images, once for all seeds. Raises ``UserError``."""
+        key = cell.model, cell.dataset, cell.method, str(cell.policy), cell.compile
+        if key not in self._resized:
+            spec = model_spec(cell, self.data(cell.dataset).dataset)
+            shape = spec.channels, spec.image_size, spec.image_size
+            Resizing(split_stages(build_model(spec)), shape, policy.image_side, cell.compile)
+            self._resized.add(key)
 
 
 def _check_channels_last(model: torch.nn.Module) -> None:

@@ -139,10 +139,11 @@ def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
         run.step_times.begin()
         for x, y, index in dropper.loader(len(run.rows), first):
             scales = dropper.policy.lr_scales(dropper.progress, len(dropper.stages))
-            set_learning_rates(optimizer, cell, scales, run.schedule_position())
+            made, length = run.schedule_position()
+            set_learning_rates(optimizer, cell, scales, (made, length))
             optimizer.zero_grad(set_to_none=True)
             with run.autocast():
-                loss = run.loss(dropper(x), y, index)
+                loss = run.loss(dropper(x, made / length), y, index)
             scaler.scale(loss).backward()
             if cell.clip_norm is not None:
                 scaler.unscale_(optimizer)

@@ -175,7 +175,8 @@ class RunState:
         finally:  # the step was made, even where an interruption cuts a drop short
             apart = account.building_seconds + account.abandoned_seconds - apart
             sort: Sort = "first" if times.fresh else "check" if dropper.schedule.check_due else "step"
-            times.lap(StepKind(cut, sort, left_out), apart)
+            side = 0 if dropper.resizing is None else dropper.resizing.side
+            times.lap(StepKind(cut, sort, left_out, side), apart)
             times.fresh = dropper.cut != cut
 
     def loss_is_broken(self) -> bool:

@@ -212,6 +212,11 @@ def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Pat
         (["run", "--cost-table", "absent"], ["absent"]),
         (["run", "--method", "stochastic-depth", "--model", "vgg11_bn", "--image-size", "32"], ["residual blocks"]),
         (["run", "--method", "stochastic-depth", "--compile"], ["--compile"]),
+        (["run", "--method", "resize", "--compile"], ["--compile"]),
+        (
+            ["run", "--method", "resize", "--model", "vit_b_16", "--image-size", "32"],
+            ["smaller than 32 x 32 pixels", "pools"],
+        ),
         (["report", "absent"], ["absent", "cells"]),
         (["fly"], ["fly"]),
     ],

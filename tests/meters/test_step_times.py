@@ -39,9 +39,15 @@ class Watch:
             self.marks.now += each
             self.times.lap(kind, apart)
 
-    def counted(self) -> dict[tuple[int, str, int], tuple[int, float]]:
+    def counted(self) -> dict[tuple[int, str, int, int], tuple[int, float]]:
         told = self.times.record()
-        return {(row["dropped"], row["kind"], row["left_out"]): (row["steps"], row["counted_seconds"]) for row in told}
+        return {
+            (row["dropped"], row["kind"], row["left_out"], row["image_side"] or 0): (
+                row["steps"],
+                row["counted_seconds"],
+            )
+            for row in told
+        }
 
 
 def test_a_step_that_took_long_counts_as_the_others_do() -> None:
@@ -64,13 +70,15 @@ def test_each_kind_of_step_has_a_median_of_its_own() -> None:
         watch.steps(CHECK, 3.0)
         watch.steps(StepKind(0, "step", 2), 0.5)
         watch.steps(StepKind(4, "step", 0), 0.25)
+        watch.steps(StepKind(0, "step", 0, 16), 0.125)
     assert watch.counted() == {
         STEP: (9, 9.0),
         CHECK: (3, 9.0),
         StepKind(0, "step", 2): (3, 1.5),
         StepKind(4, "step", 0): (3, 0.75),
+        StepKind(0, "step", 0, 16): (3, 0.375),
     }
-    assert watch.times.typical_seconds(0.0) == 20.25
+    assert watch.times.typical_seconds(0.0) == 20.625
 
 
 def test_first_steps_and_kinds_of_one_or_two_count_as_they_were() -> None:

@@ -18,7 +18,7 @@ from support.interruptions import Bench, check_resuming, lasting
 from ldbench.errors import UserError
 from ldbench.policies.base import Observation, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
-from ldbench.policies.plateaus import Egeria, ParameterFreezing
+from ldbench.policies.plateaus import Egeria, ParameterFreezing, SimFreeze
 from ldbench.policies.registry import build_policy, get_method, method_names
 
 figures = st.one_of(st.none(), st.floats(0, 10), st.just(math.nan), st.just(math.inf))
@@ -26,6 +26,7 @@ RULES: list[tuple[str, Callable[[], Policy]]] = [
     ("gradient", AutoFreeze),
     ("plasticity", lambda: Egeria(window=2, patience=1, earliest=0.0)),
     ("settled", lambda: ParameterFreezing(patience=1, earliest=0.0)),
+    ("cka", lambda: SimFreeze(patience=1, earliest=0.0)),
 ]
 
 
@@ -93,6 +94,33 @@ def test_parameter_freezing_wants_the_share_at_several_checks_in_a_row() -> None
     assert answers == [0, 0, 0, 2]
 
 
+def test_simfreeze_freezes_a_stage_whose_similarity_varies_by_less_than_a_hundredth_twice_in_a_row() -> None:
+    rule = SimFreeze(earliest=0.0)
+    first = [0.9, 0.8, 0.795, 0.79, 0.789]  # varies by 0.11, 0.00625, 0.0063, 0.0013
+    second = [0.5, 0.5, 0.5, 0.5, 0.5]  # at rest from the third check on, and waits for the first
+    cuts = [
+        rule.stopped(seen("cka", [a, b, c])) for a, b, c in zip(first, second, [1.0, 0.5, 0.9, 0.4, 0.9], strict=True)
+    ]
+    assert cuts == [0, 0, 0, 2, 2]
+    assert rule.why(seen("cka", [None, None, 0.9], dropped=2)) == ["", "", "the last stage always stays"]
+
+
+def test_simfreeze_compares_no_readings_across_a_new_beginning() -> None:
+    rule = SimFreeze(patience=2, earliest=0.0)
+    answers = [rule.stopped(seen("cka", [value, 1.0])) for value in (0.9, 0.9, None, 0.9, 0.9, 0.9)]
+    assert answers == [0, 0, 0, 0, 0, 1]  # the pair before counts for nothing, the one over the gap is none
+    assert SimFreeze(patience=1, earliest=0.0, variation=0.0).stopped(seen("cka", [0.9, 0.9])) == 0
+
+
+def test_simfreeze_says_what_its_reading_did() -> None:
+    rule = SimFreeze(earliest=0.0)
+    rule.stopped(seen("cka", [0.8, 1.0]))
+    assert rule.why(seen("cka", [0.8, 1.0]))[0] == "no two readings of its similarity to compare yet"
+    rule.stopped(seen("cka", [0.6, 1.0]))
+    said = "its similarity varied by 25 % since the check before; stops below 1 %, 2 checks in a row (0 so far)"
+    assert rule.why(seen("cka", [0.6, 1.0]))[0] == said
+
+
 @given(st.floats(0.01, 1), st.integers(1, 60), st.floats(0, 1))
 def test_survival_falls_linearly_with_depth_and_progressively_in_time(
     last: float, blocks: int, progress: float
@@ -117,6 +145,10 @@ def test_survival_falls_linearly_with_depth_and_progressively_in_time(
         ("egeria", {"patience": 0}),
         ("apf", {"share": 2}),
         ("apf", {"memory": True}),
+        ("simfreeze", {"variation": 2}),
+        ("simfreeze", {"samples": 1}),
+        ("simfreeze", {"patience": 0.5}),
+        ("simfreeze", {"earliest": "x"}),
         ("stochastic-depth", {"last": 0}),
         ("progressive-depth", {"gamma": -1}),
         ("freezeout-linear", {"t_first": 0}),
@@ -128,13 +160,20 @@ def test_wrong_options_are_refused(name: str, options: dict[str, object]) -> Non
 
 
 def test_every_freezing_rule_has_both_executions_and_the_controls_have_none() -> None:
-    for rule in ("freezeout", "freezeout-linear", "autofreeze", "egeria", "apf"):
+    for rule in ("freezeout", "freezeout-linear", "autofreeze", "egeria", "apf", "linear-freezing", "simfreeze"):
         assert get_method(rule).execution == "freeze"
         stored = get_method(f"{rule}+store")
         assert stored.execution == "store"
         assert type(stored.policy()) is type(get_method(rule).policy())
     assert get_method("schedule+freeze").execution == "freeze"
-    for name in ("full+store", "short+freeze", "freeze+store", "autofreeze+freeze", "stochastic-depth+store"):
+    for name in (
+        "full+store",
+        "short+freeze",
+        "freeze+store",
+        "autofreeze+freeze",
+        "stochastic-depth+store",
+        "resize+store",
+    ):
         assert name not in method_names()
         with pytest.raises(UserError, match="unknown method"):
             get_method(name)
@@ -160,7 +199,9 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("residual"), "support.tiny_nets:residual_net")
 
 
-@pytest.mark.parametrize("method", ["autofreeze+store", "egeria", "apf+store", "freezeout+store"])
+@pytest.mark.parametrize(
+    "method", ["autofreeze+store", "egeria", "apf+store", "freezeout+store", "simfreeze", "linear-freezing+store"]
+)
 def test_an_interrupted_rival_ends_with_the_same_bits(method: str, bench: Bench, tmp_path: Path) -> None:
     cell = bench.cell(method)
     check_resuming(bench, cell, tmp_path, once=14, often=7)
@@ -187,7 +228,7 @@ def test_random_depth_is_a_function_of_seed_and_step_and_its_skips_are_counted(r
     assert plain.result["predicted_saved_seconds"] > 0
 
 
-@pytest.mark.parametrize("rule", ["autofreeze", "egeria"])
+@pytest.mark.parametrize("rule", ["autofreeze", "egeria", "simfreeze"])
 def test_a_rule_decides_alike_with_either_execution(rule: str, bench: Bench, tmp_path: Path) -> None:
     frozen = bench.run(bench.cell(rule), tmp_path / "freeze")
     stored = bench.run(bench.cell(f"{rule}+store"), tmp_path / "store")

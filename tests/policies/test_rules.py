@@ -75,9 +75,7 @@ def test_a_paced_timetable_by_hand() -> None:
     assert Paced(pace=1e6, earliest=0.0).stopped(Observation(1, 60, 0, 10)) == 9
 
 
-@given(
-    pace=st.floats(0.0, 20.0), earliest=st.floats(0.0, 1.0), stages=st.integers(2, 60), total=st.integers(1, 500)
-)
+@given(pace=st.floats(0.0, 20.0), earliest=st.floats(0.0, 1.0), stages=st.integers(2, 60), total=st.integers(1, 500))
 def test_a_paced_stage_leaves_at_the_first_step_after_its_time(
     pace: float, earliest: float, stages: int, total: int
 ) -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ldbench.dropping.scores import ScoreTracker
 from ldbench.policies.base import NeverDrop, Observation, Policy
 from ldbench.policies.baselines import AutoFreeze, FreezeOut, StochasticDepth
-from ldbench.policies.plateaus import Egeria, ParameterFreezing
+from ldbench.policies.composer import LinearFreezing, ProgressiveResizing
+from ldbench.policies.plateaus import Egeria, ParameterFreezing, SimFreeze
 from ldbench.policies.rules import CHECKS_TO_SCORE, FixedSchedule, LearnAndDrop, Replay
 
 STEPS, LAST = 20, "the last stage always stays"
@@ -32,8 +33,12 @@ RULES: dict[str, Callable[[], NeverDrop]] = {
     "autofreeze": lambda: AutoFreeze(intervals=10),
     "egeria": lambda: Egeria(window=2, patience=1),
     "apf": ParameterFreezing,
+    "simfreeze": lambda: SimFreeze(patience=1),
+    "linear-freezing": LinearFreezing,
+    "linear-freezing, half": lambda: LinearFreezing(freeze_start=0.0, freeze_level=0.5),
+    "resize": ProgressiveResizing,
 }
-FIELDS = ("change", "continuation", "gradient", "plasticity", "settled")
+FIELDS = ("change", "continuation", "gradient", "plasticity", "settled", "cka")
 figures = st.sampled_from([None, 0.0, 0.05, 0.2, 0.5, 0.9, 1.0, 3.0, math.nan, math.inf])
 
 

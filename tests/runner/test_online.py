@@ -234,6 +234,8 @@ def test_skipping_the_backward_pass_alone_ends_where_the_store_does(bench: Bench
         ("schedule", {"cache_dtype": "int8"}),
         ("schedule", {"cache_budget": "0,0,100MB", "stream": "by-class"}),
         ("egeria+store", {}),
+        ("simfreeze", {}),
+        ("simfreeze+store", {}),
         ("learn-and-drop", {"policy": {"learn-and-drop": {"remaining": 0.9, "patience": 1}}}),
     ],
 )

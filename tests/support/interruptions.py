@@ -29,6 +29,7 @@ TABLE: dict[str, Any] = {
         "freezeout": {"t_first": 0.4}, "apf+store": {"share": 0.05, "patience": 1},
         "egeria": {"window": 2, "patience": 1, "tolerance": 1.0}, "egeria+store": {"window": 2, "patience": 1,
         "tolerance": 1.0},
+        "simfreeze": {"variation": 0.2, "patience": 1}, "simfreeze+store": {"variation": 0.2, "patience": 1},
     },
 }  # fmt: skip
 

@@ -28,6 +28,24 @@ def net(channels: int, image_size: int, classes: int) -> nn.Module:
     )
 
 
+def pooled_net(channels: int, image_size: int, classes: int) -> nn.Module:
+    """Four stages that take images of any size: features are pooled to one pixel."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, classes),
+    )
+
+
 class Block(nn.Module):
     """A residual block whose ReLU works in place, as torchvision's do; a projection where the shape changes."""
 

@@ -180,7 +180,7 @@ def test_freezeout_gives_each_stage_its_own_rate_and_freezes_in_order(tmp_path: 
         assert result["forward_flops"] == result["forward_flops_full"]
 
 
-@pytest.mark.parametrize("method", ["full", "schedule", "stochastic-depth"])
+@pytest.mark.parametrize("method", ["full", "schedule", "stochastic-depth", "resize"])
 def test_steps_and_building_are_the_time_that_training_took(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,4 +202,5 @@ def test_steps_and_building_are_the_time_that_training_took(
     assert sum(kind["steps"] for kind in kinds if kind["kind"] == "check") == 17  # none after the last step
     assert {kind["dropped"] for kind in kinds} == {0, *(drop["cut"] for drop in drops)}
     assert any(kind["left_out"] > 0 for kind in kinds) == (method == "stochastic-depth")
+    assert {kind["image_side"] for kind in kinds} == ({8, 12, None} if method == "resize" else {None})
     assert all(kind["p20_seconds"] <= kind["median_seconds"] <= kind["p80_seconds"] for kind in kinds)

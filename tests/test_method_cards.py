@@ -1,0 +1,78 @@
+"""Every method has a card, whose options are the code's, whose links lead somewhere, and whose figures are in the results."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ldbench.policies.registry import get_method, method_names
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "methods"
+INDEX = FOLDER / "README.md"
+CARDS = {path: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path != INDEX}
+VERDICT = re.compile(r"<!-- verdict: ([a-z-]+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
+OPTION = re.compile(r"^\| ([a-z-]+) \| `(\w+)` \| `(.+?)` \| \S", re.MULTILINE)
+
+
+def own_methods() -> list[str]:
+    """The methods of this project; tests register others."""
+    names = [name for name in method_names() if "+" not in name]
+    rules = {name: get_method(name).policy for name in names}
+    return [name for name, rule in rules.items() if getattr(rule, "func", rule).__module__.startswith("ldbench.")]
+
+
+METHODS = own_methods()
+
+
+def verdicts() -> Iterator[tuple[str, Path, str]]:
+    for path, text in CARDS.items():
+        for name, verdict in VERDICT.findall(text):
+            yield name, path, verdict
+
+
+def test_every_method_has_one_verdict_on_one_card_and_a_line_in_the_index() -> None:
+    assert sorted(name for name, _, _ in verdicts()) == sorted(METHODS)
+    lines = re.findall(r"^\| \[[^\]]+\]\(([\w-]+\.md)\) \| (.*?) \|", INDEX.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {(FOLDER / card, name) for card, names in lines for name in re.findall(r"`([a-z-]+)`", names)}
+    assert listed == {(path, name) for name, path, _ in verdicts()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_options_of_a_card_are_those_of_the_code(method: str) -> None:
+    told = {
+        option: json.loads(value)
+        for path in CARDS
+        for name, option, value in OPTION.findall(CARDS[path])
+        if name == method
+    }
+    known = inspect.signature(get_method(method).policy).parameters
+    expected = {name: json.loads(json.dumps(each.default)) for name, each in known.items() if name != "events"}
+    assert told == expected
+    assert {name: type(value) for name, value in told.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_a_card_says_source_options_and_what_was_measured(path: Path) -> None:
+    assert all(part in CARDS[path] for part in ("\n**Source.** ", "\n**Options.**", "\n## Measured\n"))
+    assert CARDS[path].startswith(f"# {path.stem}") or path.stem == "controls"
+
+
+def test_no_verdict_has_a_figure_that_the_results_have_not() -> None:
+    results = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "results").glob("evidence-*.md"))
+    quoted = [figure for _, _, verdict in verdicts() for figure in re.findall(r"[\d.]+x \[[^\]]+\]", verdict)]
+    assert len(quoted) > 10
+    assert [figure for figure in quoted if figure not in results] == []
+
+
+@pytest.mark.parametrize("path", [*CARDS, INDEX, ROOT / "README.md", ROOT / "GUIDE.md"], ids=lambda path: path.name)
+def test_links_to_files_lead_to_files(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
