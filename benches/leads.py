@@ -23,9 +23,9 @@ from ldbench.reporting.verdicts import AXES
 Place = tuple[str, str, int]  # model, scenario, seed
 
 
-def leads_of(cells: pd.DataFrame, axis: str) -> dict[str, dict[Place, float]]:
-    """By method the lead in points of every finished run with default options."""
-    found: dict[str, dict[Place, float]] = defaultdict(dict)
+def leads_of_all(cells: pd.DataFrame, axis: str) -> dict[tuple[str, str], dict[Place, float]]:
+    """By method and its options (JSON) the lead in points of every finished run."""
+    found: dict[tuple[str, str], dict[Place, float]] = defaultdict(dict)
     for _, group in cells.groupby(COMPARISON, sort=True):
         records = records_of(group)
         prepare(records)
@@ -33,11 +33,18 @@ def leads_of(cells: pd.DataFrame, axis: str) -> dict[str, dict[Place, float]]:
         counts = "average_accuracy" if any(record["chunks"] for record in records) else "test_accuracy"
         ways = ways_of(controls_of(by_method)[1], axis, counts)
         for (method, _, policy), runs in by_method.items():
-            if json.loads(policy):
-                continue
             some = leads(runs_of(runs, axis, counts), ways)
             for seed, lead in zip(some.seeds, some.differences, strict=True):
-                found[method][records[0]["model"], records[0]["scenario"], seed] = 100 * float(lead)
+                found[method, policy][records[0]["model"], records[0]["scenario"], seed] = 100 * float(lead)
+    return found
+
+
+def leads_of(cells: pd.DataFrame, axis: str) -> dict[str, dict[Place, float]]:
+    """By method the lead in points of every finished run with default options."""
+    found: dict[str, dict[Place, float]] = defaultdict(dict)
+    for (method, policy), runs in leads_of_all(cells, axis).items():
+        if not json.loads(policy):
+            found[method] |= runs
     return found
 
 

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def prepared(folder: Path, **options: object) -> Iterator[tuple[list[Cell], Preparation]]:
     table = {
         "model": "resnet18", "dataset": "digits", "width": 0.1, "image_size": 16, "train_size": 120, "test_size": 60,
-        "epochs": 2, "batch_size": 20, "method": ["full", "schedule"], "check_every": 2,
+        "epochs": 2, "batch_size": 20, "method": ["full", "schedule"], "check_every": 2, "decide_by": "time",
         "policy": {"schedule": {"drops": [[0.4, 0.5]]}},
     }  # fmt: skip
     table = {key: value for key, value in (table | options).items() if value is not None}
