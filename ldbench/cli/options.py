@@ -64,15 +64,16 @@ HELP: dict[str, str] = {
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "
     "time.",
     "init": "Weights to fine-tune: a .safetensors file, or torchvision for the published ones.",
-    "pretrain_dataset": "Data set to make the weights to fine-tune on, once per model and seed.",
+    "pretrain_dataset": "Data set to make the weights to fine-tune on, once per model and seed: one for all, or one for "
+    "each --dataset in their order.",
     "pretrain_epochs": "Epochs of that; as many as of training by default.",
     "pretrain_size": "Images of that.",
     "chunks": "Chunks in which the data of scenario online arrive; 5 by default.",
     "memory": "Images of earlier chunks that are remembered; as many as a chunk holds by default.",
     "stream": f"Order of arrival: {_one_of('stream')}.",
     "freeze_to": "Freeze the stages in front of this one from the beginning: its name, or how many.",
-    "decide_by": "What the cuts that pay are chosen by: flops (the same drops on every machine) or time (of a measured cost "
-    "table).",
+    "decide_by": f"What the cuts that pay are chosen by, {_one_of('decide_by')}: counted, so that drops are the same on every "
+    "machine, or of a measured cost table.",
     "refresh_statistics": "Re-estimate BatchNorm's statistics of stages that leave, in forward passes of their own; the "
     "same for every rule.",
     "stream_schedule": "What the learning rate's schedule spans: the whole stream, or each chunk anew (chunk).",
@@ -93,7 +94,7 @@ def parsed_as(hint: Any) -> Any:
     a table as words.
     """
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    if hint == tuple[str, ...] or typing.get_origin(hint) is dict:
+    if tuple[str, ...] in (hint, *kinds) or typing.get_origin(hint) is dict:
         return list[str] | None
     if len(kinds) == 1 and typing.get_origin(kinds[0]) is tuple:
         return str | None

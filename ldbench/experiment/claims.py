@@ -123,7 +123,8 @@ def claims_digest(experiment: Experiment) -> str | None:
     if "dataset" in declared:
         declared["dataset"] = [own_name(name) for name in experiment.dataset]  # wherever a folder lies
     if experiment.pretrain_dataset is not None:
-        declared["pretrain_dataset"] = own_name(experiment.pretrain_dataset)
+        sources = [own_name(name) for name in experiment.pretrain_dataset]
+        declared["pretrain_dataset"] = sources if len(sources) > 1 else sources[0]
     declared["policy"] = experiment.policy.get(experiment.claims["method"], {})
     text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

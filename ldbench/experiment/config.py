@@ -33,7 +33,8 @@ class Experiment:
     """A grid of cells (model x data set x scenario x method x seed).
 
     ``None`` in a field of the recipe means the model family's default. ``tune`` holds the values of the recipe's fields
-    that are tried for each method, the best of which its cells are run with.
+    that are tried for each method, the best of which its cells are run with. ``pretrain_dataset`` is one for all data sets, or
+    one for each of them.
     """
 
     model: tuple[str, ...] = ("resnet18",)
@@ -74,7 +75,7 @@ class Experiment:
     cost_table: str | None = None
     checkpoint_minutes: float | None = None
     init: str | None = None
-    pretrain_dataset: str | None = None
+    pretrain_dataset: tuple[str, ...] | None = None
     pretrain_epochs: int | None = None
     pretrain_size: int | None = None
     chunks: int | None = None
@@ -94,6 +95,18 @@ class Experiment:
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         plain["tune"] = {key: list(tried) for key, tried in self.tune.items()} or None
         return {key: value for key, value in plain.items() if value is not None}
+
+    @property
+    def datasets_named(self) -> tuple[str, ...]:
+        """Every data set that is read, those of pre-training included."""
+        return self.dataset + (self.pretrain_dataset or ())
+
+    def pretrain_source(self, dataset: str) -> str | None:
+        """The data set that weights for ``dataset`` are made on: its own of several, or the one for all."""
+        sources = self.pretrain_dataset
+        if sources is None:
+            return None
+        return sources[self.dataset.index(dataset)] if len(sources) > 1 else sources[0]
 
     @property
     def seeds_to_tune(self) -> tuple[int, ...]:

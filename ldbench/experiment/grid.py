@@ -35,8 +35,8 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         recipe = recipe_of(model)
         if not SCENARIOS[scenario].tuned:
             values |= dict.fromkeys(OF_TUNING)
-        elif experiment.pretrain_dataset is not None:
-            values["pretrain_dataset"] = own_name(experiment.pretrain_dataset)
+        elif (source := experiment.pretrain_source(dataset)) is not None:
+            values["pretrain_dataset"] = own_name(source)
             values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
         if SCENARIOS[scenario].streamed:
             values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}

@@ -52,9 +52,14 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", experiment.device):
         raise UserError(f"{origin}: device must be auto, cpu, cuda or cuda:N, not {shown(experiment.device)}")
     _check_scenarios(experiment, origin)
-    source = experiment.pretrain_dataset
+    sources = experiment.pretrain_dataset or ()
+    if len(sources) not in (0, 1, len(experiment.dataset)):
+        raise UserError(
+            f"{origin}: pretrain_dataset names {len(sources)} data sets for {len(experiment.dataset)} to tune on: give one "
+            "for all, or one for each in their order"
+        )
     try:
-        check_one_path_each((*experiment.dataset, *([source] if source is not None else [])))
+        check_one_path_each(experiment.datasets_named)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     limits = {

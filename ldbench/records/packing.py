@@ -58,11 +58,9 @@ def portable(data: bytes) -> bytes:
     for key in PLACES:
         if _absolute(kept.get(key)):
             kept[key] = Path(kept[key]).name
-    datasets = kept.get("dataset")
-    if isinstance(datasets, list):
-        kept["dataset"] = [_without_path(name) for name in datasets]
-    if "pretrain_dataset" in kept:
-        kept["pretrain_dataset"] = _without_path(kept["pretrain_dataset"])
+    for key in kept.keys() & {"dataset", "pretrain_dataset"}:
+        given = kept[key]
+        kept[key] = [_without_path(name) for name in given] if isinstance(given, list) else _without_path(given)
     return data if kept == told else sealed_bytes(kept)
 
 

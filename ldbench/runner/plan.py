@@ -25,8 +25,7 @@ def plan(experiment: Experiment) -> list[Cell]:
     for model in experiment.model:
         if ":" not in model and model not in model_names():
             raise UserError(f"unknown model {shown(model)}: {nearest(model, model_names())}")
-    source = experiment.pretrain_dataset
-    for dataset in (*experiment.dataset, *([source] if source is not None else [])):
+    for dataset in experiment.datasets_named:
         check_dataset_name(dataset)
     for method in experiment.method:
         get_method(method)

@@ -52,8 +52,7 @@ class Preparation:
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
-        named = (*experiment.dataset, experiment.pretrain_dataset)
-        self._given = {own_name(text): text for text in named if text is not None}
+        self._given = {own_name(text): text for text in experiment.datasets_named}
         self._data: dict[str, Resident] = {}
         self._flops: dict[tuple[str, str, str], list[StageFlops]] = {}
         self._resized: set[tuple[Any, ...]] = set()  # for which networks it is known that they take smaller images

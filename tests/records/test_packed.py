@@ -18,7 +18,7 @@ from support.report_records import make_record, write_cell, write_grid
 
 from ldbench.errors import UserError
 from ldbench.experiment.files import read_experiment
-from ldbench.io.checksums import parse_sealed, write_sealed, write_sealed_lines
+from ldbench.io.checksums import parse_sealed, sealed_bytes, write_sealed, write_sealed_lines
 from ldbench.records.integrity import verify
 from ldbench.records.packed import file_bytes, file_content
 from ldbench.records.packing import pack, portable
@@ -227,6 +227,8 @@ def test_the_experiment_keeps_no_path_of_the_machine_and_can_be_run_again(tmp_pa
     assert kept["dataset"] == ["a=folder:a[0-4]", "b=folder:b", "mnist"]
     assert (kept["pretrain_dataset"], kept["cost_table"], kept["init"]) == ("a=folder:a[5-9]", "costs", "torchvision")
     assert "data_root" not in kept
+    listed = told | {"pretrain_dataset": ["a=folder:/home/me/a[5-9]", "mnist"]}
+    assert json.loads(portable(sealed_bytes(listed)))["pretrain_dataset"] == ["a=folder:a[5-9]", "mnist"]
     assert kept["claims_sha256"] == "feed"
     assert portable(stored(tmp_path / "r.jsonl").read("experiment.json")) == stored(tmp_path / "r.jsonl").read(
         "experiment.json"

@@ -17,6 +17,7 @@ from ldbench.experiment.validation import experiment_from_dict
 from ldbench.io.checksums import read_sealed
 from ldbench.records.plan_file import Outcome
 from ldbench.records.results import load_results
+from ldbench.runner.plan import plan
 from ldbench.runner.run_grid import run_experiment
 
 TABLE: dict[str, Any] = {
@@ -71,3 +72,22 @@ def test_what_was_noted_of_a_run_can_be_run_again(finished: Path, tmp_path: Path
     table = {key: value for key, value in told.items() if key not in ("sha256", "schema_version")}
     with pytest.raises(UserError, match="secret-place not found"):
         run_experiment(experiment_from_dict(table), tmp_path, ConsoleProgress(Console(), quiet=True))
+
+
+def test_every_data_set_may_have_weights_of_its_own(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "images", classes=5)
+    table = {key: value for key, value in TABLE.items() if not key.startswith("tune")} | {
+        "dataset": [f"blobs=folder:{folder}[2-4]", "digits[0-4]"], "pretrain_size": 10,
+        "pretrain_dataset": [f"blobs=folder:{folder}[0-1]", "digits[5-9]"],
+    }  # fmt: skip
+    assert [(cell.dataset, cell.pretrain_dataset) for cell in plan(experiment_from_dict(table))] == [
+        ("blobs[2-4]", "blobs[0-1]"), ("digits[0-4]", "digits[5-9]"),
+    ]  # fmt: skip
+    assert run_experiment(
+        experiment_from_dict(table), tmp_path / "out",
+        ConsoleProgress(Console(), quiet=True),
+    ).finished == 2  # fmt: skip
+    one_for_all = plan(experiment_from_dict(table | {"pretrain_dataset": "digits[5-9]"}))
+    assert [cell.pretrain_dataset for cell in one_for_all] == ["digits[5-9]"] * 2
+    with pytest.raises(UserError, match="names 3 data sets for 2 to tune on"):
+        experiment_from_dict(table | {"pretrain_dataset": ["digits[5-9]", "digits[0-1]", "mnist"]})
