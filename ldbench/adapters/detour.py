@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,8 +29,16 @@ def find_network(module: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def check_policy(policy: Policy | None) -> None:
-    """Raises ``UserError`` for a policy that sets learning rates, which the library's loop would not follow."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for what the library's loop would not follow, of the options of ``LayerDropper``: a policy that
+    sets learning rates, and pruning, which has to be told the loss of every sample.
+    """
+    if options.get("pruning") is not None:
+        raise UserError(
+            "pruning= wants the loss of every sample and weighs it, which only a loop of your own can do: use "
+            "ldbench.LayerDropper there, or leave pruning= out"
+        )
+    policy: Policy | None = options.get("policy")
     if policy is not None and policy.lr_scales(0.0, 1) is not None:
         raise UserError(
             f"{type(policy).__name__} sets a learning rate for every stage, which only a loop of your own can follow: "

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from ldbench.adapters.detour import check_policy, detour, find_network
+from ldbench.adapters.detour import check_options, detour, find_network
 from ldbench.dropping.engine import LayerDropper
 from ldbench.errors import UserError
 
@@ -61,7 +61,7 @@ class LayerDropping(Callback):
     """
 
     def __init__(self, network: str = "model", **options: Any) -> None:
-        check_policy(options.get("policy"))
+        check_options(options)
         self.network, self.options = network, options
         self.dropper: LayerDropper | None = None
         self._at_work: LayerDropper | None = None  # the same, while it isn't closed

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ldbench.adapters.detour import check_policy, detour, find_network
+from ldbench.adapters.detour import check_options, detour, find_network
 from ldbench.dropping.engine import LayerDropper
 from ldbench.errors import UserError
 
@@ -81,7 +81,7 @@ class DroppingTrainer(Trainer):
     def __init__(self, *given: Any, network: str, dropping: dict[str, Any] | None = None, **named: Any) -> None:
         super().__init__(*given, **named)
         options = dropping or {}
-        check_policy(options.get("policy"))
+        check_options(options)
         _check(self)
         if self.model_init is None:
             find_network(self.model, network)

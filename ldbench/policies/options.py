@@ -13,6 +13,13 @@ def check_share(rule: str, **values: object) -> None:
             raise UserError(f"{rule}: {name} is a number in [0, 1], not {shown(value)}")
 
 
+def check_flag(rule: str, **values: object) -> None:
+    """Raises ``UserError`` where an option of a rule isn't true or false."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{rule}: {name} is true or false, not {shown(value)}")
+
+
 def check_count(rule: str, least: int = 1, **values: object) -> None:
     """Raises ``UserError`` where an option of a rule isn't a whole number from ``least`` to a million."""
     for name, value in values.items():

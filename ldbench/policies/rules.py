@@ -14,7 +14,7 @@ from typing import Any
 
 from ldbench.errors import UserError, shown
 from ldbench.policies.base import NeverDrop, Observation, is_number, percent, reasons
-from ldbench.policies.options import check_share
+from ldbench.policies.options import check_flag, check_share
 from ldbench.policies.resting import in_a_row, resting_prefix, why_not_gone
 
 CHECKS_TO_SCORE = 4  # before a continuation score is there: the window of ``ldbench.dropping.scores.ScoreTracker``
@@ -37,13 +37,20 @@ class LearnAndDrop(NeverDrop):
     A stage is calm at a check when u_s is at most ``remaining`` times the highest u_s it has had; it has stopped after
     ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run,
     and after a share p of the run at most ``pace`` x p of all stages: scores of neighbouring stages fall together, and
-    what leaves all at once leaves too early.
+    what leaves all at once leaves too early. Where data arrive in chunks they leave when the chunk is over, or at once
+    without ``waits``.
     """
 
     needs: Mapping[str, Mapping[str, float]] = MappingProxyType({"scores": {}})
-    waits = True
 
-    def __init__(self, remaining: float = 0.6, patience: int = 2, earliest: float = 0.2, pace: float = 1.5) -> None:
+    def __init__(
+        self,
+        remaining: float = 0.6,
+        patience: int = 2,
+        earliest: float = 0.2,
+        pace: float = 1.5,
+        waits: bool = True,
+    ) -> None:
         if (
             not all(map(is_number, (remaining, patience, earliest)))
             or not isinstance(patience, int)
@@ -56,7 +63,9 @@ class LearnAndDrop(NeverDrop):
             )
         if not is_number(pace) or not 0 <= pace <= 1e6:
             raise UserError(f"learn-and-drop: pace is a number from 0 up, not {shown(pace)}")
+        check_flag("learn-and-drop", waits=waits)
         self.remaining, self.patience, self.earliest, self.pace = remaining, patience, earliest, pace
+        self.waits = waits
         self.peak: list[float] = []
         self.calm: list[int] = []
 
@@ -114,16 +123,17 @@ class Paced(NeverDrop):
 
     After a share p of the run floor(``pace`` x p x stages) leading stages are gone, none before ``earliest`` and never the
     last one: with a pace of 1.5 half of them after a third of the run, all but the last after two thirds. Of the stages
-    that are due the engine takes those that it pays to drop.
+    that are due the engine takes those that it pays to drop. In streams they leave at once, or with ``waits`` when their
+    chunk is over: at once was 2.8 times cheaper than training less at equal accuracy, and waiting 2.2 times (a narrow VGG-11, five
+    chunks of 400 images, two seeds).
     """
 
-    waits = True
-
-    def __init__(self, pace: float = 1.5, earliest: float = 0.2) -> None:
+    def __init__(self, pace: float = 1.5, earliest: float = 0.2, waits: bool = False) -> None:
         if not is_number(pace) or not 0 <= pace <= 1e6:
             raise UserError(f"paced: pace is a number from 0 up, not {shown(pace)}")
         check_share("paced", earliest=earliest)
-        self.pace, self.earliest = pace, earliest
+        check_flag("paced", waits=waits)
+        self.pace, self.earliest, self.waits = pace, earliest, waits
 
     def stopped(self, seen: Observation) -> int:
         if seen.progress < self.earliest:
@@ -152,15 +162,15 @@ class FixedSchedule(NeverDrop):
 
     The default lets a quarter of the stages go at 30 %, half at 50 % and three quarters at 70 % of the run. With
     ``cheapest`` the engine takes the cut that pays best up to the scheduled one, by the cost table, instead of that
-    very one: a wide activation may cost more to read than the stages behind it cost to run.
+    very one: a wide activation may cost more to read than the stages behind it cost to run. With ``waits`` a stage that is
+    due leaves when its chunk is over, where data arrive in chunks.
     """
-
-    waits = True
 
     def __init__(
         self,
         drops: Sequence[Sequence[float]] = ((0.3, 0.25), (0.5, 0.5), (0.7, 0.75)),
         cheapest: bool = False,
+        waits: bool = True,
     ) -> None:
         try:
             self.drops = sorted((float(at), cut) for at, cut in drops)
@@ -168,9 +178,8 @@ class FixedSchedule(NeverDrop):
             raise UserError(f"schedule: drops is a list of [progress, stages] pairs, not {shown(drops)}") from None
         if not all(0 <= at < 1 and is_number(cut) and 0 <= cut < math.inf for at, cut in self.drops):
             raise UserError(f"schedule: progress lies in [0, 1) and stages from 0 up, not {shown(drops)}")
-        if not isinstance(cheapest, bool):
-            raise UserError(f"schedule: cheapest is true or false, not {shown(cheapest)}")
-        self.exact = not cheapest
+        check_flag("schedule", cheapest=cheapest, waits=waits)
+        self.exact, self.waits = not cheapest, waits
 
     def _planned(self, stages: int) -> list[tuple[float, int]]:
         counts = [(at, cut if isinstance(cut, int) else math.floor(min(cut, 1.0) * stages)) for at, cut in self.drops]

@@ -50,13 +50,9 @@ def test_dropped_parameters_gradients_and_statistics_never_move_again(optimizer:
     assert not torch.equal(training.model.head.weight, before["head.weight"])
 
 
-class AtOnce(FixedSchedule):
-    waits = False
-
-
 def test_new_samples_join_the_store_in_evaluation_mode_whatever_model_train_did() -> None:
     sets = Stream([torch.arange(48), torch.arange(24, SAMPLES)])
-    training = Training(AtOnce(((0.1, 2),)), stream=sets)
+    training = Training(FixedSchedule(((0.1, 2),), waits=False), stream=sets)
     while training.dropper.cut == 0:
         training.epoch()
     before = state(training.model)

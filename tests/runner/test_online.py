@@ -60,12 +60,6 @@ class Watched(TensorSource):
         return super().batch(indices, augment)
 
 
-class AtOnce(FixedSchedule):
-    """Does not wait for a chunk's end, like the rivals."""
-
-    waits = False
-
-
 def stream() -> Stream:
     return chunked(data()[1], 3, chunks=3, memory=20)  # 32 new ones each
 
@@ -83,7 +77,7 @@ def test_new_samples_pass_once_through_the_dropped_stages_and_join_the_store(tie
         stream=sets,
         batch_size=BATCH,
         epochs=2,
-        policy=AtOnce([[0.2, 1], [0.75, 2]]),
+        policy=FixedSchedule([[0.2, 1], [0.75, 2]], waits=False),
         costs=cheap_store(model),
         check_every=1,
         store=StoreOptions(budget="0,0,1MB" if tier == "disk" else None, folder=tmp_path),
