@@ -323,9 +323,9 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "cells"),
     [
-        (["--scenario", "scratch"], 2 * 10 * 9),
-        (["--scenario", "fine-tune"], 2 * 10 * 9),
-        (["--scenario", "online"], 2 * 10 * 14),
+        (["--scenario", "scratch"], 2 * 2 * 5 * 11),
+        (["--scenario", "fine-tune"], 2 * 2 * 5 * 11),
+        (["--scenario", "online"], 2 * 2 * 5 * 16),
     ],
 )
 def test_a_suite_can_be_narrowed_to_one_of_its_scenarios(
