@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ from support.report_records import costs, frontier, make_drop, make_record, writ
 from benches import matched
 from ldbench.policies.base import Observation
 from ldbench.policies.rules import FixedSchedule
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_in_the_docs_is_that_of_the_committed_runs() -> None:
+    told = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
+    shown = told.split("<!-- matched table -->\n")[1].split("\n<!-- end -->")[0].splitlines()
+    assert shown == matched.table(ROOT / "results" / "matched")
+    gains = [float(row.split("|")[3].split()[0]) for row in shown[2:]]
+    lows, highs = zip(*(re.findall(r"\[(.*?), (.*?)\]", row)[0] for row in shown[2:]), strict=True)
+    assert len(gains) == len(matched.RULES)
+    assert all(float(low) < 0 < float(high) for low, high in zip(lows, highs, strict=True))  # as the text says
 
 
 def run(*drops: tuple[int, int], steps: int = 100) -> dict[str, object]:
