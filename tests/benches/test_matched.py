@@ -17,7 +17,6 @@ from benches import matched
 from ldbench.policies.base import Observation
 from ldbench.policies.rules import FixedSchedule
 
-
 ROOT = Path(__file__).parents[2]
 
 
