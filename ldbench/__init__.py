@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ldbench.policies.registry import register_method as register_method
     from ldbench.policies.rules import FixedSchedule as FixedSchedule
     from ldbench.policies.rules import LearnAndDrop as LearnAndDrop
+    from ldbench.policies.rules import Paced as Paced
     from ldbench.records.results import load_results as load_results
     from ldbench.reporting.report import write_report as write_report
     from ldbench.stages.split import split_stages as split_stages
@@ -46,6 +47,7 @@ _HOME = {
     "Method": "policies.registry",
     "ModelSpec": "models.fit",
     "Observation": "policies.base",
+    "Paced": "policies.rules",
     "StoreOptions": "store.budget",
     "Stream": "data.stream",
     "UserError": "errors",
