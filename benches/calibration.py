@@ -9,7 +9,7 @@ of training less. It goes through the very functions that judge a real one, from
 
 Accuracies, the scatter of runs from seed to seed, what of it the runs of a seed share, the costs of the rule and how
 they vary, and the noise of times are those of the committed records (``LINES``; ``tests/benches/test_calibration.py``
-holds them against ``results/evidence-cpu.jsonl``). The true frontier is a straight line over the logarithm of the cost, or
+holds them against ``results/evidence-pilot.jsonl``). The true frontier is a straight line over the logarithm of the cost, or
 one that bends as the recorded one does. A rule's run has the accuracy of the true frontier at its cost plus the lead.
 
 Told for every case: the rate of "ahead" per declared group (where the lead is 0 it is false, and may be 2.5 % at most),

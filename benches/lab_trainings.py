@@ -40,7 +40,7 @@ from .lab_results import Results, device_of, options, surroundings
 
 GRID: dict[str, Any] = {
     "model": ["vgg11_bn", "resnet18"], "dataset": ["fashion-mnist[5-9]"], "scenario": ["scratch", "fine-tune"],
-    "method": ["full", "short", "learn-and-drop", "autofreeze+store"], "short_budgets": [0.25, 0.5],
+    "method": ["full", "short", "paced", "autofreeze+store"], "short_budgets": [0.25, 0.5],
     "pretrain_dataset": "fashion-mnist[0-4]", "eval_every": "last", "checkpoint_minutes": 60.0,
 }  # fmt: skip
 GPU = {

@@ -1,78 +1,209 @@
-"""Which of two drop rules is further ahead of training less: a paired comparison over the seeds of an evidence suite.
+"""Rules held against each other over everything that an evidence suite has: how far each is ahead of training less.
 
 A run's lead is what it reaches above the frontier of training less at its own cost, with the same seed, of a stream in
-the mean over the chunks. Rules that stop at different costs can so be held against each other. Nobody declared this
-before the runs: it is exploratory.
+the mean over the chunks. Rules that stop at different costs can so be held against each other. Comparisons (network,
+data set, scenario) count alike. Nobody declared this before the runs: it is exploratory.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ldbench.reporting.comparisons import COMPARISON, records_of
-from ldbench.reporting.frontier import leads
+from benches.lab_tables import line
+from ldbench.policies.registry import DEFAULT_METHOD, get_method
+from ldbench.reporting.columns import columns, speed_columns
+from ldbench.reporting.comparisons import COMPARISON, Record, controls, records_of
+from ldbench.reporting.equal_accuracy import SpeedUp, speed_up
+from ldbench.reporting.formatting import spanned
+from ldbench.reporting.formatting import speed_up as cheaper
+from ldbench.reporting.frontier import Leads, leads, pooled
 from ldbench.reporting.runs import controls_of, finished_runs, prepare, runs_of, ways_of
 from ldbench.reporting.stats import Estimate, t_interval
 from ldbench.reporting.verdicts import AXES
 
-Place = tuple[str, str, int]  # model, scenario, seed
+Rule = tuple[str, str]  # method, its options as JSON
 
 
-def leads_of_all(cells: pd.DataFrame, axis: str) -> dict[tuple[str, str], dict[Place, float]]:
-    """By method and its options (JSON) the lead in points of every finished run."""
-    found: dict[tuple[str, str], dict[Place, float]] = defaultdict(dict)
+class Place(NamedTuple):
+    """Where a run was made."""
+
+    model: str
+    dataset: str
+    scenario: str
+    seed: int
+
+
+class Compared(NamedTuple):
+    """A rule in one comparison: its leads, at other costs too, and by seed its cost over full training's and its accuracy
+    less full training's (fractions).
+    """
+
+    leads: Leads
+    share: Mapping[int, float]
+    to_full: Mapping[int, float]
+
+
+Comparisons = Sequence[tuple[Place, Mapping[Rule, Compared]]]  # with seed -1
+
+
+def _comparisons(cells: pd.DataFrame, axis: str) -> Comparisons:
+    found = []
     for _, group in cells.groupby(COMPARISON, sort=True):
         records = records_of(group)
         prepare(records)
         by_method, _, _ = finished_runs(records)
         counts = "average_accuracy" if any(record["chunks"] for record in records) else "test_accuracy"
-        ways = ways_of(controls_of(by_method)[1], axis, counts)
-        for (method, _, policy), runs in by_method.items():
-            some = leads(runs_of(runs, axis, counts), ways)
-            for seed, lead in zip(some.seeds, some.differences, strict=True):
-                found[method, policy][records[0]["model"], records[0]["scenario"], seed] = 100 * float(lead)
+        full, shortened = controls_of(by_method)
+        ways, of_full = ways_of(shortened, axis, counts), runs_of(full, axis, counts)
+        rules = {}
+        for (method, _, policy), some in by_method.items():
+            if method in controls():
+                continue
+            runs = runs_of(some, axis, counts)
+            both = [(seed, run, of_full[seed]) for seed, run in runs.items() if seed in of_full]
+            rules[method, policy] = Compared(
+                leads(runs, ways, ratios=True),
+                {seed: run.cost / control.cost for seed, run, control in both},
+                {seed: run.accuracy - control.accuracy for seed, run, control in both},
+            )
+        found.append((Place(*(str(records[0][name]) for name in COMPARISON[:3]), -1), rules))
     return found
 
 
-def leads_of(cells: pd.DataFrame, axis: str) -> dict[str, dict[Place, float]]:
-    """By method the lead in points of every finished run with default options."""
-    found: dict[str, dict[Place, float]] = defaultdict(dict)
-    for (method, policy), runs in leads_of_all(cells, axis).items():
-        if not json.loads(policy):
-            found[method] |= runs
-    return found
+def leads_of_all(cells: pd.DataFrame, axis: str) -> dict[Rule, dict[Place, float]]:
+    """By method and its options the lead in points of every finished run of a rule."""
+    return _of_runs(_comparisons(cells, axis))
 
 
-def mean_difference(ours: Mapping[Place, float], theirs: Mapping[Place, float], model: str) -> Estimate:
-    """How much further ahead ``ours`` is: mean over the scenarios of each seed that has them all, with its interval."""
+def _of_runs(comparisons: Comparisons) -> dict[Rule, dict[Place, float]]:
+    found: dict[Rule, dict[Place, float]] = defaultdict(dict)
+    for place, rules in comparisons:
+        for rule, compared in rules.items():
+            for seed, lead in zip(compared.leads.seeds, compared.leads.differences, strict=True):
+                found[rule][place._replace(seed=seed)] = 100 * float(lead)
+    return dict(found)
+
+
+def _over_seeds(several: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean over several comparisons of every seed that has them all."""
+    seeds = sorted(set.intersection(*(set(some) for some in several)))
+    return [float(np.mean([some[seed] for some in several])) for seed in seeds]
+
+
+def mean_difference(ours: Mapping[Place, float], theirs: Mapping[Place, float]) -> Estimate:
+    """How much further ahead ``ours`` is: mean over the comparisons of each seed that has them all, with its interval."""
     differences: dict[int, list[float]] = defaultdict(list)
     for place in ours.keys() & theirs.keys():
-        if place[0] == model:
-            differences[place[2]].append(ours[place] - theirs[place])
-    scenarios = len({place[1] for place in ours if place[0] == model})
-    return t_interval(float(np.mean(some)) for some in differences.values() if len(some) == scenarios)
+        differences[place.seed].append(ours[place] - theirs[place])
+    comparisons = len({place._replace(seed=-1) for place in ours})
+    return t_interval(float(np.mean(some)) for some in differences.values() if len(some) == comparisons)
 
 
-def lead_lines(cells: pd.DataFrame, ours: str = "autofreeze+store", theirs: str = "learn-and-drop") -> list[str]:
-    """A Markdown line per model and axis."""
-    if not {ours, theirs} <= set(cells["method"]):
+@dataclass(frozen=True)
+class Overall:
+    """A rule over all comparisons.
+
+    Attributes:
+        share: by axis its cost over full training's, mean over the comparisons (geometric) and seeds.
+        to_full: its accuracy less full training's, in points.
+        speed_ups: by axis how many times cheaper it is at equal accuracy.
+        leads: by axis its mean lead over training less.
+        default_ahead: by axis how many points further ahead of training less the default rule is.
+    """
+
+    method: str
+    policy: str
+    comparisons: int
+    share: Mapping[str, Estimate]
+    to_full: Estimate
+    leads: Mapping[str, Leads]
+    speed_ups: Mapping[str, SpeedUp]
+    default_ahead: Mapping[str, Estimate]
+
+    def is_a_candidate(self) -> bool:
+        """Whether it could be the default: it drops layers, their forward pass too, and does nothing besides."""
+        method = get_method(self.method)
+        return method.stops and method.execution == "store" and method.prunes is None
+
+    def label(self) -> str:
+        """The method, with its options where it has any."""
+        options = ", ".join(f"{key}={json.dumps(value)}" for key, value in json.loads(self.policy).items())
+        return f"{self.method} ({options})" if options else self.method
+
+
+def ranking(cells: pd.DataFrame) -> list[Overall]:
+    """Every rule that was run in all comparisons, that with the highest speed-up by FLOPs first.
+
+    FLOPs, since they repeat to the bit: a ranking by time would be one of the neighbours on the machine.
+    """
+    by_axis = {axis: _comparisons(cells, axis) for axis in AXES}
+    of_runs = {axis: _of_runs(comparisons) for axis, comparisons in by_axis.items()}
+    default = next((rule for rule in of_runs["flops"] if rule[0] == DEFAULT_METHOD), None)
+    everywhere = set.intersection(*(set(rules) for _, rules in by_axis["flops"])) if by_axis["flops"] else set()
+    found = []
+    for rule in sorted(everywhere):
+        of = {axis: [rules[rule] for _, rules in comparisons] for axis, comparisons in by_axis.items()}
+        mean = {axis: pooled([some.leads for some in several]) for axis, several in of.items()}
+        ahead = {
+            axis: Estimate()
+            if default is None or rule == default
+            else mean_difference(of_runs[axis][default], of_runs[axis][rule])
+            for axis in AXES
+        }
+        logs = {axis: [{k: math.log(v) for k, v in some.share.items()} for some in of[axis]] for axis in AXES}
+        found.append(
+            Overall(
+                *rule,
+                len(of["flops"]),
+                {axis: _exponential(t_interval(_over_seeds(some))) for axis, some in logs.items()},
+                t_interval(_over_seeds([some.to_full for some in of["flops"]])).scaled(100),
+                mean,
+                {axis: speed_up(some) for axis, some in mean.items()},
+                ahead,
+            )
+        )
+    return sorted(found, key=lambda rule: -np.nan_to_num(rule.speed_ups["flops"].ratio))
+
+
+def _exponential(of: Estimate) -> Estimate:
+    return replace(of, mean=math.exp(of.mean), low=math.exp(of.low), high=math.exp(of.high))
+
+
+def winner(cells: pd.DataFrame) -> str:
+    """The rule that drops layers and is most times cheaper than training less at equal accuracy, by FLOPs."""
+    return next(rule.method for rule in ranking(cells) if rule.is_a_candidate())
+
+
+def ranking_lines(cells: pd.DataFrame) -> list[str]:
+    """The table of ``ranking``; nothing where there are fewer than two rules or two seeds to tell them apart by."""
+    rules = ranking(cells)
+    if len(rules) < 2 or max(len(rule.leads["flops"].seeds) for rule in rules) < 2:
         return []
-    lines = []
-    for axis, name in AXES.items():
-        of = leads_of(cells, axis)
-        for model in sorted({place[0] for place in of[ours]}):
-            found = mean_difference(of[ours], of[theirs], model)
-            if found.n > 1:
-                lines.append(
-                    f"* {model}, {name}: {found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}] points, n = {found.n}"
-                )
-    said = (
-        f"How much further ahead of training less `{ours}` is than `{theirs}`, each at its own cost, averaged over the "
-        "scenarios of a seed (exploratory):"
-    )
-    return [said, "", *lines, ""] if lines else []
+    head = [
+        "rule", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "FLOPs ÷ full", "time ÷ full", "points to full",
+    ]  # fmt: skip
+    beside = any(rule.method == DEFAULT_METHOD for rule in rules)
+    if beside:
+        head += [f"`{DEFAULT_METHOD}` is further ahead of training less, points by FLOPs", "by time"]
+    lines = [line(head), line(["---"] * len(head))]
+    for rule in rules:
+        row: Record = columns("to_full", rule.to_full)
+        for axis in AXES:
+            row |= columns(f"share_{axis}", rule.share[axis])
+            row |= speed_columns(f"speed_up_{axis}", rule.speed_ups[axis])
+            row |= columns(f"default_{axis}", rule.default_ahead[axis])
+        texts = [rule.label(), str(len(rule.leads["flops"].seeds)), *(cheaper(row, axis) for axis in AXES)]
+        texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
+        texts += [spanned(row, name) for name in ("to_full", *(f"default_{axis}" for axis in AXES if beside))]
+        lines.append(line(texts))
+    many = rules[0].comparisons
+    over = f"All {many} comparisons together" if many > 1 else "The only comparison"
+    return [f"{over}, each rule at its own cost, means over the seeds' means (exploratory):", "", *lines, ""]

@@ -165,7 +165,7 @@ def differences(out: Path, rule: str, axis: str) -> tuple[dict[str, Estimate], d
                 continue
             for place in named[ours].keys() & named[theirs].keys():
                 gained = named[ours][place] - named[theirs][place]
-                by_seed.setdefault(model, defaultdict(list))[place[2]].append(gained)
+                by_seed.setdefault(model, defaultdict(list))[place.seed].append(gained)
             for one in (ours, theirs):
                 costs[one] += shares_of(frame, *one, named[one])
         if costs:
@@ -187,7 +187,7 @@ def shares_of(frame: pd.DataFrame | None, method: str, policy: str, places: Mapp
     cost = frame["forward_flops"] + frame["backward_flops"]
     full = cost[frame["method"] == "full"].mean()
     mine = (frame["method"] == method) & (frame["policy"].map(_plain) == policy)
-    return [float(value) / float(full) for value in cost[mine & frame["seed"].isin({place[2] for place in places})]]
+    return [float(value) / float(full) for value in cost[mine & frame["seed"].isin({place.seed for place in places})]]
 
 
 def table(out: Path) -> list[str]:

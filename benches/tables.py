@@ -1,10 +1,10 @@
-"""Refreshes the README's tables and figures from the result files that a lab brought home.
+"""Refreshes the README's tables, and pages and figures, from the result files that a lab brought home.
 
-    python -m benches.tables            # rewrites README.md
-    python -m benches.tables --check    # exit code 1 if it is out of date
+    python -m benches.tables            # rewrites README.md, results/evidence-*.md and the figures
+    python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
 Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*.jsonl``
-(of the evidence suites, packed by ``ldbench pack``).
+(of the evidence suites, packed by ``ldbench pack``), whose pages and figures in ``results`` are made too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from benches.lab_tables import energy_table, kernel_table, line, step_table
-from benches.leads import lead_lines
+from benches.leads import ranking_lines
+from ldbench.reporting.comparisons import COMPARISON
 from ldbench.reporting.summary import Tables, tabulate
 
 ROOT = Path(__file__).parents[1]
+IN_README = ("evidence-cpu", "evidence-long")  # those whose claims were declared; every file has a page of its own
 NO_EVIDENCE = (
     "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` and `ldbench pack results/evidence-cpu` make "
     "them."
@@ -46,7 +48,7 @@ def _named(cells: pd.DataFrame, column: str) -> list[str]:
 def evidence_table(files: Sequence[Path]) -> str:
     """Every method and control against full training and the frontier of shortened training, also what is behind."""
     from ldbench.errors import clean
-    from ldbench.reporting.comparisons import COMPARISON, comparison_title, records_of
+    from ldbench.reporting.comparisons import comparison_title, records_of
     from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, slope, spanned, speed_up, standing
 
     head = (
@@ -58,11 +60,11 @@ def evidence_table(files: Sequence[Path]) -> str:
         cells, tables = read(file)
         if cells.empty:
             continue
-        lines += [*_stands_on(file, cells, tables), "", *_groups(tables)]
+        lines += [*_stands_on(file, cells, tables), "", *_groups(tables), "", *ranking_lines(cells)]
         for _, group in tables.lines.groupby(COMPARISON, sort=False):
             rows = records_of(group)
             gained = f"points gained by doubling the budget: {slope(rows[0])}"
-            lines += ["", f"{clean(comparison_title(rows[0]))}; {gained}; {frontier_check(rows[0])}"]
+            lines += [f"{clean(comparison_title(rows[0]))}; {gained}; {frontier_check(rows[0])}"]
             lines += ["", line(head), line(["---"] * len(head))]
             counts = "average_" if rows[0]["streamed"] else ""
             for row in rows:
@@ -72,7 +74,7 @@ def evidence_table(files: Sequence[Path]) -> str:
                 texts += [plus_minus(row, f"{of}_flops_reduction_percent", 1) for of in ("forward", "total")]
                 texts += [spanned(row, f"{counts}difference_at_equal_{axis}_points") for axis in ("flops", "time")]
                 lines.append(line([*texts, standing(row)]))
-        lines.append("")
+            lines.append("")
     return "\n".join(lines).strip() or NO_EVIDENCE
 
 
@@ -87,9 +89,11 @@ def _groups(tables: Tables) -> list[str]:
         "points at equal time", "standing",
     )  # fmt: skip
     lines = [line(head), line(["---"] * len(head))]
+    several = tables.lines["dataset"].nunique() > 1
     for row in sorted(records_of(tables.groups), key=lambda row: (row["standing"], row["kind"], row["model"])):
         said = standing(row)
-        texts = [f"{clean(row['model'])}, {row['kind']}: {clean(row['scenarios'])}", clean(row["label"]), str(row["n"])]
+        over = " on ".join(clean(row[name]) for name in ("scenarios", "datasets")[: 1 + several])
+        texts = [f"{clean(row['model'])}, {row['kind']}: {over}", clean(row["label"]), str(row["n"])]
         texts += [speed_up(row, axis) for axis in ("flops", "time")]
         texts += [spanned(row, f"lead_{axis}_points") for axis in ("flops", "time")]
         lines.append(line([*texts, f"**{said}**" if row["verdict"] == "ahead" else said]))
@@ -97,38 +101,25 @@ def _groups(tables: Tables) -> list[str]:
 
 
 def verdict_table(files: Sequence[Path]) -> str:
-    """Every method that is no control against training less: over its groups of comparisons, and in each of them."""
-    from ldbench.errors import clean
-    from ldbench.reporting.comparisons import records_of
-    from ldbench.reporting.formatting import plus_minus, spanned, speed_up
-
-    head = (
-        "scenario", "model", "method", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "time ÷ full",
-        "forward FLOPs - %", "points to full", "points at equal FLOPs", "points at equal time",
-    )  # fmt: skip
-    differences = ("difference_to_full", "difference_at_equal_flops", "difference_at_equal_time")
+    """Every rule against training less: over its groups of comparisons, and over all of them together."""
     lines = []
     for file in files:
         cells, tables = read(file)
-        rows = [row for row in records_of(tables.lines) if row["verdict"] != "control"]
-        if not rows:
+        if not (tables.lines.get("verdict", "control") != "control").any():
             continue
-        lines += [*_stands_on(file, cells, tables), "", *_groups(tables), "", line(head), line(["---"] * len(head))]
-        for row in sorted(rows, key=lambda row: (row["dataset"], row["scenario"], row["model"])):
-            counts = "average_" if row["streamed"] else ""
-            texts = [row["scenario"], clean(row["model"]), clean(row["label"]), str(row["runs"])]
-            texts += [speed_up(row, axis) for axis in ("flops", "time")]
-            texts += [spanned(row, "train_time_ratio", "", 2), plus_minus(row, "forward_flops_reduction_percent", 1)]
-            lines.append(line([*texts, *(spanned(row, f"{counts}{name}_points") for name in differences)]))
+        lines += [*_stands_on(file, cells, tables), ""]
+        ranked = ranking_lines(cells)
+        if not ranked or len(tables.lines.groupby(COMPARISON)) > 1:
+            lines += [*_groups(tables), ""]
+        lines += ranked
         name = file.stem
         lines += [
-            "",
-            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds, each by "
-            f"itself. Controls, accuracies, slopes and the frontiers' own check: [results/{name}.md](results/{name}.md).",
+            "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds, each by itself. "
+            "Comparison by comparison, with controls, accuracies, slopes and the frontiers' own check: "
+            f"[results/{name}.md](results/{name}.md).",
             "",
             f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
             "",
-            *lead_lines(cells),
         ]
     return "\n".join(lines).strip() or NO_EVIDENCE
 
@@ -149,15 +140,17 @@ def _stands_on(file: Path, cells: pd.DataFrame, tables: Tables) -> list[str]:
 
 def evidence_figure(file: Path) -> str:
     """Accuracy (of streams the mean over the chunks) against the FLOPs of training, by comparison, as SVG."""
-    from ldbench.reporting.comparisons import COMPARISON, records_of
+    from ldbench.reporting.comparisons import records_of
     from ldbench.reporting.plots import Point, cost_grid
 
     panels: dict[str, list[Point]] = {}
+    several = read(file)[1].lines["dataset"].nunique() > 1
     for _, group in read(file)[1].lines.groupby(COMPARISON, sort=False):
         rows = records_of(group)
         name = "average_accuracy_percent" if rows[0]["streamed"] else "test_accuracy_percent"
         what = ", mean over the chunks" if rows[0]["streamed"] else ""
-        panel = panels[f"{rows[0]['model']}, {rows[0]['scenario']}{what}"] = []
+        where = f"{rows[0]['dataset']}, " if several else ""
+        panel = panels[f"{rows[0]['model']}, {where}{rows[0]['scenario']}{what}"] = []
         for row in rows:
             flops = tuple(100 - row[f"total_flops_reduction_percent_{part}"] for part in ("mean", "high", "low"))
             reached = tuple(row[f"{name}_{part}"] for part in ("mean", "low", "high"))
@@ -186,21 +179,30 @@ def main() -> int:
     options = parser.parse_args()
     labs, readme = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "README.md"
     evidence = sorted((ROOT / "results").glob("evidence-*.jsonl"))
+    told = [file for file in evidence if file.stem in IN_README]
     tables = {
         "kernel": kernel_table(labs),
-        "evidence": verdict_table(evidence),
+        "evidence": verdict_table(told),
         "step": step_table(labs),
         "energy": energy_table(labs),
     }
-    before = readme.read_text()
-    after = refreshed(before, tables)
+    made = {readme: refreshed(readme.read_text(encoding="utf-8"), tables)}
+    for file in evidence:
+        made[file.with_suffix(".md")] = f"# {file.stem}\n\n{evidence_table([file])}\n"
     if options.check:
-        print("README.md is out of date: python -m benches.tables" if after != before else "README.md is up to date")
-        return int(after != before)
-    readme.write_text(after)
+        stale = [
+            path.name for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+        ]
+        print(
+            f"{', '.join(stale)} out of date: python -m benches.tables"
+            if stale
+            else "README.md and pages are up to date"
+        )
+        return int(bool(stale))
+    for path, text in made.items():
+        path.write_text(text, encoding="utf-8")
     for file in evidence:
         file.with_suffix(".svg").write_text(evidence_figure(file))
-        file.with_suffix(".md").write_text(f"# {file.stem}\n\n{evidence_table([file])}\n")
     return 0
 
 

@@ -47,7 +47,7 @@ def test_the_five_lines_train_and_drop() -> None:
     dropper = scope["dropper"]
     assert isinstance(dropper, ldbench.LayerDropper)
     assert dropper.step_count == dropper.total_steps == 12 * 4
-    assert dropper.checks
+    assert dropper.cut > 0  # stages have left
     model.eval()
     after = nn.functional.cross_entropy(model(images), targets)
     assert float(after.detach()) < 0.5 * float(before.detach())
@@ -69,14 +69,15 @@ def test_the_lines_for_data_that_arrive_over_time_train_on_every_set() -> None:
     assert dropper.chunk == 1
 
 
-def test_the_method_that_the_readme_registers_can_be_registered() -> None:
+def test_the_method_that_the_readme_registers_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ldbench.policies import registry
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     text = README.read_text(encoding="utf-8")
     line = re.search(r"ldbench\.register_method\(.*\)", text)
     assert line
     exec(line[0], {"ldbench": ldbench})
-    from ldbench.policies.registry import get_method
-
-    assert get_method("early-half").execution == "store"
+    assert registry.get_method("early-half").execution == "store"
 
 
 def test_every_public_name_exists_and_is_listed() -> None:

@@ -88,11 +88,14 @@ def pack(
     scores: Annotated[
         bool, typer.Option("--scores", help="Keep the scores of every check too; they are large.")
     ] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Leave out epochs and tuning runs too, which no table needs; outcomes stay.")
+    ] = False,
 ) -> None:
     """Write a results folder as one text file that report and verify read alike: records without weights."""
     from ldbench.cli.commands import pack_command
 
-    raise typer.Exit(pack_command(directory, out, scores=scores))
+    raise typer.Exit(pack_command(directory, out, scores=scores, brief=brief))
 
 
 @app.command()

@@ -162,17 +162,19 @@ def _print_damaged(screen: Console, damaged: list[tuple[str, str]]) -> None:
         screen.print(f"{path}: {said}", markup=False, soft_wrap=True)
 
 
-def pack_command(directory: Path, out: Path | None, *, scores: bool) -> int:
+def pack_command(directory: Path, out: Path | None, *, scores: bool, brief: bool) -> int:
     """Write a results folder as one file. Exit code 0, or 1 when something in it is damaged, which is kept so."""
     from ldbench.io.atomic import write_bytes
     from ldbench.records.integrity import verify
     from ldbench.records.packing import pack
     from ldbench.records.stored import Folder
 
+    if scores and brief:
+        raise UserError("--scores keeps more and --brief less: choose one")
     place = Folder(directory)
     place.check()
     file = out if out is not None else directory.resolve().with_name(f"{directory.resolve().name}.jsonl")
-    data, folders = pack(place, scores=scores)
+    data, folders = pack(place, scores=scores, brief=brief)
     try:
         write_bytes(file, data)
     except OSError as error:

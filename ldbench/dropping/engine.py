@@ -64,9 +64,8 @@ from ldbench.dropping.user_data import open_user_data, try_network
 from ldbench.errors import UserError
 from ldbench.io.places import temporary_folder
 from ldbench.policies.base import Policy
-from ldbench.policies.baselines import AutoFreeze
 from ldbench.policies.infobatch import InfoBatch
-from ldbench.policies.registry import Execution
+from ldbench.policies.registry import DEFAULT_METHOD, Execution, get_method
 from ldbench.seeds import sample_order
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
@@ -112,7 +111,8 @@ class LayerDropper:
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out. A ``DataLoader`` brings its
             own.
         epochs: length of the run; ``total_steps`` says it in optimizer steps instead.
-        policy: when to drop; ``AutoFreeze()`` by default, which was ahead of the others where they were compared.
+        policy: when to drop; ``Paced()`` by default, which was furthest ahead of training less where rules were
+                compared.
             Where it has learning rates of its own (``lr_scales``), the loop has to follow.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
@@ -202,7 +202,7 @@ class LayerDropper:
         self.model, compiled = plain_network(model)
         _take_over(self.model)
         self.execution, self.on_drop, self.refresh_statistics = execution, on_drop, refresh_statistics
-        self.policy = AutoFreeze() if policy is None else policy
+        self.policy = get_method(DEFAULT_METHOD).policy() if policy is None else policy
         self.hooks, options = Hooks() if hooks is None else hooks, store or StoreOptions()
         options.check()
         self.device = next(self.model.parameters()).device

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ldbench.policies.registry import DEFAULT_METHOD
+
 OF_RECIPE = (
     "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup_fraction", "label_smoothing", "clip_norm",
     "batch_size",
@@ -40,7 +42,7 @@ class Experiment:
     model: tuple[str, ...] = ("resnet18",)
     dataset: tuple[str, ...] = ("digits",)
     scenario: tuple[str, ...] = ("scratch",)
-    method: tuple[str, ...] = ("full", "short", "autofreeze+store")
+    method: tuple[str, ...] = ("full", "short", DEFAULT_METHOD)
     seeds: tuple[int, ...] = (0,)
     short_budgets: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
     epochs: int = 12

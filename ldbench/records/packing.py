@@ -16,22 +16,23 @@ EXPERIMENT = "experiment.json"
 PLACES = ("init", "cost_table")  # options that hold a path
 
 
-def pack(place: Stored, *, scores: bool = False) -> tuple[bytes, int]:
+def pack(place: Stored, *, scores: bool = False, brief: bool = False) -> tuple[bytes, int]:
     """A results folder as the bytes of one file, in an order that depends on names alone, and how many runs it holds.
 
     Left out are weights, checkpoints, reports, ``plan.json`` (which only tells a run what it need not do again), what
-    was set aside as damaged and, without ``scores``, every ``scores.jsonl``. Absolute paths in ``experiment.json``
+    was set aside as damaged and, without ``scores``, every ``scores.jsonl``; with ``brief`` every ``epochs.jsonl`` and the
+    runs of the tuning too, whose outcome stays: what no table needs. Absolute paths in ``experiment.json``
     become names, see ``portable``. What is damaged is kept as it is, for ``verify`` to name. Raises ``OSError``.
     """
-    names = (*OBJECTS, "epochs.jsonl", *(["scores.jsonl"] if scores else []))
+    names = (*OBJECTS, *(["epochs.jsonl"] if not brief else []), *(["scores.jsonl"] if scores else []))
     experiment = _contents(place, "", (EXPERIMENT, TUNING, *place.files("costs")))
     folders = []
-    for inside in ("cells", "pretrained", f"{RUNS}/cells"):
+    for inside in ("cells", "pretrained", *([f"{RUNS}/cells"] if not brief else [])):
         for cell in place.cells(inside):
             contents = _contents(place, f"{inside}/{cell}/", names)
             if contents or inside == "cells":
                 folders.append((f"{inside}/{cell}", contents))
-    return pack_lines(experiment, folders, {"scores": scores}), len(folders)
+    return pack_lines(experiment, folders, {"scores": scores} | ({"brief": True} if brief else {})), len(folders)
 
 
 def _contents(place: Stored, folder: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -160,7 +160,8 @@ def _row(
     row: Record = {name: getattr(key, name) for name in ("model", "kind", "method", "policy", "setting")}
     row |= {"comparisons": len(group.lines), "tests": tests}
     row |= {"standing": "exploratory" if group.exploratory else "declared", "axes": ", ".join(group.axes)}
-    row["scenarios"] = ", ".join(dict.fromkeys(str(some["scenario"]) for some in rows))
+    for of in ("scenario", "dataset"):
+        row[f"{of}s"] = ", ".join(dict.fromkeys(str(some[of]) for some in rows))
     row["flat"] = bool(rows) and all(some["frontier_state"] == "saturated" for some in rows)
     row["n"] = max((len(some.seeds) for some in group.leads.values()), default=0)
     for axis, some in group.leads.items():

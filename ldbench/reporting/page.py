@@ -118,7 +118,8 @@ def _group_means(means: Sequence[Record]) -> Html:
     lines = []
     for row in means:
         setting = f" ({clean(row['setting_label'])})" if row["setting_label"] else ""
-        over = f"{row['comparisons']} comparison{'s' * (row['comparisons'] != 1)}: {clean(row['scenarios'])}"
+        of = " on ".join(clean(row[name]) for name in ("scenarios", "datasets") if row[name])
+        over = f"{row['comparisons']} comparison{'s' * (row['comparisons'] != 1)}: {of}"
         texts = [f"{clean(row['model'])}, {row['kind']}{setting}", clean(row["label"]), row["standing"]]
         lines.append((_tone(row["verdict"]), [*texts, *_opened(row), f"{over}; n = {row['n']}"]))
     heads = ["mean over", "method", "standing", *OPENED, "of"]

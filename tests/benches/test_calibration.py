@@ -77,7 +77,7 @@ def test_what_is_simulated_is_what_the_committed_records_hold() -> None:
     from benches.calibration import LINES, RECORDED, RULES
     from ldbench.records.results import load_results
 
-    found = by_comparison(load_results(ROOT / "results" / "evidence-cpu.jsonl"))
+    found = by_comparison(load_results(ROOT / "results" / "evidence-pilot.jsonl"))
     scenarios = ("scratch", "fine-tune", "online", "online-fine-tune")
     for place, line in enumerate(LINES):
         scenario = scenarios[place % 4]

@@ -101,6 +101,23 @@ def test_scores_are_left_out_unless_asked_for_and_the_file_says_so(both: tuple[P
     assert list(verify(without)) == []
 
 
+def test_a_brief_file_has_what_tables_need_and_neither_epochs_nor_tuning_runs(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, file = both
+    brief = tmp_path / "brief.jsonl"
+    ended = ldbench("pack", folder, "--brief", "--out", brief)
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(brief.read_text().splitlines()[0])["brief"] is True
+    assert "epochs.jsonl" not in brief.read_text()
+    assert "tuning/cells/" in file.read_text()
+    assert "tuning/cells/" not in brief.read_text()
+    assert list(verify(brief)) == []
+    same(folder, brief)
+    assert ldbench("report", brief).code == 0
+    assert "choose one" in ldbench("pack", folder, "--brief", "--scores").err
+
+
 def test_report_and_verify_take_the_file_as_they_take_the_folder(both: tuple[Path, Path]) -> None:
     folder, file = both
     of_folder, of_file = ldbench("report", folder, "--json"), ldbench("report", file, "--json")
