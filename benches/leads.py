@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from benches.lab_tables import line
-from ldbench.policies.registry import DEFAULT_METHOD, get_method
+from ldbench.policies.base import DEFAULT_METHOD
+from ldbench.policies.registry import get_method
 from ldbench.reporting.columns import columns, speed_columns
 from ldbench.reporting.comparisons import COMPARISON, Record, controls, records_of
 from ldbench.reporting.equal_accuracy import SpeedUp, speed_up

@@ -15,7 +15,8 @@ import ldbench
 from ldbench.experiment.claims import claims_digest
 from ldbench.experiment.files import read_experiment
 from ldbench.experiment.validation import experiment_from_dict
-from ldbench.policies.registry import DEFAULT_METHOD, get_method
+from ldbench.policies.base import DEFAULT_METHOD
+from ldbench.policies.registry import get_method
 from ldbench.records.declared import Declared
 
 ROOT = Path(__file__).parents[1]

@@ -63,9 +63,9 @@ from ldbench.dropping.statistics import moving_statistics
 from ldbench.dropping.user_data import open_user_data, try_network
 from ldbench.errors import UserError
 from ldbench.io.places import temporary_folder
-from ldbench.policies.base import Policy
+from ldbench.policies.base import DEFAULT_METHOD, Policy
 from ldbench.policies.infobatch import InfoBatch
-from ldbench.policies.registry import DEFAULT_METHOD, Execution, get_method
+from ldbench.policies.registry import Execution, get_method
 from ldbench.seeds import sample_order
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth

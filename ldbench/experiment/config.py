@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldbench.policies.registry import DEFAULT_METHOD
+from ldbench.policies.base import DEFAULT_METHOD
 
 OF_RECIPE = (
     "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup_fraction", "label_smoothing", "clip_norm",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+DEFAULT_METHOD = "paced"  # of those that drop layers the one that was most ahead, see the README's tables
+
 
 def is_number(value: object) -> bool:
     """An int or float, not a bool."""

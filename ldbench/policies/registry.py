@@ -19,7 +19,6 @@ from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
 Execution = Literal["store", "freeze"]
 Spread = Literal["evenly", "early", "placed"]
 PRUNED = "+infobatch"
-DEFAULT_METHOD = "paced"  # of those that drop layers the one that was most ahead, see the README's tables
 
 
 @dataclass(frozen=True)

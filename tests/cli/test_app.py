@@ -349,10 +349,10 @@ def test_a_dry_run_of_a_long_grid_is_told_comparison_by_comparison(
     code, out, said = in_process(capsys, monkeypatch, "run", "evidence-full", "--data-root", ".", "--dry-run")
     assert code == 2  # no data here
     assert "mnist not found" in said
-    assert "7800 cells" in out
+    assert "8200 cells" in out
     assert sum("resnet152" in line for line in out.splitlines()) == 4 * 4  # data sets x scenarios
     [row] = [line.split() for line in out.splitlines() if line.split()[:3] == ["vgg16_bn", "mnist", "online"]]
-    assert row[3:] == ["22", "5", "110", "0"]
+    assert row[3:] == ["23", "5", "115", "0"]
 
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:

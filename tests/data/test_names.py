@@ -95,7 +95,7 @@ def test_cells_and_claims_are_the_same_wherever_the_folder_lies() -> None:
     def made(path: str) -> tuple[list[str], str | None]:
         table = {
             "dataset": f"a=folder:{path}[0-3]", "pretrain_dataset": f"a=folder:{path}[4-9]", "scenario": "fine-tune",
-            "claims": {"method": "autofreeze+store"},
+            "claims": {"method": "paced"},
         }  # fmt: skip
         experiment = experiment_from_dict(table)
         found = list(cells(experiment, default_recipe))
