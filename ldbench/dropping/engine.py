@@ -111,8 +111,8 @@ class LayerDropper:
         batch_size: samples per minibatch; the last, smaller one of an epoch is left out. A ``DataLoader`` brings its
             own.
         epochs: length of the run; ``total_steps`` says it in optimizer steps instead.
-        policy: when to drop; ``Paced()`` by default, which was furthest ahead of training less where rules were
-                compared.
+        policy: when to drop; ``Paced()`` by default, which was furthest ahead of training less where they were
+            compared.
             Where it has learning rates of its own (``lr_scales``), the loop has to follow.
         execution: "store" skips the dropped stages' forward pass too, "freeze" their backward pass alone.
         seed: of the sample order and of dropout.
