@@ -89,7 +89,7 @@ def test_the_default_is_the_rule_that_was_furthest_ahead(cpu: pd.DataFrame, monk
         assert re.search(rf"`{re.escape(DEFAULT_METHOD)}`,? the default", text)
 
 
-@pytest.mark.parametrize("name", ["cpu"])
+@pytest.mark.parametrize("name", ["cpu", "long"])
 def test_what_a_suite_claims_is_what_its_committed_runs_were_made_under(name: str) -> None:
     cells = evidence(name)
     declared, asked = cells.attrs["declared"], experiment_from_dict(read_experiment(f"evidence-{name}"))
