@@ -7,7 +7,6 @@ data set, scenario) count alike. Nobody declared this before the runs: it is exp
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from benches.lab_tables import line
 from ldbench.policies.base import DEFAULT_METHOD
 from ldbench.policies.registry import get_method
 from ldbench.reporting.columns import columns, speed_columns
-from ldbench.reporting.comparisons import COMPARISON, Record, controls, records_of
+from ldbench.reporting.comparisons import COMPARISON, Record, controls, records_of, with_options
 from ldbench.reporting.equal_accuracy import SpeedUp, speed_up
 from ldbench.reporting.formatting import spanned
 from ldbench.reporting.formatting import speed_up as cheaper
@@ -136,8 +135,7 @@ class Overall:
 
     def label(self) -> str:
         """The method, with its options where it has any."""
-        options = ", ".join(f"{key}={json.dumps(value)}" for key, value in json.loads(self.policy).items())
-        return f"{self.method} ({options})" if options else self.method
+        return with_options(self.method, self.policy)
 
 
 def ranking(cells: pd.DataFrame) -> list[Overall]:

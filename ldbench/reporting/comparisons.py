@@ -44,17 +44,23 @@ def by_comparison(frame: pd.DataFrame) -> dict[tuple[Any, ...], list[Record]]:
 
 
 def method_labels(records: Iterable[Record]) -> dict[Variant, str]:
-    """Readable name per (method, budget or -1, policy): the budget of ``short``, the options where they differ."""
+    """Readable name per (method, budget or -1, policy): the budget of ``short``, and the options that were set."""
     keys = {variant(record) for record in records}
     policies: dict[str, set[str]] = defaultdict(set)
     for method, _, policy in keys:
         policies[method].add(policy)
     labels = {}
     for method, budget, policy in keys:
-        options = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(policy).items())) or "default options"
-        text = method if budget < 0 else f"{method} {budget:g}"
-        labels[method, budget, policy] = f"{text} ({options})" if len(policies[method]) > 1 else text
+        text = with_options(method if budget < 0 else f"{method} {budget:g}", policy)
+        alone = policy != "{}" or len(policies[method]) == 1
+        labels[method, budget, policy] = text if alone else f"{text} (default options)"
     return labels
+
+
+def with_options(name: str, policy: str) -> str:
+    """A method's name with the options that were set: "paced (pace=2.0)". ``policy``: these, as JSON."""
+    options = ", ".join(f"{key}={json.dumps(value)}" for key, value in sorted(json.loads(policy).items()))
+    return f"{name} ({options})" if options else name
 
 
 def variant(record: Mapping[str, Any]) -> Variant:

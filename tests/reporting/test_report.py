@@ -259,6 +259,14 @@ def test_different_settings_and_policies_are_never_pooled(tmp_path: Path) -> Non
     assert set(summary["runs"]) == {1}
 
 
+def test_options_that_were_set_are_told_where_every_run_has_them_too(tmp_path: Path) -> None:
+    write_cell(tmp_path, make_record("full", 0))
+    write_cell(tmp_path, make_record("short", 0, budget=0.5))
+    write_cell(tmp_path, make_record("learn-and-drop", 0), policy={"waits": False, "pace": 2.0})
+    labels = set(summarize(load_results(tmp_path))["label"])
+    assert labels == {"full", "short 0.5", "learn-and-drop (pace=2.0, waits=false)"}
+
+
 def test_a_repeated_seed_is_reported_and_not_counted_twice(tmp_path: Path) -> None:
     write_grid(tmp_path, seeds=range(2), methods=())
     folder = tmp_path / "cells" / "zz-copy"

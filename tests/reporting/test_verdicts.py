@@ -365,7 +365,7 @@ def test_rules_with_other_options_are_groups_of_their_own(tmp_path: Path) -> Non
         write_cell(tmp_path, make_record("learn-and-drop", seed), refresh_statistics=True)
     labels = sorted(groups_in(tmp_path))
     assert labels == [
-        "learn-and-drop (default options)", "learn-and-drop (patience=3)", "learn-and-drop (refresh_statistics=True)",
+        "learn-and-drop (default options)", "learn-and-drop (patience=3)", "learn-and-drop (refresh_statistics=true)",
     ]  # fmt: skip
 
 
