@@ -34,6 +34,45 @@ def epochs_run(cell: Cell) -> int:
     return max(1, math.ceil(cell.epochs * (cell.budget or 1.0))) * (cell.chunks or 1)
 
 
+class _Pace:
+    """How long a run will go on: what epochs of a method on a network have taken this process, of a method not yet
+    seen those of its network, of a network not yet seen all. Cells that other processes take over shorten it.
+    """
+
+    def __init__(self) -> None:
+        self._spent: dict[tuple[str, ...], list[float]] = {}
+        self._later: Sequence[Cell] = ()
+        self._cell: Cell | None = None
+        self._at_first, self._own = 0, -1
+
+    def began(self, cell: Cell, later: Sequence[Cell]) -> None:
+        """A cell of this process, and those it may run after it."""
+        self._cell, self._later, self._own = cell, later, self._own + 1
+        self._at_first = self._at_first or len(later)
+
+    def took(self, seconds: float) -> None:
+        """An epoch of the cell is over."""
+        assert self._cell is not None, "began before"
+        for key in self._keys(self._cell):
+            self._spent.setdefault(key, []).append(seconds)
+
+    def left(self, epochs: int) -> float:
+        """Seconds, with so many epochs of the cell to come. At least one epoch is over."""
+        assert self._cell is not None, "began before"
+        later = sum(epochs_run(cell) * self._seconds(cell) for cell in self._later)
+        gone = self._at_first - len(self._later)  # since the first cell, whoever ran them
+        together = max(1.0, gone / self._own) if self._own else 1.0
+        return epochs * self._seconds(self._cell) + later / together
+
+    def _seconds(self, cell: Cell) -> float:
+        seen = next(self._spent[key] for key in self._keys(cell) if key in self._spent)
+        return sum(seen) / len(seen)
+
+    @staticmethod
+    def _keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
+        return (cell.model, cell.method), (cell.model,), ()
+
+
 class ConsoleProgress:
     """Tells the run to a person on ``console``."""
 
@@ -41,7 +80,7 @@ class ConsoleProgress:
         self.console, self.quiet = console, quiet
         self._status: Status | None = None
         self._title, self._cell_began, self._epoch_began = "", 0.0, 0.0
-        self._epochs, self._later, self._seen, self._spent = 0, 0, 0, 0.0
+        self._epochs, self._pace = 0, _Pace()
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -52,7 +91,8 @@ class ConsoleProgress:
         """Open the line of a cell, the ``number``-th of ``total``; ``later``: those this process may run after it;
         ``trying``: the values it tries, where it is a run of the tuning.
         """
-        self._epochs, self._later = epochs_run(cell), sum(map(epochs_run, later))
+        self._epochs = epochs_run(cell)
+        self._pace.began(cell, later)
         self._cell_began = self._epoch_began = time.monotonic()
         method = cell_title(cell.method, cell.budget)
         scenario = "" if cell.scenario == "scratch" else f"{cell.scenario}, "
@@ -68,18 +108,18 @@ class ConsoleProgress:
             self.note(self._title)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Tell an epoch: loss, accuracy, live stages, time left of the whole run at the pace of this process so far."""
+        """Tell an epoch: loss, accuracy, live stages, time left of the whole run, see ``_Pace``."""
         if self.quiet:
             return
         now = time.monotonic()
-        self._spent, self._seen, self._epoch_began = self._spent + now - self._epoch_began, self._seen + 1, now
+        self._pace.took(now - self._epoch_began)
+        self._epoch_began = now
         accuracy = next((row[key] for key in ("test_accuracy", "val_accuracy") if row[key] is not None), None)
         shown = "" if accuracy is None else f", accuracy {accuracy:.4f}"
         stages = f"{row['live_stages']} of {row['live_stages'] + row['dropped_stages']} stages live"
         self._epochs = max(self._epochs, row["epoch"] + 1)  # a method may add steps on the way
         text = f"epoch {row['epoch'] + 1} of {self._epochs}: loss {row['train_loss']:.4f}{shown}, {stages}"
-        left = self._spent / self._seen * (self._epochs - row["epoch"] - 1 + self._later)
-        text += f", about {duration(left)} left"
+        text += f", about {duration(self._pace.left(self._epochs - row['epoch'] - 1))} left"
         if self._status is not None:
             self._status.update(escape(f"{self._title} | {text}"))
         else:
