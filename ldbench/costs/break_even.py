@@ -64,7 +64,7 @@ class StorePlan:
 
 
 def build_seconds(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> float:
-    """Time to make the store at ``cut`` from what training reads at ``current``, and for the statistics where they are re-estimated."""
+    """Time to make the store at ``cut`` from what training reads at ``current``, statistics re-estimated included."""
     batches = plan.samples / table.batch_size
     source = plan.source_seconds(table, current, plan.current_tier)
     per_batch = source + sum(table.inference[current:cut])

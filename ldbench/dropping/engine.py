@@ -147,7 +147,8 @@ class LayerDropper:
         cut: leading stages that are gone.
         pruning: which samples sit the epoch out that runs; None where none does.
         resizing: scales images for a policy that trains on small ones first; None for all others.
-        schedule, minibatches, monitors, costs, decider, activations, live, account: the engine's parts, each with a state of its own.
+        schedule, minibatches, monitors, costs, decider, activations, live, account: the engine's parts, each with a
+            state of its own.
 
     Raises:
         UserError: the model, the optimizer or the data is something that layers cannot be dropped from; the message

@@ -124,8 +124,8 @@ class Paced(NeverDrop):
     After a share p of the run floor(``pace`` x p x stages) leading stages are gone, none before ``earliest`` and never the
     last one: with a pace of 1.5 half of them after a third of the run, all but the last after two thirds. Of the stages
     that are due the engine takes those that it pays to drop. In streams they leave at once, or with ``waits`` when their
-    chunk is over: at once was 2.8 times cheaper than training less at equal accuracy, and waiting 2.2 times (a narrow VGG-11, five
-    chunks of 400 images, two seeds).
+    chunk is over: at once was 2.8 times cheaper than training less at equal accuracy, and waiting 2.2 times (a narrow
+    VGG-11, five chunks of 400 images, two seeds).
     """
 
     def __init__(self, pace: float = 1.5, earliest: float = 0.2, waits: bool = False) -> None:

@@ -52,8 +52,9 @@ SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name n
 
 
 def load_results(directory: Place, *, stages: bool = False) -> pd.DataFrame:
-    """Every readable cell of a results folder, or of a file that ``ldbench pack`` made of one, as one row, sorted by model, data set, scenario, method, budget and seed.
+    """Every readable cell of a results folder, or of a file that ``ldbench pack`` made of one, as one row.
 
+    They are sorted by model, data set, scenario, method, budget and seed.
     Columns are the keys of ``result.json`` (units in the names, missing numbers NaN), ``environment_<key>`` for each
     entry of the environment, ``setting`` and ``policy`` (canonical JSON out of ``config.json``), ``cell`` (folder
     name), ``stage_count``, ``test_correct`` (packed bits; see ``unpack_correct``), and the lists ``drops``,
@@ -96,7 +97,7 @@ def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | N
 
 
 def read_lines(place: Place, name: str) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl`` file of the results; torn or foreign lines and the seal are skipped; empty without a file."""
+    """The JSON objects of a ``.jsonl`` file of the results; empty without one. Torn or foreign lines and the seal are skipped."""
     found = (_parse(line) for line in _text_lines(stored(place), name))
     return [value for value in found if isinstance(value, dict) and "sha256" not in value]
 

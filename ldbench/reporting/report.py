@@ -35,9 +35,9 @@ def write_report(
     tables: Tables | None = None,
     all_figures: bool = False,
 ) -> Path:
-    """Write ``report/index.html`` (of a packed file NAME.jsonl, ``NAME-report`` beside it) with ``groups.csv``, ``table.csv``, ``cells.csv`` and ``drops.csv`` beside it; returns its path.
+    """Write ``report/index.html`` with ``groups.csv``, ``table.csv``, ``cells.csv`` and ``drops.csv``; returns its path.
 
-    Streams get a ``chunks.csv`` too.
+    Of a packed file NAME.jsonl they go into ``NAME-report`` beside it. Streams get a ``chunks.csv`` too.
 
     ``results`` is what ``load_results`` gave for the directory, ``tables`` what ``tabulate`` made of it, to spare
     doing either twice. Of more than 6 comparisons two have every figure, six more have accuracy against cost, the
