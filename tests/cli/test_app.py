@@ -157,7 +157,8 @@ def test_the_report_as_json_has_its_groups_first(results: tuple[Path, str], tmp_
     told = json.loads(shown.stdout)
     assert list(told) == ["report", "groups", "cells"]
     labels = {row["label"] for row in told["groups"]}
-    assert labels == {"learn-and-drop", "freeze", "freezeout", "schedule"}
+    drops = "schedule (drops=[[0.25, 0.3], [0.5, 0.6]])"
+    assert labels == {"learn-and-drop (remaining=1.0)", "freeze", "freezeout", drops}
     assert {row["standing"] for row in told["groups"]} == {"exploratory"}
     assert len(told["cells"]) == 10
 

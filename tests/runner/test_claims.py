@@ -62,7 +62,7 @@ def test_every_record_carries_what_was_declared_and_the_report_judges_that_alone
     cells = load_results(out)
     assert set(cells["typical_train_seconds"].notna()) == {True}
     tables = tabulate(cells)
-    standings = {(row["label"], row["kind"]): row["standing"] for row in tables.groups.to_dict("records")}
+    standings = {(row["method"], row["kind"]): row["standing"] for row in tables.groups.to_dict("records")}
     assert standings == {
         ("schedule", "single set"): "declared",
         ("schedule", "streams"): "declared",
@@ -85,7 +85,7 @@ def test_more_seeds_after_a_look_make_it_exploratory(finished: Path, tmp_path: P
     ran(suite(tmp_path, seeds=[3, 4, 5]), out)
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
     groups = tabulate(load_results(out)).groups
-    single = groups[(groups["label"] == "schedule") & (groups["kind"] == "single set")].to_dict("records")
+    single = groups[(groups["method"] == "schedule") & (groups["kind"] == "single set")].to_dict("records")
     assert [row["standing"] for row in single] == ["exploratory"]
     assert "were not made under what is declared now" in single[0]["verdict_reason"]
     ran(suite(tmp_path), out)  # what was declared first is asked for again: what is there now is not what it says
