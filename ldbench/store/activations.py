@@ -195,7 +195,8 @@ class Activations:
     def _admit(self, new: Tensor, rows: Tensor) -> None:
         assert self.store is not None
         unkeep_store(self.store)
-        batches, limit = torch.split(new, self.batch_size), self.store.largest
+        batches = torch.split(new, self.batch_size) if len(new) else ()
+        limit = self.store.largest
         read_ahead(self.views, batches)
         for indices in batches:
             self.on_batch()

@@ -66,6 +66,18 @@ def test_new_samples_join_the_store_in_evaluation_mode_whatever_model_train_did(
     torch.testing.assert_close(training.dropper.activations.read(new), direct.flatten(1), rtol=1e-5, atol=1e-6)
 
 
+def test_a_set_in_which_nothing_is_new_goes_on_with_the_store_as_it_is() -> None:
+    sets = Stream([torch.arange(48), torch.arange(48), torch.arange(24, 48)])
+    training = Training(FixedSchedule(((0.1, 2),), waits=False), stream=sets)
+    while training.dropper.cut == 0:
+        training.epoch()
+    before = training.dropper.activations.read(torch.arange(24, 48)).clone()
+    for chunk in (1, 2):
+        training.dropper.begin_chunk(chunk)
+        training.epoch()
+    assert torch.equal(training.dropper.activations.read(torch.arange(24, 48)), before)
+
+
 # --- the model stays the user's own
 # ------------------------------------------------------------------------------------
 
