@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,37 +41,40 @@ class _Pace:
     """
 
     def __init__(self) -> None:
-        self._spent: dict[tuple[str, ...], list[float]] = {}
-        self._later: Sequence[Cell] = ()
-        self._cell: Cell | None = None
-        self._at_first, self._own = 0, -1
+        self._spent: dict[tuple[str, ...], tuple[float, int]] = {}  # seconds and epochs
+        self._keys = _keys("", "")
+        self._later: Counter[tuple[str, str]] = Counter()  # epochs by network and method
+        self._cells = self._at_first = 0  # to come after this one, and after the first
+        self._own = -1
 
     def began(self, cell: Cell, later: Sequence[Cell]) -> None:
         """A cell of this process, and those it may run after it."""
-        self._cell, self._later, self._own = cell, later, self._own + 1
+        self._keys, self._cells, self._own = _keys(cell.model, cell.method), len(later), self._own + 1
         self._at_first = self._at_first or len(later)
+        self._later.clear()
+        for other in later:
+            self._later[other.model, other.method] += epochs_run(other)
 
     def took(self, seconds: float) -> None:
         """An epoch of the cell is over."""
-        assert self._cell is not None, "began before"
-        for key in self._keys(self._cell):
-            self._spent.setdefault(key, []).append(seconds)
+        for key in self._keys:
+            spent, seen = self._spent.get(key, (0.0, 0))
+            self._spent[key] = spent + seconds, seen + 1
 
     def left(self, epochs: int) -> float:
         """Seconds, with so many epochs of the cell to come. At least one epoch is over."""
-        assert self._cell is not None, "began before"
-        later = sum(epochs_run(cell) * self._seconds(cell) for cell in self._later)
-        gone = self._at_first - len(self._later)  # since the first cell, whoever ran them
+        later = sum(count * self._seconds(_keys(*place)) for place, count in self._later.items())
+        gone = self._at_first - self._cells  # since the first cell, whoever ran them
         together = max(1.0, gone / self._own) if self._own else 1.0
-        return epochs * self._seconds(self._cell) + later / together
+        return epochs * self._seconds(self._keys) + later / together
 
-    def _seconds(self, cell: Cell) -> float:
-        seen = next(self._spent[key] for key in self._keys(cell) if key in self._spent)
-        return sum(seen) / len(seen)
+    def _seconds(self, keys: Sequence[tuple[str, ...]]) -> float:
+        spent, seen = next(self._spent[key] for key in keys if key in self._spent)
+        return spent / seen
 
-    @staticmethod
-    def _keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
-        return (cell.model, cell.method), (cell.model,), ()
+
+def _keys(model: str, method: str) -> tuple[tuple[str, ...], ...]:
+    return (model, method), (model,), ()
 
 
 class ConsoleProgress:

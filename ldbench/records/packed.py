@@ -2,7 +2,8 @@
 
 A line is a JSON object. The first says what the file is, how many ``folders`` follow, whether ``scores`` are among them
 and whether it is ``brief`` (without epochs and tuning runs), and holds the ``files`` of the experiment:
-``experiment.json``, ``tuning.json``, the cost tables. Each further one names a ``folder`` (``cells/NAME``, ``pretrained/NAME``, ``tuning/cells/NAME``) and holds its ``files``.
+``experiment.json``, ``tuning.json``, the cost tables. Each further one names a ``folder`` (``cells/NAME``,
+``pretrained/NAME``, ``tuning/cells/NAME``) and holds its ``files``.
 
 A file stands in it as what it says: an object for JSON, a list of objects for JSON lines. Written out as
 `ldbench.io.checksums` writes them they are the bytes they were made from, checksum and all; a file of which that is not
