@@ -59,6 +59,8 @@ HELP: dict[str, str] = {
     "download": "Fetch a data set that is missing.",
     "cache_dtype": f"Activation store: {_one_of('cache_dtype')}.",
     "cache_budget": "Store size allowed on device[,host[,disk]], such as 4GiB,16GiB.",
+    "cache_views": "Augmented views of each sample that a store holds; a step reads one of them. 1 by default: the image "
+    "as it is.",
     "check_every": "Steps between two checks of the scores.",
     "cost_table": "Results folder of an earlier run (or one table in its costs folder) whose cost tables to decide by.",
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "
@@ -81,11 +83,12 @@ HELP: dict[str, str] = {
 # The options of ``profile`` beside model and data set: they are as in ``run``, but for what it has no use for.
 _PROFILED = (
     "batch_size", "width", "image_size", "train_size", "device", "precision", "threads", "data_root", "download",
-    "cache_dtype", "cache_budget",
+    "cache_dtype", "cache_budget", "cache_views",
 )  # fmt: skip
 PROFILE_HELP = {name: HELP[name] for name in _PROFILED} | {
     "train_size": "Training images.",
     "cache_budget": "Store size allowed on device[,host[,disk]].",
+    "cache_views": "Views of each sample that a store holds.",
 }
 
 

@@ -60,7 +60,8 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
         )
     sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
     by_stage = stage_rows(table, sizes, energy)
-    by_cut = cut_rows(table, StorePlan(len(data.train), cell.cache_dtype, budget), legal_cuts(stages), energy)
+    stored = StorePlan(len(data.train), cell.cache_dtype, budget, views=cell.cache_views)
+    by_cut = cut_rows(table, stored, legal_cuts(stages), energy)
     found = plain(as_dict(table, by_stage, by_cut, len(data.train), energy))
     if out is not None:
         try:

@@ -40,6 +40,7 @@ class StorePlan:
         capacity: rows it has to hold at any time; None: ``samples``.
         arrivals: samples that come later and will pass through all dropped stages on their way in.
         refreshed: BatchNorm's statistics are re-estimated before the store is made.
+        views: of each sample, each of which passes and has a row of its own.
     """
 
     samples: int
@@ -49,13 +50,14 @@ class StorePlan:
     capacity: int | None = None
     arrivals: int = 0
     refreshed: bool = False
+    views: int = 1
 
     def store_bytes(self, table: CostTable, cut: int) -> int:
         """Bytes of the store behind ``cut`` stages."""
-        return store_bytes(self.capacity or self.samples, table.flops[cut - 1].output_shape, self.dtype)
+        return store_bytes((self.capacity or self.samples) * self.views, table.flops[cut - 1].output_shape, self.dtype)
 
     def row_bytes(self, table: CostTable, cut: int) -> float:
-        """Bytes per sample of the store behind ``cut`` stages."""
+        """Bytes of a row of the store behind ``cut`` stages."""
         return store_bytes(self.samples, table.flops[cut - 1].output_shape, self.dtype) / self.samples
 
     def source_seconds(self, table: CostTable, cut: int, tier: str) -> float:
@@ -65,7 +67,7 @@ class StorePlan:
 
 def build_seconds(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> float:
     """Time to make the store at ``cut`` from what training reads at ``current``, statistics re-estimated included."""
-    batches = plan.samples / table.batch_size
+    batches = plan.samples * plan.views / table.batch_size
     source = plan.source_seconds(table, current, plan.current_tier)
     per_batch = source + sum(table.inference[current:cut])
     per_batch += table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
@@ -82,7 +84,7 @@ def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> f
         return 0.0
     per_batch = table.input_seconds + sum(table.inference[:cut])
     per_batch += table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
-    return plan.arrivals / table.batch_size * per_batch
+    return plan.arrivals * plan.views / table.batch_size * per_batch
 
 
 def price(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> tuple[float, float]:

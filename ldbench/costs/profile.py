@@ -82,7 +82,7 @@ def cut_rows(table: CostTable, plan: StorePlan, legal: list[bool], energy: Stage
     epoch = steps * table.step_seconds(0)
     rows = []
     for cut in range(1, len(table.stages)):
-        size = store_bytes(plan.samples, table.flops[cut - 1].output_shape, plan.dtype)
+        size = plan.store_bytes(table, cut)
         tier = plan.budget.tier_for(size)
         gone = table.flops[:cut]
         flops = sum(f.forward + f.backward for f in gone) - gone[0].backward + gone[0].backward_first

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,10 +61,30 @@ class Augment:
         if not self.active:
             return AugmentDraw()
         words = random_words(batch, derive_seed(self.seed, "augment", step))
+        return self._of(words >> np.uint64(63) != 0, words)
+
+    def of_view(self, samples: Tensor, view: int) -> AugmentDraw:
+        """Returns the draw for a view (from 0) of samples (int64 [B], CPU), the same whatever minibatch they are in.
+
+        Where images are flipped, views 2k and 2k + 1 of a sample are one as it is and one mirrored, so that an even
+        number of them has both as often; each has a crop of its own.
+        """
+        if not self.active:
+            return AugmentDraw()
+        mirrored = self._words(samples, "mirrored views", view // 2) >> np.uint64(63) != view % 2
+        return self._of(mirrored, self._words(samples, "cropped views", view))
+
+    def _words(self, samples: Tensor, stream: str, part: int) -> npt.NDArray[np.uint64]:
+        """A word for each sample, a function of the sample alone."""
+        count = int(samples.max()) + 1 if len(samples) else 0
+        words: npt.NDArray[np.uint64] = random_words(count, derive_seed(self.seed, stream, part))[samples.numpy()]
+        return words
+
+    def _of(self, mirrored: npt.NDArray[np.bool_], words: npt.NDArray[np.uint64]) -> AugmentDraw:
         flipped = shift = None
         pad = max(1, self.image_size // 8) if "crop" in self.kind else 0
         if "flip" in self.kind:
-            flipped = torch.from_numpy(np.flatnonzero(words >> np.uint64(63)))
+            flipped = torch.from_numpy(np.flatnonzero(mirrored))
         if pad:
             # Two fields of 24 bits, scaled to 0..2*pad: the bias of the scaling is below one in a million.
             fields = np.stack([words >> np.uint64(24), words], axis=1) & np.uint64((1 << 24) - 1)

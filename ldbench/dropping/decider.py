@@ -154,6 +154,7 @@ class Decider:
             stream.capacity,
             stream.still_to_come(activations.chunk),
             self.refreshed,
+            activations.views.count,
         )
         return self.costs.choose_store(cut, stopped, remaining, self.obstacles, exact, plan)
 

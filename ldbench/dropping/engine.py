@@ -74,6 +74,7 @@ from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.budget import StoreOptions, Tier, resolve_budget, store_bytes
 from ldbench.store.fill import PROBED
+from ldbench.store.views import Views
 
 _log = logging.getLogger(__name__)
 # The dropper that is at work on a model: a second one would take what the first froze for frozen by the user.
@@ -136,6 +137,9 @@ class LayerDropper:
         to_xy: makes (image, target) of a data set's item; of a collated minibatch where ``collate_fn`` is given.
         collate_fn, num_workers, pin_memory: how a data set is read, as by ``DataLoader``; such a one brings its own.
         store_data: the same samples as ``data`` in the view that is stored, where ``data`` has random transforms.
+        views: how many views of each sample a store holds; each step reads one of them, drawn anew. They are what random
+            transforms of ``store_data``, else of ``data``, give when a sample is read so many times, or what ``augment``
+            draws (``of_view(samples, view)``).
         refresh_statistics: re-estimate BatchNorm's population statistics of the stages that leave, in forward passes of
             their own before the store is made; by default the running averages of training stay as they are then.
         decide_by: what a cut is chosen by, building the store included: "time", of a cost table, or "flops", which are the
@@ -187,6 +191,7 @@ class LayerDropper:
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         store_data: Any = None,
+        views: int = 1,
         refresh_statistics: bool = False,
         decide_by: DecideBy = "time",
         pruning: InfoBatch | None = None,
@@ -219,7 +224,8 @@ class LayerDropper:
         self.autocast = ForwardContext(autocast, self.device)
 
         reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
-        given = open_user_data(data, store_data, self.device, seed, stored=execution == "store", reading=reading)
+        stored = execution == "store"
+        given = open_user_data(data, store_data, self.device, seed, views=views if stored else None, reading=reading)
         if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
             raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
@@ -255,7 +261,8 @@ class LayerDropper:
             self.stages,
             given.images,
             self.stream,
-            views=given.views,
+            stored_images=given.stored,
+            views=Views(views if stored else 1, getattr(augment, "of_view", None), repr(augment), seed),
             batch_size=self.batch_size,
             device=self.device,
             dtype=options.dtype,
@@ -535,7 +542,8 @@ class LayerDropper:
         with self.minibatches.lock, window, self.account.building():
             built = self._build(cut, tier)
             self._pending = None
-            passed = built.passed + (len(self.active) + PROBED if built.store is not None else 0)
+            views = len(self.active) * self.activations.views.count
+            passed = built.passed + (views + PROBED if built.store is not None else 0)
             self.account.flops.add_forward(passed, self._runs_from, cut)
             if built.store is not None or tier is None:
                 self._advance(cut, built.store, tier)
@@ -559,6 +567,7 @@ class LayerDropper:
         segment, norms = self.stages[self.cut : cut], self._moving
         if self.refresh_statistics:
             order = self.active[sample_order(len(self.active), 0, 0)[:STATISTICS_SAMPLES]]
+            order = self.activations.views.keys(order)
             statistics = [part for part in torch.split(order, self.batch_size) if len(part) == self.batch_size]
             norms = [norm for norm in norms or moving_statistics(segment) if norm in set(segment.modules())]
         source = functools.partial(self.activations.source, cut=self.cut)
@@ -584,7 +593,7 @@ class LayerDropper:
             self.account.decline(self.step_count, cut, reason)
             self._note(f"{built.unfit}: training goes on with nothing more dropped")
             return
-        size = store_bytes(self.stream.capacity, built.no_room.shape, self.activations.dtype)
+        size = store_bytes(self.activations.capacity, built.no_room.shape, self.activations.dtype)
         self.costs.no_room_for(size)
         self.account.decline(self.step_count, cut, f"no room for its store: {built.no_room}")
         self._note(f"no room for a store of {size} bytes ({built.no_room}): training goes on with nothing more dropped")
@@ -621,6 +630,7 @@ class LayerDropper:
             "sets of the stream": len(self.stream),
             "stages": list(self.stage_names),
             "store dtype": self.activations.dtype,
+            "views": self.activations.views.count if self.activations.views.count > 1 else None,
             "pruning": None if self.pruning is None else dataclasses.asdict(self.pruning.rule),
         }
 

@@ -116,7 +116,7 @@ class Minibatches:
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         if self.activations.chain:
             with self.account.reading():
-                return self.activations.batch(indices)
+                return self.activations.batch(indices, number=self.handed.next_number)
         draw = None if self.augment is None else self.augment.draw(self.handed.next_number, len(indices))
         began = time.perf_counter()
         batch = self.activations.batch(indices, draw)

@@ -28,13 +28,13 @@ class UserData:
 
     Attributes:
         images: what training reads.
-        views: what is stored of each sample, where that is another view than training reads.
+        stored: what is stored of each sample, where that is not what training reads.
         batch_size: of the data loader that was given, if one was.
         notes: for people.
     """
 
     images: BatchSource
-    views: BatchSource | None = None
+    stored: BatchSource | None = None
     batch_size: int | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -45,14 +45,15 @@ def open_user_data(
     device: torch.device,
     seed: int,
     *,
-    stored: bool,
+    views: int | None,
     reading: Mapping[str, Any],
 ) -> UserData:
     """Sources of minibatches, looked at: some samples are read.
 
     Args:
         store_data: the view of the same samples that is stored; None: the one that training reads.
-        stored: a store is wanted, so that it matters whether a sample looks the same each time.
+        views: how many views of each sample are to be stored, so that it matters whether it looks the same each time;
+            None: no store is wanted.
         reading: fields of ``Reading``, over what a ``DataLoader`` brings; None: as that or by default.
 
     Raises:
@@ -60,19 +61,26 @@ def open_user_data(
     """
     options = {name: value for name, value in reading.items() if value is not None}
     images, size, notes = _open(data, device, seed, options)
-    views = None
+    stored = None
     if store_data is not None:
-        views, _, _ = _open(store_data, device, seed, options)
-        if len(views) != len(images):
+        stored, _, _ = _open(store_data, device, seed, options)
+        if len(stored) != len(images):
             raise UserError(
-                f"store_data has {len(views)} samples and data {len(images)}: they are views of the same ones"
+                f"store_data has {len(stored)} samples and data {len(images)}: they are views of the same ones"
             )
-    if stored and gives_random_views(images if views is None else views):
+    source = images if stored is None else stored
+    random = views is not None and gives_random_views(source)
+    if views is not None and views > 1 and not random and isinstance(source, (TensorSource, DatasetSource)):
+        raise UserError(
+            f"views={views}: every view of a sample would be the same one; they come from random transforms of the data set"
+        )
+    if views == 1 and random:
         notes.append(
             "the data set gives another view of a sample each time it is read: once stages are dropped, training reads "
-            "one stored view of each; store_data= says which, as a data set without random transforms"
+            "one stored view of each; views= stores more, and store_data= says which, as a data set without random "
+            "transforms"
         )
-    return UserData(images, views, size, notes)
+    return UserData(images, stored, size, notes)
 
 
 def _open(
@@ -88,7 +96,7 @@ def _open(
 
 def try_network(stages: nn.Sequential, data: UserData, device: torch.device, autocast: Autocast) -> None:
     """Send some samples of a user's data through the network. Raises ``UserError`` where it does not read them."""
-    for source in filter(None, (data.images, data.views)):
+    for source in filter(None, (data.images, data.stored)):
         if not isinstance(source, (TensorSource, DatasetSource)):
             continue  # its maker knows
         x, y = source.batch(torch.arange(min(_TRIED, len(source))))

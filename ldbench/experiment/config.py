@@ -86,6 +86,7 @@ class Experiment:
     stream_schedule: str | None = None
     freeze_to: str | None = None
     refresh_statistics: bool = False
+    cache_views: int = 1
     decide_by: str = "flops"
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_seeds: tuple[int, ...] | None = None
@@ -174,6 +175,7 @@ class Cell:
     refresh_statistics: bool | None = None  # of what drops layers; None for what does not
     allocation: tuple[float, ...] | None = None
     decide_by: str | None = None  # None: by time, and for what drops nothing
+    cache_views: int = 1  # of what reads a store
 
     def __post_init__(self) -> None:
         """A list, as JSON has it, is the same allocation."""

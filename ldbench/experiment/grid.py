@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ldbench.data.names import own_name
 from ldbench.experiment.config import OF_STREAMS, OF_TUNING, Cell, Experiment
 from ldbench.experiment.scenarios import CHUNKS, SCENARIOS, STREAM_SCHEDULES, STREAMS, init_identity
-from ldbench.policies.registry import get_method, replay_source, shortened_methods, stream_controls
+from ldbench.policies.registry import get_method, reads_store, replay_source, shortened_methods, stream_controls
 
 if typing.TYPE_CHECKING:
     from ldbench.models.recipes import Recipe
@@ -51,6 +51,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values["policy"] = experiment.policy.get(method, {})
         stops = get_method(method).stops
         values["refresh_statistics"] = experiment.refresh_statistics if stops else None
+        values["cache_views"] = experiment.cache_views if reads_store(method) else 1
         values["decide_by"] = "flops" if stops and experiment.decide_by == "flops" else None
         for budget in experiment.short_budgets if method in shortened else (None,):
             yield Cell(**values, budget=budget)

@@ -69,6 +69,7 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
         "image_size": 4096,
         "width": 64,
         "threads": 4096,
+        "cache_views": 1024,
     }
     for key, most in limits.items():
         value = getattr(experiment, key)

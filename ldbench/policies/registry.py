@@ -120,6 +120,12 @@ def _drops_by_rule(method: Method) -> bool:
     return method.stops and method.replays is None and method.prunes is None
 
 
+def reads_store(name: str) -> bool:
+    """Whether ``name`` drops layers whose output is read from a store from then on."""
+    method = get_method(name)
+    return method.stops and method.execution == "store"
+
+
 def replay_source(name: str) -> str | None:
     """The method whose drops ``name`` repeats, or None."""
     return get_method(name).replays

@@ -47,6 +47,7 @@ STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
 OF_THE_METHOD = (
     "method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics", "decide_by",
+    "cache_views",
 )  # fmt: skip
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
@@ -150,7 +151,7 @@ def _row(place: Stored, cell: str, stages: bool, choices: Choices) -> dict[str, 
 
 def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]:
     """``setting``: what all methods of a comparison share; ``policy``: the method's own options, ``refresh_statistics``
-    among them where it is on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
+    and ``cache_views`` among them where they are on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
     were chosen.
     """
     config: dict[str, Any] = {}
@@ -173,6 +174,8 @@ def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]
     options = policy if isinstance(policy, dict) else {}
     if config.get("refresh_statistics") is True:
         options = options | {"refresh_statistics": True}
+    if config.get("cache_views", 1) != 1:
+        options = options | {"cache_views": config["cache_views"]}
     return {
         "setting": canonical(setting),
         "policy": canonical(options),

@@ -31,6 +31,11 @@ def plan(experiment: Experiment) -> list[Cell]:
         get_method(method)
     for method, options in experiment.policy.items():
         build_policy(method, options)
+    if experiment.cache_views > 1 and experiment.augment == "none":
+        raise UserError(
+            f"--cache-views {experiment.cache_views}: without augmentation all views of a sample are the same one; add "
+            "--augment flip+crop"
+        )
     if experiment.cache_budget is not None:
         parse_budget(experiment.cache_budget)
     return list(cells(experiment, default_recipe))

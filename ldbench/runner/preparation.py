@@ -207,7 +207,9 @@ class Preparation:
             random_depth(split_stages(build_model(model_spec(cell, data.dataset))), cell.seed, cell.compile)
         if method.execution == "store" and method.stops:
             budget = resolve_budget(cell.cache_budget, self.device, self.folder)
-            smallest = min(store_bytes(stream.capacity, f.output_shape, cell.cache_dtype) for f in flops[:-1])
+            smallest = min(
+                store_bytes(stream.capacity * cell.cache_views, f.output_shape, cell.cache_dtype) for f in flops[:-1]
+            )
             if budget.tier_for(smallest) is None:
                 raise UserError(
                     f"cache budget: the smallest store of {cell.model} on {cell.dataset} takes {smallest} bytes and "

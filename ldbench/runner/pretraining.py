@@ -59,6 +59,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         policy={},
         freeze_to=None,
         refresh_statistics=None,
+        cache_views=1,
         decide_by=None,
         scenario="scratch",
         init=None,

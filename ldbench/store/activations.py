@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ldbench.store.activation_store import ActivationStore, StoreLost
 from ldbench.store.budget import Tier
 from ldbench.store.fill import Autocast, fill_store
 from ldbench.store.store_file import find_store, keep_store, prefix_fingerprint, unkeep_store
+from ldbench.store.views import Views
 
 
 class Activations:
@@ -30,7 +31,8 @@ class Activations:
     Args:
         stages: the whole network's.
         images: gives minibatches of them.
-        views: gives the view of each sample that is stored, where that is another one than training reads.
+        stored_images: gives minibatches of what is stored, where that is not what training reads.
+        views: how many views of each sample are stored, and how they are drawn.
         stream: which samples can be drawn when. A store holds the rows of those that can be drawn now, and no others.
         batch_size: samples per minibatch when a store is filled; part of what fixes its bits.
         device: where minibatches are wanted.
@@ -58,7 +60,8 @@ class Activations:
         device: torch.device,
         dtype: str,
         folder: Path,
-        views: BatchSource | None = None,
+        stored_images: BatchSource | None = None,
+        views: Views | None = None,
         channels_last: bool,
         autocast: Autocast,
         identity: str | None,
@@ -66,14 +69,15 @@ class Activations:
         note: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.stages, self.images, self.samples = stages, images, len(images)
-        self.views = images if views is None else views
+        self.stored_images = images if stored_images is None else stored_images
+        self.views = views or Views()
         self.stream, self.batch_size = stream, batch_size
         self.device, self.dtype, self.folder, self.channels_last = device, dtype, folder, channels_last
         self.autocast, self.identity, self.on_batch, self.note = autocast, identity, on_batch, note
         self.store: ActivationStore | None = None
         self.chunk = 0
         self.chain: list[tuple[int, Tier, int]] = []
-        self._rows = torch.empty(0, dtype=torch.int64)  # per sample its row in the store; -1: it has none
+        self._rows = torch.empty(0, dtype=torch.int64)  # per view of a sample its row in the store; -1: it has none
         self._targets: Tensor | None = None
 
     @property
@@ -82,53 +86,63 @@ class Activations:
         return self.stream.sets[self.chunk]
 
     @property
+    def capacity(self) -> int:
+        """Rows that a store has to hold."""
+        return self.stream.capacity * self.views.count
+
+    @property
     def stored_cut(self) -> int:
         """Leading stages whose output the store holds; 0 while images are read."""
         return self.chain[-1][0] if self.chain else 0
 
-    def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, augment: Any = None, number: int = 0) -> tuple[Tensor, Tensor]:
         """What training reads of the samples ``indices`` (int64 [B], CPU): images or stored activations [B, ...], and
         targets [B].
 
-        ``augment``: a draw for images; the store holds one view of each sample.
+        Args:
+            augment: a draw for images.
+            number: of the minibatch in the run, by which a stored view of each sample is chosen.
         """
         if self.store is None and not self.chain:
             return self.images.batch(indices, augment)
+        read = self.read(self.views.chosen(indices, number))
         assert self._targets is not None, "a store was filled"
-        return self.read(indices), self._targets[indices.to(self._targets.device)]
+        return read, self._targets[indices.to(self._targets.device)]
 
-    def read(self, indices: Tensor) -> Tensor:
-        """Stored activations [B, ...]; a store whose file was truncated under us is rebuilt first."""
+    def read(self, keys: Tensor) -> Tensor:
+        """Stored activations [B, ...] of views; a store whose file was truncated under us is rebuilt first."""
         if self.store is None:  # making it again was cut short
             self.rebuild()
         assert self.store is not None
         try:
-            return self.store.read(self._rows[indices])
+            return self.store.read(self._rows[keys])
         except StoreLost as lost:
             self.note(f"{lost}: the store is rebuilt")
             self.rebuild()
-            return self.store.read(self._rows[indices])
+            return self.store.read(self._rows[keys])
 
     def probe(self, samples: int, cut: int) -> Tensor:
-        """What the stages from ``cut`` on read of so many samples, the same ones every time."""
-        return self.peek(self.active[sample_order(len(self.active), 0, 0)[:samples]], cut)
+        """What the stages from ``cut`` on read of so many samples, the same ones and the same view every time."""
+        return self.peek(self.views.keys(self.active[sample_order(len(self.active), 0, 0)[:samples]]), cut)
 
-    def source(self, indices: Tensor, cut: int) -> Tensor:
+    def source(self, keys: Tensor, cut: int) -> Tensor:
         """``peek``, with a word to ``on_batch`` before."""
         self.on_batch()
-        return self.peek(indices, cut)
+        return self.peek(keys, cut)
 
-    def peek(self, indices: Tensor, cut: int) -> Tensor:
-        """What the stages from ``cut`` on read, unaugmented: stored activations, or images through the stages before.
+    def peek(self, keys: Tensor, cut: int) -> Tensor:
+        """What the stages from ``cut`` on read of views, all of one number: stored activations, or images through the
+        stages before.
 
         Targets that pass are kept for reading from the store.
         """
         if self.chain:
-            return self.read(indices)
-        return self._through(self._images(indices), cut)
+            return self.read(keys)
+        return self._through(self._images(keys), cut)
 
-    def _images(self, indices: Tensor) -> Tensor:
-        x, targets = self.views.batch(indices)
+    def _images(self, keys: Tensor) -> Tensor:
+        indices = self.views.samples(keys)
+        x, targets = self.stored_images.batch(indices, self.views.augmentation(keys))
         if self._targets is None:
             self._targets = targets.new_empty(self.samples, *targets.shape[1:])
         self._targets[indices.to(targets.device)] = targets
@@ -149,14 +163,17 @@ class Activations:
         ``NoRoom``.
         """
         current = self.stored_cut
-        batches = torch.split(self.active, self.batch_size)
+        batches = self.views.passes(self.active, self.batch_size)
         if current == 0:
-            read_ahead(self.views, batches)
+            self._expect(batches)
         source = functools.partial(self.source, cut=current)
         return fill_store(self.stages[current:cut], batches, source, self.autocast, self._allocate, tier)
 
+    def _expect(self, batches: Sequence[Tensor]) -> None:
+        read_ahead(self.stored_images, [self.views.samples(keys) for keys in batches])
+
     def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
-        rows, layout = self.stream.capacity, self.channels_last
+        rows, layout = self.capacity, self.channels_last
         return ActivationStore(rows, shape, self.dtype, tier, self.device, channels_last=layout, folder=self.folder)
 
     def take(self, store: ActivationStore, cut: int, wanted: Tier) -> None:
@@ -164,7 +181,7 @@ class Activations:
         self.close()
         self.store = store
         self.chain.append((cut, wanted, self.chunk))
-        self._rows = first_rows(self.active, self.samples)
+        self._rows = self._first_rows(self.active)
         if store.tier != wanted:
             self.note(f"no room for a store of {store.nbytes} bytes in tier {wanted}: it went to tier {store.tier}")
 
@@ -175,12 +192,12 @@ class Activations:
         on the way leaves everything as it was, but for those rows.
 
         Returns:
-            samples that passed; 0 without a store.
+            views that passed; 0 without a store.
         """
         if self.store is None:
             self.chunk = chunk
             return 0
-        rows = next_rows(self._rows, self.stream.sets[chunk], self.stream.capacity)
+        rows = self._next_rows(self._rows, chunk)
         new = self.stream.arrivals(chunk)
         try:
             self._admit(new, rows)
@@ -189,25 +206,28 @@ class Activations:
             self.rebuild()
             self._admit(new, rows)
         self._rows, self.chunk = rows, chunk
-        return len(new)
+        return len(new) * self.views.count
+
+    def _first_rows(self, active: Tensor) -> Tensor:
+        return first_rows(self.views.all_keys(active), self.samples * self.views.count)
+
+    def _next_rows(self, rows: Tensor, chunk: int) -> Tensor:
+        return next_rows(rows, self.views.all_keys(self.stream.sets[chunk]), self.capacity)
 
     @torch.no_grad()
     def _admit(self, new: Tensor, rows: Tensor) -> None:
         assert self.store is not None
         unkeep_store(self.store)
-        batches = torch.split(new, self.batch_size) if len(new) else ()
-        limit = self.store.largest
-        read_ahead(self.views, batches)
-        for indices in batches:
+        batches, limit = self.views.passes(new, self.batch_size), self.store.largest
             self.on_batch()
-            x = self._through(self._images(indices), self.stored_cut)
+            x = self._through(self._images(keys), self.stored_cut)
             reached = float(torch.linalg.vector_norm(x, math.inf))
             if reached > limit:
                 self.note(
                     f"activations of new samples reach {reached:.3g}, and a store in {self.dtype} ends at {limit:.3g}"
                 )
                 x = x.clamp(-limit, limit)
-            self.store.write(rows[indices], x)
+            self.store.write(rows[keys], x)
 
     def close(self, *, keep_file: bool = False) -> None:
         """Free the store, its file included unless ``keep_file``."""
@@ -224,6 +244,7 @@ class Activations:
         facts = {
             "data": self.identity,
             "samples": self.samples,
+            "views": [self.views.count, self.views.drawn_by],
             "batch_size": self.batch_size,
             "dtype": self.dtype,
             "cuts": [(cut, chunk) for cut, _, chunk in self.chain],
@@ -258,14 +279,14 @@ class Activations:
         if store is None:
             self.rebuild()
             return False
-        batches = torch.split(self.active, self.batch_size)
-        read_ahead(self.views, batches)
-        for indices in batches:  # targets aren't in the file
-            self._images(indices)
+        batches = list(torch.split(self.views.keys(self.active), self.batch_size))
+        self._expect(batches)
+        for keys in batches:  # targets aren't in the file
+            self._images(keys)
         filled = self.chain[-1][2]
-        self.store, self._rows = store, first_rows(self.stream.sets[filled], self.samples)
+        self.store, self._rows = store, self._first_rows(self.stream.sets[filled])
         for chunk in range(filled + 1, self.chunk + 1):
-            self._rows = next_rows(self._rows, self.stream.sets[chunk], self.stream.capacity)
+            self._rows = self._next_rows(self._rows, chunk)
         return True
 
     def rebuild(self) -> None:
@@ -289,15 +310,15 @@ class Activations:
             self.advance(later)
 
 
-def first_rows(active: Tensor, samples: int) -> Tensor:
-    """Per sample its row in a store that was filled with ``active`` in order, int64 [samples]; -1: it has none."""
-    rows = torch.full((samples,), -1, dtype=torch.int64)
+def first_rows(active: Tensor, keys: int) -> Tensor:
+    """Per key its row in a store that was filled with ``active`` in order, int64 [keys]; -1: it has none."""
+    rows = torch.full((keys,), -1, dtype=torch.int64)
     rows[active] = torch.arange(len(active))
     return rows
 
 
 def next_rows(rows: Tensor, active: Tensor, capacity: int) -> Tensor:
-    """The rows when the samples ``active`` are to be held: who stays keeps its row, who comes takes the lowest free
+    """The rows when the keys ``active`` are to be held: who stays keeps its row, who comes takes the lowest free
     one.
     """
     following = torch.full_like(rows, -1)

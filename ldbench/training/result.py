@@ -144,7 +144,10 @@ def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
 def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
     if cell.augment == "none" or not dropper.drops:
         return "not applicable"
-    return "stopped: the store holds one unaugmented view" if dropper.execution == "store" else "continues"
+    if dropper.execution == "freeze":
+        return "continues"
+    views = cell.cache_views
+    return f"{views} stored views" if views > 1 else "stopped: the store holds one unaugmented view"
 
 
 def _predicted_saving(run: RunState) -> float | None:

@@ -128,6 +128,7 @@ class RunState:
             accumulate=1,
             drop_frozen=method.stops,
             refresh_statistics=bool(cell.refresh_statistics),
+            views=cell.cache_views,
             decide_by="flops" if cell.decide_by == "flops" else "time",
             pruning=build_pruning(cell.method, cell.policy),
         )

@@ -1,0 +1,82 @@
+"""Which views of a sample a store holds, and which of them training reads.
+
+A cached activation cannot be augmented any more. So that training goes on seeing a sample differently, each passes the
+dropped stages several times, augmented anew each time, and a step reads one of the rows that were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldbench.errors import UserError, shown
+from ldbench.seeds import derive_seed, random_words
+
+Draw = Callable[[Tensor, int], Any]
+
+
+@dataclass(frozen=True)
+class Views:
+    """``count`` views of every sample.
+
+    A view of a sample has a key, ``sample x count + view``, int64: what a store's rows belong to.
+
+    Attributes:
+        count: views of each sample.
+        draw: gives the augmentation of samples (int64 [B], CPU) for a view (from 0), as their ``BatchSource`` applies it;
+            None: the source gives what it gives, the same every time or another view.
+        drawn_by: what draws them, in words that differ where the draws do.
+        seed: of the choice among them, a stream of its own.
+
+    Raises:
+        UserError: ``count`` is no whole number from 1 up.
+    """
+
+    count: int = 1
+    draw: Draw | None = None
+    drawn_by: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= 1024:
+            raise UserError(f"views of a sample are a whole number from 1 to 1024, not {shown(self.count)}")
+
+    def passes(self, samples: Tensor, batch_size: int) -> list[Tensor]:
+        """Minibatches of keys, in the order in which the views of ``samples`` (int64 [N]) are made: all of one view,
+        then all of the next, so that a minibatch holds a view of each of its samples.
+        """
+        return [part for view in range(self.count) for part in torch.split(self.keys(samples, view), batch_size)]
+
+    def keys(self, samples: Tensor, view: int = 0) -> Tensor:
+        """The keys of a view of ``samples``."""
+        return samples * self.count + view
+
+    def all_keys(self, samples: Tensor) -> Tensor:
+        """The keys of every view of ``samples``, in the order of ``passes``."""
+        return torch.cat([self.keys(samples, view) for view in range(self.count)])
+
+    def samples(self, keys: Tensor) -> Tensor:
+        """The samples that keys belong to."""
+        return keys // self.count if self.count > 1 else keys
+
+    def augmentation(self, keys: Tensor) -> Any:
+        """The draw for a minibatch of ``passes``; None: none."""
+        if self.draw is None or self.count == 1 or not len(keys):
+            return None
+        return self.draw(self.samples(keys), int(keys[0]) % self.count)
+
+    def chosen(self, samples: Tensor, minibatch: int) -> Tensor:
+        """The keys that the ``minibatch``-th one of the run (from 0) reads of ``samples``: a view of each, drawn anew,
+        a pure function of seed and minibatch.
+        """
+        if self.count == 1:
+            return samples
+        words = random_words(len(samples), derive_seed(self.seed, "views", minibatch))
+        # The upper half of a word, scaled to 0..count-1: its bias is below one in a million.
+        drawn = ((words >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
+        return samples * self.count + torch.from_numpy(drawn.astype(np.int64))
