@@ -219,6 +219,8 @@ class Activations:
         assert self.store is not None
         unkeep_store(self.store)
         batches, limit = self.views.passes(new, self.batch_size), self.store.largest
+        self._expect(batches)
+        for keys in batches:
             self.on_batch()
             x = self._through(self._images(keys), self.stored_cut)
             reached = float(torch.linalg.vector_norm(x, math.inf))

@@ -50,7 +50,8 @@ class Views:
         """Minibatches of keys, in the order in which the views of ``samples`` (int64 [N]) are made: all of one view,
         then all of the next, so that a minibatch holds a view of each of its samples.
         """
-        return [part for view in range(self.count) for part in torch.split(self.keys(samples, view), batch_size)]
+        views = range(self.count) if len(samples) else ()
+        return [part for view in views for part in torch.split(self.keys(samples, view), batch_size)]
 
     def keys(self, samples: Tensor, view: int = 0) -> Tensor:
         """The keys of a view of ``samples``."""
