@@ -41,6 +41,7 @@ class StorePlan:
         arrivals: samples that come later and will pass through all dropped stages on their way in.
         refreshed: BatchNorm's statistics are re-estimated before the store is made.
         views: of each sample, each of which passes and has a row of its own.
+        renewed: share of these that passes through all dropped stages again in every epoch.
     """
 
     samples: int
@@ -51,6 +52,7 @@ class StorePlan:
     arrivals: int = 0
     refreshed: bool = False
     views: int = 1
+    renewed: float = 0.0
 
     def store_bytes(self, table: CostTable, cut: int) -> int:
         """Bytes of the store behind ``cut`` stages."""
@@ -82,9 +84,20 @@ def arrival_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> f
     """Time that the samples still to come take into the store at ``cut``; nothing while images are read."""
     if cut == 0:
         return 0.0
-    per_batch = table.input_seconds + sum(table.inference[:cut])
-    per_batch += table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
-    return plan.arrivals * plan.views / table.batch_size * per_batch
+    return plan.arrivals * plan.views / table.batch_size * _through_seconds(table, plan, cut, tier)
+
+
+def renewal_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> float:
+    """Time per step that views made anew take, of a store at ``cut``; nothing while images are read."""
+    if cut == 0 or not plan.renewed:
+        return 0.0
+    return plan.renewed * plan.views * _through_seconds(table, plan, cut, tier)
+
+
+def _through_seconds(table: CostTable, plan: StorePlan, cut: int, tier: str) -> float:
+    """A minibatch of images through all dropped stages into the store."""
+    write = table.tiers[tier].write_per_byte * plan.row_bytes(table, cut) * table.batch_size
+    return table.input_seconds + sum(table.inference[:cut]) + write
 
 
 def price(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) -> tuple[float, float]:
@@ -93,7 +106,8 @@ def price(table: CostTable, plan: StorePlan, current: int, cut: int, tier: str) 
     What later samples take on their way into the store, beyond what they take now, is part of the building cost.
     """
     now = table.step_seconds(current, plan.source_seconds(table, current, plan.current_tier))
-    there = table.step_seconds(cut, plan.source_seconds(table, cut, tier))
+    now += renewal_seconds(table, plan, current, plan.current_tier)
+    there = table.step_seconds(cut, plan.source_seconds(table, cut, tier)) + renewal_seconds(table, plan, cut, tier)
     arriving = arrival_seconds(table, plan, cut, tier) - arrival_seconds(table, plan, current, plan.current_tier)
     return now - there, build_seconds(table, plan, current, cut, tier) + arriving
 

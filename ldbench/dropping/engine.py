@@ -140,6 +140,7 @@ class LayerDropper:
         views: how many views of each sample a store holds; each step reads one of them, drawn anew. They are what random
             transforms of ``store_data``, else of ``data``, give when a sample is read so many times, or what ``augment``
             draws (``of_view(samples, view)``).
+        refresh_views: share of the views that is made anew before every epoch, by turns.
         refresh_statistics: re-estimate BatchNorm's population statistics of the stages that leave, in forward passes of
             their own before the store is made; by default the running averages of training stay as they are then.
         decide_by: what a cut is chosen by, building the store included: "time", of a cost table, or "flops", which are the
@@ -192,6 +193,7 @@ class LayerDropper:
         pin_memory: bool | None = None,
         store_data: Any = None,
         views: int = 1,
+        refresh_views: float = 0.0,
         refresh_statistics: bool = False,
         decide_by: DecideBy = "time",
         pruning: InfoBatch | None = None,
@@ -262,7 +264,13 @@ class LayerDropper:
             given.images,
             self.stream,
             stored_images=given.stored,
-            views=Views(views if stored else 1, getattr(augment, "of_view", None), repr(augment), seed),
+            views=Views(
+                views if stored else 1,
+                getattr(augment, "of_view", None),
+                repr(augment),
+                seed,
+                refresh_views if stored else 0.0,
+            ),
             batch_size=self.batch_size,
             device=self.device,
             dtype=options.dtype,
@@ -281,6 +289,7 @@ class LayerDropper:
             seed=seed,
             accumulate=accumulate,
             pruning=self.pruning,
+            before_epoch=functools.partial(_renew_views, self.activations, account, self.hooks),
         )
         self.monitors = monitors = Monitors(self.stages, self.policy.needs, self.activations.probe, self.autocast)
         if self.policy.needs:
@@ -683,6 +692,13 @@ def _take_over(model: nn.Module) -> None:
 def _let_go(link: OptimizerLink, activations: Activations) -> None:
     activations.close(keep_file=activations.identity is not None)  # another process may take it up again
     link.close()
+
+
+def _renew_views(activations: Activations, account: Account, hooks: Hooks, epoch: int) -> None:
+    if activations.chain and activations.views.renewed:
+        with hooks.on_build(), account.building():
+            passed = activations.renew(epoch)
+        account.flops.add_forward(passed, 0, activations.stored_cut)
 
 
 def _note(account: Account, schedule: Schedule, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Minibatches:
         seed: of the sample order.
         accumulate: minibatches for a step; None: they are counted.
         pruning: says which samples sit an epoch out; None: none does.
+        before_epoch: called before the first minibatch of an epoch is read, with its number.
 
     Attributes:
         handed: the minibatches in the loop's hands.
@@ -51,8 +52,9 @@ class Minibatches:
         seed: int = 0,
         accumulate: int | None = None,
         pruning: Pruning | None = None,
+        before_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
-        self.pruning = pruning
+        self.pruning, self.before_epoch = pruning, before_epoch
         self.activations, self.schedule, self.account = activations, schedule, account
         self.augment, self.seed, self.batch_size = augment, seed, activations.batch_size
         self.handed, self.lock = HandOut(schedule, accumulate), threading.RLock()
@@ -94,6 +96,9 @@ class Minibatches:
         if self.pruning is not None:
             order = self.pruning.select(order, epoch, self.activations.chunk, self.batch_size)
             self._length = len(order) // self.batch_size
+        if not first:
+            with self.lock:
+                self.before_epoch(epoch)
         batches = torch.split(order, self.batch_size)[first : len(order) // self.batch_size]
         given, reading = 0, object()
         try:

@@ -87,6 +87,7 @@ class Experiment:
     freeze_to: str | None = None
     refresh_statistics: bool = False
     cache_views: int = 1
+    refresh_views: float = 0.0
     decide_by: str = "flops"
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_seeds: tuple[int, ...] | None = None
@@ -176,6 +177,7 @@ class Cell:
     allocation: tuple[float, ...] | None = None
     decide_by: str | None = None  # None: by time, and for what drops nothing
     cache_views: int = 1  # of what reads a store
+    refresh_views: float = 0.0
 
     def __post_init__(self) -> None:
         """A list, as JSON has it, is the same allocation."""

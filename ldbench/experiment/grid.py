@@ -51,7 +51,9 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values["policy"] = experiment.policy.get(method, {})
         stops = get_method(method).stops
         values["refresh_statistics"] = experiment.refresh_statistics if stops else None
-        values["cache_views"] = experiment.cache_views if reads_store(method) else 1
+        stored = reads_store(method)
+        values["cache_views"] = experiment.cache_views if stored else 1
+        values["refresh_views"] = experiment.refresh_views if stored else 0.0
         values["decide_by"] = "flops" if stops and experiment.decide_by == "flops" else None
         for budget in experiment.short_budgets if method in shortened else (None,):
             yield Cell(**values, budget=budget)

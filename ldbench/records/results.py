@@ -47,7 +47,7 @@ STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
 OF_THE_METHOD = (
     "method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics", "decide_by",
-    "cache_views",
+    "cache_views", "refresh_views",
 )  # fmt: skip
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
@@ -151,7 +151,7 @@ def _row(place: Stored, cell: str, stages: bool, choices: Choices) -> dict[str, 
 
 def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]:
     """``setting``: what all methods of a comparison share; ``policy``: the method's own options, ``refresh_statistics``
-    and ``cache_views`` among them where they are on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
+    and what a store holds among them where they are on; ``tuned``: the values chosen for it. "{}" if unrecorded. Raises ``Damaged`` where others
     were chosen.
     """
     config: dict[str, Any] = {}
@@ -174,8 +174,9 @@ def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]
     options = policy if isinstance(policy, dict) else {}
     if config.get("refresh_statistics") is True:
         options = options | {"refresh_statistics": True}
-    if config.get("cache_views", 1) != 1:
-        options = options | {"cache_views": config["cache_views"]}
+    for name in ("cache_views", "refresh_views"):
+        if name in config and not at_default(name, config[name]):
+            options = options | {name: config[name]}
     return {
         "setting": canonical(setting),
         "policy": canonical(options),

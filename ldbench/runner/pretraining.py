@@ -60,6 +60,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         freeze_to=None,
         refresh_statistics=None,
         cache_views=1,
+        refresh_views=0.0,
         decide_by=None,
         scenario="scratch",
         init=None,

@@ -48,6 +48,7 @@ class Activations:
         store: None while images are read.
         chunk: the set of the stream that is drawn from now.
         chain: (cut, tier asked for, chunk then) of every store made so far; the last one's cut is the store's.
+        renewals: (stores made until then, chunk, place to begin at, epoch) of every time that views were made anew.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Activations:
         self.store: ActivationStore | None = None
         self.chunk = 0
         self.chain: list[tuple[int, Tier, int]] = []
+        self.renewals: list[tuple[int, int, int, int]] = []
         self._rows = torch.empty(0, dtype=torch.int64)  # per view of a sample its row in the store; -1: it has none
         self._targets: Tensor | None = None
 
@@ -140,9 +142,9 @@ class Activations:
             return self.read(keys)
         return self._through(self._images(keys), cut)
 
-    def _images(self, keys: Tensor) -> Tensor:
+    def _images(self, keys: Tensor, renewal: int = 0) -> Tensor:
         indices = self.views.samples(keys)
-        x, targets = self.stored_images.batch(indices, self.views.augmentation(keys))
+        x, targets = self.stored_images.batch(indices, self.views.augmentation(keys, renewal))
         if self._targets is None:
             self._targets = targets.new_empty(self.samples, *targets.shape[1:])
         self._targets[indices.to(targets.device)] = targets
@@ -214,15 +216,52 @@ class Activations:
     def _next_rows(self, rows: Tensor, chunk: int) -> Tensor:
         return next_rows(rows, self.views.all_keys(self.stream.sets[chunk]), self.capacity)
 
-    @torch.no_grad()
+    def renew(self, epoch: int) -> int:
+        """Make the views anew whose turn it is in this epoch; nothing without a store, or when that was done.
+
+        Returns:
+            views that passed through all dropped stages.
+        """
+        done = bool(self.renewals) and self.renewals[-1][3] == epoch
+        if not self.chain or not self.views.renewed or done:
+            return 0
+        if self.store is None:  # making it again was cut short
+            self.rebuild()
+        here = [entry for entry in self.renewals if entry[:2] == (len(self.chain), self.chunk)]
+        start = self._turn(here[-1][2])[1] if here else 0
+        self.renewals.append((len(self.chain), self.chunk, start, epoch))
+        try:
+            return self._renew(len(self.renewals), start)
+        except StoreLost as lost:
+            self.note(f"{lost}: the store is rebuilt")
+            self.rebuild()
+            return sum(map(len, self._turn(start)[0]))
+        except BaseException:  # some rows are new ones: the old ones can be made again
+            self.renewals.pop()
+            self.close()
+            raise
+
+    def _turn(self, start: int) -> tuple[list[Tensor], int]:
+        return self.views.due(self.active, start, self.batch_size)
+
+    def _renew(self, renewal: int, start: int) -> int:
+        batches, _ = self._turn(start)
+        self._pass(batches, self._rows, renewal)
+        return sum(map(len, batches))
+
     def _admit(self, new: Tensor, rows: Tensor) -> None:
+        self._pass(self.views.passes(new, self.batch_size), rows)
+
+    @torch.no_grad()
+    def _pass(self, batches: Sequence[Tensor], rows: Tensor, renewal: int = 0) -> None:
+        """Send views through all dropped stages into their rows."""
         assert self.store is not None
         unkeep_store(self.store)
-        batches, limit = self.views.passes(new, self.batch_size), self.store.largest
+        limit = self.store.largest
         self._expect(batches)
         for keys in batches:
             self.on_batch()
-            x = self._through(self._images(keys), self.stored_cut)
+            x = self._through(self._images(keys, renewal), self.stored_cut)
             reached = float(torch.linalg.vector_norm(x, math.inf))
             if reached > limit:
                 self.note(
@@ -246,7 +285,7 @@ class Activations:
         facts = {
             "data": self.identity,
             "samples": self.samples,
-            "views": [self.views.count, self.views.drawn_by],
+            "views": [self.views.count, self.views.drawn_by, self.views.renewed, self.renewals],
             "batch_size": self.batch_size,
             "dtype": self.dtype,
             "cuts": [(cut, chunk) for cut, _, chunk in self.chain],
@@ -266,12 +305,14 @@ class Activations:
 
     def state_dict(self) -> dict[str, Any]:
         """How the store came about, JSON-ready; its rows can be made again."""
-        return {"chain": [list(link) for link in self.chain], "chunk": self.chunk}
+        chain, renewals = ([list(entry) for entry in some] for some in (self.chain, self.renewals))
+        return {"chain": chain, "chunk": self.chunk, "renewals": renewals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``'s answer: the store is taken from its file or made again."""
         self.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]
         self.chunk = state["chunk"]
+        self.renewals = [(links, chunk, start, epoch) for links, chunk, start, epoch in state["renewals"]]
         if self.chain:
             self.recover()
 
@@ -292,7 +333,7 @@ class Activations:
         return True
 
     def rebuild(self) -> None:
-        """Replay the chain of drops and arrivals: the same cuts, dtypes and batch boundaries give the same bits."""
+        """Replay the drops, arrivals and renewals: the same cuts, dtypes and batch boundaries give the same bits."""
         self.close()
         chain, chunk = self.chain, self.chunk
         self.chain, self.chunk = [], 0
@@ -301,6 +342,7 @@ class Activations:
                 self._advance_to(filled)
                 store, _ = self.fill(cut, tier)
                 self.take(store, cut, tier)
+                self._repeat_renewals()
             self._advance_to(chunk)
         except BaseException:  # it can be made again later, by the same chain
             self.close()
@@ -310,6 +352,12 @@ class Activations:
     def _advance_to(self, chunk: int) -> None:
         for later in range(self.chunk + 1, chunk + 1):
             self.advance(later)
+            self._repeat_renewals()
+
+    def _repeat_renewals(self) -> None:
+        for number, (links, chunk, start, _) in enumerate(self.renewals, 1):
+            if (links, chunk) == (len(self.chain), self.chunk):
+                self._renew(number, start)
 
 
 def first_rows(active: Tensor, keys: int) -> Tensor:

@@ -6,6 +6,7 @@ dropped stages several times, augmented anew each time, and a step reads one of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldbench.errors import UserError, shown
+from ldbench.policies.base import is_number
 from ldbench.seeds import derive_seed, random_words
 
 Draw = Callable[[Tensor, int], Any]
@@ -29,7 +31,9 @@ class Views:
     Attributes:
         count: views of each sample.
         draw: gives the augmentation of samples (int64 [B], CPU) for a view (from 0), as their ``BatchSource`` applies it;
-            None: the source gives what it gives, the same every time or another view.
+            None: the source gives what it gives, the same every time or another view. Views that are made anew have
+            numbers from ``count`` on.
+        renewed: share of all views that is made anew in every epoch.
         drawn_by: what draws them, in words that differ where the draws do.
         seed: of the choice among them, a stream of its own.
 
@@ -41,10 +45,15 @@ class Views:
     draw: Draw | None = None
     drawn_by: str = ""
     seed: int = 0
+    renewed: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= 1024:
             raise UserError(f"views of a sample are a whole number from 1 to 1024, not {shown(self.count)}")
+        if not is_number(self.renewed) or not 0 <= self.renewed <= 1:
+            raise UserError(f"the share of the views made anew lies between 0 and 1, not {shown(self.renewed)}")
+        if self.renewed and self.count == 1:
+            raise UserError("one view, the sample as it is, is not made anew: ask for 2 or more")
 
     def passes(self, samples: Tensor, batch_size: int) -> list[Tensor]:
         """Minibatches of keys, in the order in which the views of ``samples`` (int64 [N]) are made: all of one view,
@@ -65,11 +74,23 @@ class Views:
         """The samples that keys belong to."""
         return keys // self.count if self.count > 1 else keys
 
-    def augmentation(self, keys: Tensor) -> Any:
-        """The draw for a minibatch of ``passes``; None: none."""
+    def augmentation(self, keys: Tensor, renewal: int = 0) -> Any:
+        """The draw for a minibatch of ``passes`` or ``due``; None: none. ``renewal``: how often views were made anew
+        before and now.
+        """
         if self.draw is None or self.count == 1 or not len(keys):
             return None
-        return self.draw(self.samples(keys), int(keys[0]) % self.count)
+        return self.draw(self.samples(keys), int(keys[0]) % self.count + renewal * self.count)
+
+    def due(self, samples: Tensor, start: int, batch_size: int) -> tuple[list[Tensor], int]:
+        """Minibatches of the keys to be made anew now, and where the next time begins.
+
+        They take turns in the order of ``all_keys``, from place ``start`` on, round and round; a minibatch is of one view.
+        """
+        keys = self.all_keys(samples)
+        turn = torch.arange(start, start + math.ceil(self.renewed * len(keys))) % len(keys)
+        parts = [part for run in _runs(turn // len(samples)) for part in torch.split(keys[turn[run]], batch_size)]
+        return parts, (start + len(turn)) % len(keys)
 
     def chosen(self, samples: Tensor, minibatch: int) -> Tensor:
         """The keys that the ``minibatch``-th one of the run (from 0) reads of ``samples``: a view of each, drawn anew,
@@ -81,3 +102,10 @@ class Views:
         # The upper half of a word, scaled to 0..count-1: its bias is below one in a million.
         drawn = ((words >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         return samples * self.count + torch.from_numpy(drawn.astype(np.int64))
+
+
+def _runs(values: Tensor) -> list[slice]:
+    """The stretches of equal neighbours."""
+    _, lengths = torch.unique_consecutive(values, return_counts=True)
+    ends = lengths.cumsum(0).tolist()
+    return [slice(end - length, end) for end, length in zip(ends, lengths.tolist(), strict=True)]

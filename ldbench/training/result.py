@@ -147,7 +147,8 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
     if dropper.execution == "freeze":
         return "continues"
     views = cell.cache_views
-    return f"{views} stored views" if views > 1 else "stopped: the store holds one unaugmented view"
+    anew = f", {cell.refresh_views:.3g} of them made anew every epoch" if cell.refresh_views else ""
+    return f"{views} stored views{anew}" if views > 1 else "stopped: the store holds one unaugmented view"
 
 
 def _predicted_saving(run: RunState) -> float | None:

@@ -129,6 +129,7 @@ class RunState:
             drop_frozen=method.stops,
             refresh_statistics=bool(cell.refresh_statistics),
             views=cell.cache_views,
+            refresh_views=cell.refresh_views,
             decide_by="flops" if cell.decide_by == "flops" else "time",
             pruning=build_pruning(cell.method, cell.policy),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -39,22 +40,26 @@ def stages() -> nn.Sequential:
 
 
 def activations(
-    count: int, kind: str, sets: Stream, *, tier: Tier, dtype: str, folder: Path, batch_size: int, seed: int = 3
+    count: int, kind: str, sets: Stream, *, tier: Tier, dtype: str, folder: Path, batch_size: int, renewed: float = 0.0
 ) -> Activations:
-    augment = Augment(kind, SIDE, seed)
+    augment, seed = Augment(kind, SIDE, 3), 3
     return Activations(
         stages(), images(), sets, batch_size=batch_size, device=CPU, dtype=dtype, folder=folder, channels_last=False,
-        autocast=contextlib.nullcontext, identity="these", views=Views(count, augment.of_view, repr(augment), seed),
+        autocast=contextlib.nullcontext, identity="these", views=Views(count, augment.of_view, repr(augment), seed, renewed),
     )  # fmt: skip
 
 
-def direct(made: Activations, samples: Tensor, view: int, cut: int) -> Tensor:
-    """What the first ``cut`` stages make of a view, with nothing of the store's."""
-    augment = Augment("flip+crop", SIDE, 3)
-    draw = augment.of_view(samples, view) if made.views.count > 1 else None
-    x, _ = images().batch(samples, draw)
-    with torch.no_grad():
-        return made.stages[:cut].eval()(x)
+def direct(made: Activations, view: int, numbers: dict[int, int]) -> Tensor:
+    """What the dropped stages make of a view, sample by sample, with nothing of the store's; ``numbers``: by key, of
+    those that were made anew.
+    """
+    augment, rows = Augment("flip+crop", SIDE, 3), []
+    for sample in made.active.split(1):
+        number = numbers.get(int(sample) * made.views.count + view, view)
+        x, _ = images().batch(sample, augment.of_view(sample, number) if made.views.count > 1 else None)
+        with torch.no_grad():
+            rows.append(made.stages[: made.stored_cut].eval()(x))
+    return torch.cat(rows)
 
 
 def held(made: Activations) -> list[Tensor]:
@@ -69,29 +74,45 @@ def held(made: Activations) -> list[Tensor]:
     sets=st.lists(st.sets(st.integers(0, SAMPLES - 1), min_size=2), min_size=1, max_size=3),
     batch_size=st.integers(2, 9),
     second=st.booleans(),
+    renewed=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
 )
 @settings(max_examples=40)
 def test_every_view_of_every_sample_is_what_the_stages_make_of_it(
-    count: int, tier: Tier, dtype: str, sets: list[set[int]], batch_size: int, second: bool
+    count: int, tier: Tier, dtype: str, sets: list[set[int]], batch_size: int, second: bool, renewed: float
 ) -> None:
+    renewed = renewed if count > 1 else 0.0
+    numbers: dict[int, int] = {}
     stream = Stream([torch.tensor(sorted(chosen)) for chosen in sets])
     error = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2, "int8": 2e-2}[dtype]
     with tempfile.TemporaryDirectory() as folder:
         made = activations(
-            count, "flip+crop", stream, tier=tier, dtype=dtype, folder=Path(folder), batch_size=batch_size
-        )
+            count, "flip+crop", stream, tier=tier, dtype=dtype, folder=Path(folder), batch_size=batch_size,
+            renewed=renewed,
+        )  # fmt: skip
         store, _ = made.fill(1, tier)
         made.take(store, 1, tier)
         for chunk in range(len(sets)):
             if chunk:
                 assert made.advance(chunk) == len(stream.arrivals(chunk)) * count
+                for key in list(numbers):
+                    if key // count in stream.arrivals(chunk):
+                        del numbers[key]
+            turn, keys = 0, made.views.all_keys(made.active).tolist()
+            for epoch in (2 * chunk, 2 * chunk + 1):
+                due = math.ceil(renewed * len(keys))
+                assert made.renew(epoch) == due
+                assert made.renew(epoch) == 0  # as a run that goes on in this epoch asks again
+                for place in range(turn, turn + due):
+                    key = keys[place % len(keys)]
+                    numbers[key] = key % count + (epoch + 1) * count
+                turn += due
             if second and chunk == len(sets) - 1:
                 store, _ = made.fill(2, tier)
                 made.take(store, 2, tier)
             assert made.store is not None
             assert made.store.samples == made.capacity == stream.capacity * count
             for view, rows in enumerate(held(made)):
-                exact = direct(made, made.active, view, made.stored_cut)
+                exact = direct(made, view, numbers)
                 assert float((rows - exact).norm()) <= error * float(exact.norm()) + 1e-6
         before = held(made)
         made.rebuild()
@@ -100,8 +121,9 @@ def test_every_view_of_every_sample_is_what_the_stages_make_of_it(
         state = made.state_dict()
         made.close(keep_file=True)
         other = activations(
-            count, "flip+crop", stream, tier=tier, dtype=dtype, folder=Path(folder), batch_size=batch_size
-        )
+            count, "flip+crop", stream, tier=tier, dtype=dtype, folder=Path(folder), batch_size=batch_size,
+            renewed=renewed,
+        )  # fmt: skip
         other.load_state_dict(state)
         assert all(torch.equal(now, then) for now, then in zip(held(other), before, strict=True))
         x, targets = other.batch(other.active, number=7)
@@ -150,6 +172,15 @@ def test_the_draw_of_a_view_is_the_samples_own_and_views_come_in_mirrored_pairs(
     assert not torch.equal(one.shift, other.shift)
     assert int(one.shift.min()) >= 0
     assert int(one.shift.max()) <= 2 * one.pad == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "said"),
+    [(2, -0.1, "between 0 and 1"), (2, 1.1, "between 0 and 1"), (2, True, "between 0 and 1"), (1, 0.5, "ask for 2")],
+)
+def test_wrong_shares_to_make_anew_are_refused(count: int, share: float, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Views(count, renewed=share)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, 1025, "4"])

@@ -88,6 +88,23 @@ def test_other_layouts_and_stores_resume_to_the_same_bits(
     assert lasting(resumed) == lasting(plain)
 
 
+@pytest.mark.parametrize("options", [{}, {"refresh_views": 0.3}, {"refresh_views": 1.0, "cache_budget": "0,0,100MB"}])
+def test_several_views_resume_to_the_same_bits(options: dict[str, object], bench: Bench, tmp_path: Path) -> None:
+    cell = bench.cell("schedule", augment="flip+crop", cache_views=3, **options)
+    plain = bench.run(cell, tmp_path / "plain")
+    assert len(plain.result["drops"]) == 2
+    counter = StopAfter(10**9)
+    bench.run(cell, tmp_path / "counted", Checkpointer(tmp_path / "counted", counter))
+    points = 10**9 - counter.left
+    for first in range(1, points, 7):
+        resumed, stopped = bench.interrupted(cell, tmp_path / str(first), first)
+        assert stopped == 1
+        assert lasting(resumed) == lasting(plain)
+    resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
+    assert stopped >= 5
+    assert lasting(resumed) == lasting(plain)
+
+
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
