@@ -1,0 +1,130 @@
+"""Random changes of stored activations, in place of the augmentation of the images they were made of.
+
+Images are augmented before the dropped stages see them; what these made of them can only be changed as it is. Which
+changes are like an image's is known for few (a mirror image's activations are not the mirrored activations of a
+network whose filters have a direction); what each is worth is measured, see ``docs/augmentation.md``. Channel-wise
+changes follow FroFA (Bär et al., 2024, arXiv:2403.10519).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldbench.errors import UserError, nearest, shown
+from ldbench.policies.base import is_number
+from ldbench.seeds import derive_seed, random_words
+
+
+class Changes:
+    """Changes of minibatches of activations, each a pure function of seed and minibatch, drawn on the CPU.
+
+    Args:
+        strengths: change -> its strength, a number in (0, 1); in the order in which they are made. See ``KINDS``.
+        seed: the run's seed.
+
+    Raises:
+        UserError: a change is unknown, or a strength is out of range.
+    """
+
+    def __init__(self, strengths: Mapping[str, float] = MappingProxyType({}), seed: int = 0) -> None:
+        for kind, strength in strengths.items():
+            if kind not in KINDS:
+                raise UserError(f"no change of stored features is called {shown(kind)}: {nearest(kind, KINDS)}")
+            if not is_number(strength) or not 0 < strength < 1:
+                raise UserError(f"the strength of {kind} lies between 0 and 1, not {shown(strength)}")
+        self.strengths, self.seed = dict(strengths), seed
+
+    def __bool__(self) -> bool:
+        return bool(self.strengths)
+
+    def __call__(self, x: Tensor, minibatch: int) -> Tensor:
+        """Activations [B, C, H, W], or [B, ..., D] without a plane, changed: a tensor of the same shape and dtype.
+
+        Args:
+            minibatch: its number in the run.
+        """
+        for kind, strength in self.strengths.items():
+            x = KINDS[kind](x, strength, derive_seed(self.seed, f"features: {kind}", minibatch))
+        return x
+
+
+def _uniform(seed: int, *shape: int) -> Tensor:
+    """Numbers in [0, 1), float32 on the CPU."""
+    count = int(np.prod(shape))
+    return torch.from_numpy((random_words(count, seed) >> np.uint64(40)).astype(np.float32) / 2.0**24).view(shape)
+
+
+def _per_channel(x: Tensor, numbers: Tensor) -> Tensor:
+    """[B, C] numbers, fit to be used with ``x``."""
+    shape = (len(x), -1, 1, 1) if x.dim() == 4 else (len(x), *[1] * (x.dim() - 2), -1)
+    return numbers.view(shape).to(x)
+
+
+def _channels(x: Tensor) -> int:
+    return x.shape[1] if x.dim() == 4 else x.shape[-1]
+
+
+def _contrast(x: Tensor, strength: float, seed: int) -> Tensor:
+    """Every channel of every sample times a number in 1 +- strength."""
+    return x * _per_channel(x, 1 + strength * (2 * _uniform(seed, len(x), _channels(x)) - 1))
+
+
+def _brightness(x: Tensor, strength: float, seed: int) -> Tensor:
+    """To every channel of every sample up to +- strength times that sample's largest magnitude there is added."""
+    shift = _per_channel(x, strength * (2 * _uniform(seed, len(x), _channels(x)) - 1))
+    largest = x.abs().amax(dim=(2, 3), keepdim=True) if x.dim() == 4 else x.abs()
+    return x + shift * largest
+
+
+def _dropout(x: Tensor, strength: float, seed: int) -> Tensor:
+    """A share of the channels of every sample is zero, the others are scaled so that the mean stays."""
+    return x * _per_channel(x, (_uniform(seed, len(x), _channels(x)) >= strength).float() / (1 - strength))
+
+
+def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
+    """A rectangle of a share of each map's area is zero, the same one in all channels of a sample."""
+    if x.dim() != 4:
+        return x
+    sides = [max(1, round(strength**0.5 * side)) for side in x.shape[2:]]
+    inside = []
+    for axis, corners in enumerate(_uniform(seed, len(x), 2).unbind(1)):
+        first = (corners * (x.shape[2 + axis] - sides[axis] + 1)).long()[:, None]
+        at = torch.arange(x.shape[2 + axis])
+        inside.append((at >= first) & (at < first + sides[axis]))
+    keep = ~(inside[0][:, :, None] & inside[1][:, None, :])
+    return x * keep[:, None].to(x)
+
+
+def _shift(x: Tensor, strength: float, seed: int) -> Tensor:
+    """Every map is moved by whole places, up to a share of its sides, and what comes in is zero."""
+    if x.dim() != 4:
+        return x
+    for axis, drawn in enumerate(_uniform(seed, len(x), 2).unbind(1)):
+        side = x.shape[2 + axis]
+        most = max(1, round(strength * side)) if side > 1 else 0
+        source = torch.arange(side) - ((drawn * (2 * most + 1)).long() - most)[:, None]
+        there = (source >= 0) & (source < side)
+        shape = [len(x), 1, 1, 1]
+        shape[2 + axis] = side
+        index = source.clamp(0, side - 1).view(shape).expand(*x.shape).to(x.device)
+        x = torch.where(there.view(shape).to(x.device), x.gather(2 + axis, index), 0)
+    return x
+
+
+def _mirror(x: Tensor, strength: float, seed: int) -> Tensor:
+    """A share of the samples is mirrored left to right."""
+    if x.dim() != 4:
+        return x
+    chosen = (_uniform(seed, len(x)) < strength).to(x.device)
+    return torch.where(chosen[:, None, None, None], x.flip(3), x)
+
+
+KINDS: Mapping[str, Callable[[Tensor, float, int], Tensor]] = MappingProxyType({
+    "contrast": _contrast, "brightness": _brightness, "dropout": _dropout, "cutout": _cutout, "shift": _shift,
+    "mirror": _mirror,
+})  # fmt: skip

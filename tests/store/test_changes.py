@@ -1,0 +1,104 @@
+"""Changes of stored activations: what each does, by hand, and that it is a function of seed and minibatch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldbench.errors import UserError
+from ldbench.store.changes import KINDS, Changes
+
+SHAPES = [(5, 3, 6, 4), (5, 7), (5, 4, 6), (1, 1, 1, 1)]
+
+
+def maps(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+
+
+@given(
+    st.lists(st.sampled_from(sorted(KINDS)), unique=True),
+    st.sampled_from(SHAPES),
+    st.floats(0.01, 0.99),
+    st.integers(0, 10**6),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_a_change_is_a_function_of_seed_and_minibatch_and_keeps_shape_and_dtype(
+    kinds: list[str], shape: tuple[int, ...], strength: float, minibatch: int, dtype: torch.dtype
+) -> None:
+    x = maps(*shape).to(dtype)
+    before = x.clone()
+    changes = Changes(dict.fromkeys(kinds, strength), seed=4)
+    assert bool(changes) == bool(kinds)
+    changed = changes(x, minibatch)
+    assert (changed.shape, changed.dtype) == (x.shape, x.dtype)
+    assert bool(changed.isfinite().all())
+    assert torch.equal(x, before)
+    assert torch.equal(Changes(dict.fromkeys(kinds, strength), seed=4)(x, minibatch), changed)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_other_minibatches_and_seeds_are_changed_otherwise(kind: str) -> None:
+    x = maps(64, 3, 6, 6)
+    one = Changes({kind: 0.5}, seed=1)
+    assert not torch.equal(one(x, 1), one(x, 2))
+    assert not torch.equal(one(x, 1), Changes({kind: 0.5}, seed=2)(x, 1))
+
+
+def test_channels_are_scaled_moved_and_dropped_as_a_whole() -> None:
+    x = maps(200, 3, 4, 4).abs() + 0.1
+    factors = (Changes({"contrast": 0.2})(x, 0) / x).flatten(2)
+    assert float((factors.amax(2) - factors.amin(2)).max()) < 1e-5
+    assert 0.8 <= float(factors.min()) < 0.85
+    assert 1.15 < float(factors.max()) <= 1.2001
+    moved = ((Changes({"brightness": 0.1})(x, 0) - x) / x.amax(dim=(2, 3), keepdim=True)).flatten(2)
+    assert float((moved.amax(2) - moved.amin(2)).max()) < 1e-5
+    assert 0.09 < float(moved.abs().max()) <= 0.1001
+    kept = (Changes({"dropout": 0.25})(x, 0) / x).flatten(2)
+    assert {round(float(value), 4) for value in kept.flatten().unique()} <= {0.0, 1.3333}
+    assert float((kept.amax(2) - kept.amin(2)).max()) < 1e-5
+    assert abs(float((kept == 0).float().mean()) - 0.25) < 0.06
+
+
+def test_a_rectangle_is_cut_out_of_all_channels_alike() -> None:
+    zero = Changes({"cutout": 0.25})(torch.ones(300, 2, 8, 4), 0) == 0
+    assert set(zero.sum((2, 3)).flatten().tolist()) == {4 * 2}
+    assert torch.equal(zero[:, 0], zero[:, 1])
+    rows = zero[:, 0].any(2).sum(1)
+    assert set(rows.tolist()) == {4}
+    assert float(zero[:, 0].float().mean(0).min()) > 0  # everywhere now and then
+
+
+def test_maps_move_by_whole_places_and_zeros_come_in() -> None:
+    x = torch.arange(1.0, 37).view(1, 1, 6, 6).repeat(400, 1, 1, 1)
+    moved = Changes({"shift": 0.17})(x, 0)
+    seen = set()
+    for one in moved[:, 0]:
+        there = one[one > 0]
+        [offset] = {
+            (int(at[0]) - (int(value) - 1) // 6, int(at[1]) - (int(value) - 1) % 6)
+            for at, value in zip((one > 0).nonzero(), there, strict=True)
+        }
+        seen.add(offset)
+        assert len(there) == (6 - abs(offset[0])) * (6 - abs(offset[1]))
+    assert seen == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
+
+
+def test_a_share_of_the_samples_is_mirrored() -> None:
+    x = maps(400, 2, 3, 5)
+    changed = Changes({"mirror": 0.5})(x, 3)
+    mirrored = [torch.equal(one, other.flip(2)) for one, other in zip(changed, x, strict=True)]
+    same = [torch.equal(one, other) for one, other in zip(changed, x, strict=True)]
+    assert [a != b for a, b in zip(mirrored, same, strict=True)] == [True] * 400
+    assert 150 < sum(mirrored) < 250
+
+
+@pytest.mark.parametrize(
+    ("strengths", "said"),
+    [({"contras": 0.1}, "did you mean contrast"), ({"shift": 0}, "between 0 and 1"), ({"shift": True}, "between 0"),
+     ({"shift": float("nan")}, "between 0 and 1"), ({"shift": "a"}, "between 0 and 1")],
+)  # fmt: skip
+def test_wrong_changes_are_refused(strengths: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Changes(strengths)
