@@ -73,6 +73,7 @@ from ldbench.stages.split import cut_obstacles, split_stages, stage_parameters
 from ldbench.store.activation_store import ActivationStore
 from ldbench.store.activations import Activations
 from ldbench.store.budget import StoreOptions, Tier, resolve_budget, store_bytes
+from ldbench.store.changes import Changes
 from ldbench.store.fill import PROBED
 from ldbench.store.views import Views
 
@@ -141,6 +142,8 @@ class LayerDropper:
             transforms of ``store_data``, else of ``data``, give when a sample is read so many times, or what ``augment``
             draws (``of_view(samples, view)``).
         refresh_views: share of the views that is made anew before every epoch, by turns.
+        change_features: random changes of what is read from the store, and their strengths: {"mirror": 0.5}; see
+            ``ldbench.store.changes``.
         refresh_statistics: re-estimate BatchNorm's population statistics of the stages that leave, in forward passes of
             their own before the store is made; by default the running averages of training stay as they are then.
         decide_by: what a cut is chosen by, building the store included: "time", of a cost table, or "flops", which are the
@@ -194,6 +197,7 @@ class LayerDropper:
         store_data: Any = None,
         views: int = 1,
         refresh_views: float = 0.0,
+        change_features: Mapping[str, float] | None = None,
         refresh_statistics: bool = False,
         decide_by: DecideBy = "time",
         pruning: InfoBatch | None = None,
@@ -289,6 +293,7 @@ class LayerDropper:
             seed=seed,
             accumulate=accumulate,
             pruning=self.pruning,
+            changes=Changes(change_features or {}, seed),
             before_epoch=functools.partial(_renew_views, self.activations, account, self.hooks),
         )
         self.monitors = monitors = Monitors(self.stages, self.policy.needs, self.activations.probe, self.autocast)

@@ -18,6 +18,7 @@ from ldbench.dropping.pruning import Pruning
 from ldbench.dropping.schedule import Schedule
 from ldbench.seeds import sample_order
 from ldbench.store.activations import Activations
+from ldbench.store.changes import Changes
 
 _REMEMBERED = 32
 Minibatch = tuple[Tensor, Tensor, Tensor]  # images or activations [B, ...], targets [B, ...], sample indices int64 [B]
@@ -35,6 +36,7 @@ class Minibatches:
         accumulate: minibatches for a step; None: they are counted.
         pruning: says which samples sit an epoch out; None: none does.
         before_epoch: called before the first minibatch of an epoch is read, with its number.
+        changes: made to what is read from the store.
 
     Attributes:
         handed: the minibatches in the loop's hands.
@@ -53,8 +55,9 @@ class Minibatches:
         accumulate: int | None = None,
         pruning: Pruning | None = None,
         before_epoch: Callable[[int], None] = lambda epoch: None,
+        changes: Changes | None = None,
     ) -> None:
-        self.pruning, self.before_epoch = pruning, before_epoch
+        self.pruning, self.before_epoch, self.changes = pruning, before_epoch, changes or Changes()
         self.activations, self.schedule, self.account = activations, schedule, account
         self.augment, self.seed, self.batch_size = augment, seed, activations.batch_size
         self.handed, self.lock = HandOut(schedule, accumulate), threading.RLock()
@@ -121,7 +124,8 @@ class Minibatches:
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         if self.activations.chain:
             with self.account.reading():
-                return self.activations.batch(indices, number=self.handed.next_number)
+                x, y = self.activations.batch(indices, number=self.handed.next_number)
+                return self.changes(x, self.handed.next_number), y
         draw = None if self.augment is None else self.augment.draw(self.handed.next_number, len(indices))
         began = time.perf_counter()
         batch = self.activations.batch(indices, draw)

@@ -88,6 +88,7 @@ class Experiment:
     refresh_statistics: bool = False
     cache_views: int = 1
     refresh_views: float = 0.0
+    change_features: tuple[str, ...] | None = None
     decide_by: str = "flops"
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     tune_seeds: tuple[int, ...] | None = None
@@ -178,9 +179,12 @@ class Cell:
     decide_by: str | None = None  # None: by time, and for what drops nothing
     cache_views: int = 1  # of what reads a store
     refresh_views: float = 0.0
+    change_features: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """A list, as JSON has it, is the same allocation."""
+        """A list, as JSON has it, is the same allocation, and the same changes."""
+        if self.change_features is not None:
+            object.__setattr__(self, "change_features", tuple(self.change_features))
         if self.allocation is not None:
             object.__setattr__(self, "allocation", tuple(self.allocation))
 

@@ -53,6 +53,7 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
         values["refresh_statistics"] = experiment.refresh_statistics if stops else None
         stored = reads_store(method)
         values["cache_views"] = experiment.cache_views if stored else 1
+        values["change_features"] = experiment.change_features if stored else None
         values["refresh_views"] = experiment.refresh_views if stored else 0.0
         values["decide_by"] = "flops" if stops and experiment.decide_by == "flops" else None
         for budget in experiment.short_budgets if method in shortened else (None,):

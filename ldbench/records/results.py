@@ -47,7 +47,7 @@ STATUSES = ("finished", "diverged", "failed")
 # What a method may differ in from its controls; every other field of a cell's configuration must agree.
 OF_THE_METHOD = (
     "method", "budget", "seed", "policy", "model", "dataset", "scenario", "refresh_statistics", "decide_by",
-    "cache_views", "refresh_views",
+    "cache_views", "refresh_views", "change_features",
 )  # fmt: skip
 SETTING = tuple(entry.name for entry in dataclasses.fields(Cell) if entry.name not in OF_THE_METHOD)
 
@@ -174,8 +174,8 @@ def _configuration(place: Stored, cell: str, choices: Choices) -> dict[str, str]
     options = policy if isinstance(policy, dict) else {}
     if config.get("refresh_statistics") is True:
         options = options | {"refresh_statistics": True}
-    for name in ("cache_views", "refresh_views"):
-        if name in config and not at_default(name, config[name]):
+    for name in ("cache_views", "refresh_views", "change_features"):
+        if config.get(name) and not at_default(name, config[name]):
             options = options | {name: config[name]}
     return {
         "setting": canonical(setting),

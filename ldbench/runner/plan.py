@@ -15,6 +15,7 @@ from ldbench.models.recipes import default_recipe
 from ldbench.policies.registry import build_policy, get_method, replay_source
 from ldbench.runner.preparation import Preparation
 from ldbench.store.budget import parse_budget
+from ldbench.store.changes import Changes
 from ldbench.store.views import Views
 from ldbench.training.optim import PRECISIONS
 
@@ -37,6 +38,7 @@ def plan(experiment: Experiment) -> list[Cell]:
             f"--cache-views {experiment.cache_views}: without augmentation all views of a sample are the same one; add "
             "--augment flip+crop"
         )
+    Changes.named(experiment.change_features or ())
     Views(experiment.cache_views, renewed=experiment.refresh_views)
     if experiment.cache_budget is not None:
         parse_budget(experiment.cache_budget)

@@ -61,6 +61,7 @@ def source_cell(cell: Cell, image_size: int) -> Cell:
         refresh_statistics=None,
         cache_views=1,
         refresh_views=0.0,
+        change_features=None,
         decide_by=None,
         scenario="scratch",
         init=None,

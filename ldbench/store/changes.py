@@ -8,7 +8,7 @@ changes follow FroFA (Bär et al., 2024, arXiv:2403.10519).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -38,6 +38,20 @@ class Changes:
             if not is_number(strength) or not 0 < strength < 1:
                 raise UserError(f"the strength of {kind} lies between 0 and 1, not {shown(strength)}")
         self.strengths, self.seed = dict(strengths), seed
+
+    @classmethod
+    def named(cls, words: Iterable[str], seed: int = 0) -> Changes:
+        """Of words such as "mirror=0.5". Raises ``UserError``."""
+        strengths: dict[str, float] = {}
+        for word in words:
+            kind, _, strength = word.partition("=")
+            try:
+                strengths[kind] = float(strength)
+            except ValueError:
+                raise UserError(
+                    f"{shown(word)} is no change of stored features: write KIND=STRENGTH, such as mirror=0.5"
+                ) from None
+        return cls(strengths, seed)
 
     def __bool__(self) -> bool:
         return bool(self.strengths)
@@ -96,8 +110,8 @@ def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
         first = (corners * (x.shape[2 + axis] - sides[axis] + 1)).long()[:, None]
         at = torch.arange(x.shape[2 + axis])
         inside.append((at >= first) & (at < first + sides[axis]))
-    keep = ~(inside[0][:, :, None] & inside[1][:, None, :])
-    return x * keep[:, None].to(x)
+    keep: Tensor = ~(inside[0][:, :, None] & inside[1][:, None, :])
+    return x.masked_fill(~keep[:, None].to(x.device), 0)
 
 
 def _shift(x: Tensor, strength: float, seed: int) -> Tensor:
@@ -112,7 +126,7 @@ def _shift(x: Tensor, strength: float, seed: int) -> Tensor:
         shape = [len(x), 1, 1, 1]
         shape[2 + axis] = side
         index = source.clamp(0, side - 1).view(shape).expand(*x.shape).to(x.device)
-        x = torch.where(there.view(shape).to(x.device), x.gather(2 + axis, index), 0)
+        x = x.gather(2 + axis, index).masked_fill(~there.view(shape).to(x.device), 0)
     return x
 
 

@@ -146,9 +146,14 @@ def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
         return "not applicable"
     if dropper.execution == "freeze":
         return "continues"
-    views = cell.cache_views
-    anew = f", {cell.refresh_views:.3g} of them made anew every epoch" if cell.refresh_views else ""
-    return f"{views} stored views{anew}" if views > 1 else "stopped: the store holds one unaugmented view"
+    told = ["stopped: the store holds one unaugmented view"]
+    if cell.cache_views > 1:
+        told = [f"{cell.cache_views} stored views"]
+    if cell.refresh_views:
+        told.append(f"{cell.refresh_views:.3g} of them made anew every epoch")
+    if cell.change_features:
+        told.append(f"stored features changed ({', '.join(cell.change_features)})")
+    return ", ".join(told)
 
 
 def _predicted_saving(run: RunState) -> float | None:

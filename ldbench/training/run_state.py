@@ -32,6 +32,7 @@ from ldbench.seeds import derive_seed
 from ldbench.stages.freezing import freeze_stages
 from ldbench.stages.split import split_stages, stage_groups, stage_parameters
 from ldbench.store.budget import StoreOptions
+from ldbench.store.changes import Changes
 from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.epochs import Epoch, plan_epochs
 from ldbench.training.optim import autocast_for, build_optimizer
@@ -130,6 +131,7 @@ class RunState:
             refresh_statistics=bool(cell.refresh_statistics),
             views=cell.cache_views,
             refresh_views=cell.refresh_views,
+            change_features=Changes.named(cell.change_features or ()).strengths,
             decide_by="flops" if cell.decide_by == "flops" else "time",
             pruning=build_pruning(cell.method, cell.policy),
         )
