@@ -1,6 +1,6 @@
 """Random streams: every draw of a run is a pure function of its seed, a stream's name and a position.
 
-Nothing here keeps state, so a run can be resumed at any step. The bits come from SHA-256 and from NumPy's Philox bit
+Nothing here keeps state, so a run can be resumed at any step (``seed_streams`` is for what draws from the global streams). The bits come from SHA-256 and from NumPy's Philox bit
 generator, whose output NumPy keeps from version to version (the sampling methods on top carry no such promise), and
 they are always drawn on the CPU: the device has no say in them.
 """
@@ -8,6 +8,9 @@ they are always drawn on the CPU: the device has no say in them.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -66,3 +69,22 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     offset = random_words(len(counts), derive_seed(seed, "classes")) / 2.0**64
     place = (rank + np.repeat(offset, counts)) / np.repeat(counts, counts)
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")])
+
+
+@contextmanager
+def preserved_streams() -> Iterator[None]:
+    """Whatever the block draws, the global random states of torch (CPU), NumPy and Python are the old ones after it."""
+    python, numpy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - transforms do
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(host)
+
+
+def seed_streams(seed: int) -> None:
+    """Seed the global random states of torch (CPU), NumPy and Python, for code that draws from these."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+    random.seed(seed)

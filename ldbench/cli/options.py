@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from ldbench.data.names import AUGMENTATIONS
 from ldbench.experiment.config import CHOICES, Experiment
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -40,7 +41,7 @@ HELP: dict[str, str] = {
     "lr": "Base learning rate.",
     "weight_decay": "Weight decay.",
     "schedule": f"{_one_of('schedule')}.",
-    "augment": f"{_one_of('augment')}.",
+    "augment": f"{', '.join(AUGMENTATIONS)}, or package.module:factory of a transform of your own, alone or behind flip+crop+.",
     "device": "auto, cpu, cuda or cuda:N.",
     "precision": f"{_one_of('precision')}.",
     "channels_last": "Memory format of activations.",

@@ -23,7 +23,9 @@ EXPECTED = (
 
 
 class BatchSource(Protocol):
-    """Training samples by index. One that can read ahead also has ``expect``, see ``read_ahead``."""
+    """Training samples by index. One that can read ahead also has ``expect``, see ``read_ahead``; one that gives several views of
+    a sample by itself has ``of_view(samples, view)``, whose answer for a view (from 0) ``batch`` takes as ``augment``.
+    """
 
     def __len__(self) -> int: ...
 
@@ -124,8 +126,8 @@ def describe_batch(x: Tensor, y: Tensor) -> str:
     return ", ".join(parts)
 
 
-def read_ahead(source: BatchSource, batches: Iterable[Tensor]) -> None:
-    """Tell a source that can read ahead which minibatches it will be asked for, in this order."""
+def read_ahead(source: BatchSource, batches: Iterable[Tensor], augments: Iterable[Any] | None = None) -> None:
+    """Tell a source that can read ahead which minibatches it will be asked for, in this order, and with which draws."""
     expect = getattr(source, "expect", None)
     if expect is not None:
-        expect(batches)
+        expect(batches) if augments is None else expect(batches, augments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from ldbench.data.items import Failed, Items, Reading
+from ldbench.data.items import Failed, Items, Reading, Seeded
 from ldbench.errors import UserError, one_line
 from ldbench.seeds import derive_seed
 
@@ -28,6 +29,10 @@ _SHUFFLES = "ldbench shuffles by itself: give the data set, or a DataLoader with
 
 def _as_read(batch: Any) -> Any:
     return batch
+
+
+def _wanted(indices: Tensor, augment: int | None) -> list[int]:
+    return indices.tolist() if augment is None else Seeded(indices.tolist(), augment)
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,15 @@ class DatasetSource:
     """A map-style ``torch.utils.data.Dataset`` of (image, target) items.
 
     ``expect`` has minibatches read ahead by worker processes; what is asked for out of turn is read in this one. Python
-    floats as targets become float64, as PyTorch's own collation makes them.
+    floats as targets become float64, as PyTorch's own collation makes them. What random transforms make of a sample for
+    training comes from the global streams, or those of worker processes; a view that is stored has a stream of its own, so
+    that it can be made again (``of_view``).
 
     Args:
         dataset: with a length and items by index.
         device: where minibatches are wanted.
         reading: how items are read.
-        seed: of the random transforms in worker processes; those in this one draw from the global streams.
+        seed: of the random transforms in worker processes, and of views; those of this one draw from the global streams.
     """
 
     def __init__(self, dataset: Any, device: torch.device, reading: Reading, seed: int = 0) -> None:
@@ -67,16 +74,29 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def expect(self, batches: Iterable[Tensor]) -> None:
-        """These minibatches (indices int64 [B]) are asked for next, in this order; what was expected before is not."""
+    def of_view(self, samples: Tensor, view: int) -> int:
+        """The draw for a view (from 0): the seed of random transforms."""
+        del samples  # each has a stream of its own
+        return derive_seed(self.seed, "view", view)
+
+    def expect(self, batches: Iterable[Tensor], augments: Iterable[int | None] | None = None) -> None:
+        """These minibatches (indices int64 [B], and their draws) are asked for next, in this order; what was expected
+        before is not.
+        """
         self._ahead = None  # its workers end with it
-        self._expected = deque(indices.tolist() for indices in batches) if self.reading.num_workers else deque()
+        self._expected.clear()
+        if self.reading.num_workers:
+            draws = itertools.repeat(None) if augments is None else augments
+            self._expected.extend(map(_wanted, batches, draws))
         self._times += 1
 
-    def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
-        """Images and targets of the samples ``indices``. Raises ``UserError`` that names the sample that is at fault."""
-        del augment
-        wanted = indices.tolist()
+    def batch(self, indices: Tensor, augment: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images and targets of the samples ``indices``. Raises ``UserError`` that names the sample that is at fault.
+
+        Args:
+            augment: a draw of ``of_view``; None: random transforms draw from the streams there are.
+        """
+        wanted = _wanted(indices, augment)
         in_turn = bool(self._expected) and self._expected[0] == wanted
         read = self._next() if in_turn else self.items.__getitems__(wanted)
         if isinstance(read, Failed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ldbench.data.arrays import tensor_of
 from ldbench.errors import UserError, one_line, shown
+from ldbench.seeds import derive_seed, preserved_streams, seed_streams
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,27 @@ class Reading:
             raise UserError(f"num_workers is {self.num_workers}: give a number of processes, 0 for none")
 
 
+class Seeded(list[int]):
+    """Samples whose random transforms draw from streams of their own, the same in any process.
+
+    Args:
+        samples: their indices.
+        seed: of these streams; each sample's is its own.
+    """
+
+    def __init__(self, samples: Iterable[int], seed: int) -> None:
+        super().__init__(samples)
+        self.seed = seed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seeded) and list(self) == list(other) and self.seed == other.seed
+
+    __hash__ = None
+
+    def __reduce__(self) -> Any:
+        return Seeded, (list(self), self.seed)
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a minibatch could not be read: told across processes, and raised where it was asked for."""
@@ -53,7 +75,10 @@ class Failed:
 
 
 class Items(Dataset[Any]):
-    """A data set whose minibatches are read by lists of indices, whole: (images, targets) or ``Failed``."""
+    """A data set whose minibatches are read by lists of indices, whole: (images, targets) or ``Failed``.
+
+    Of a list that is ``Seeded`` the random transforms are repeated, and the global random streams left as they were.
+    """
 
     def __init__(self, dataset: Any, reading: Reading) -> None:
         self.dataset, self.reading = dataset, reading
@@ -65,8 +90,14 @@ class Items(Dataset[Any]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | Failed:
+        if isinstance(indices, Seeded):
+            with preserved_streams():
+                return self._minibatch(list(indices), indices.seed)
+        return self._minibatch(indices, None)
+
+    def _minibatch(self, indices: list[int], seed: int | None) -> tuple[Tensor, Tensor] | Failed:
         try:
-            items = self._read(indices)
+            items = self._read(indices, seed)
             if self.reading.collate_fn is None:
                 pairs = [self._pair(item, i) for item, i in zip(items, indices, strict=True)]
                 return self._stacked(pairs, indices)
@@ -74,9 +105,16 @@ class Items(Dataset[Any]):
         except UserError as error:
             return Failed(str(error), error.__cause__)
 
-    def _read(self, indices: list[int]) -> list[Any]:
+    def _read(self, indices: list[int], seed: int | None) -> list[Any]:
         if getattr(self.dataset, "__getitems__", None) is None:
-            return [self._one(lambda i: self.dataset[i], i) for i in indices]
+            items = []
+            for i in indices:
+                if seed is not None:
+                    seed_streams(derive_seed(seed, "sample", i))
+                items.append(self._one(lambda i: self.dataset[i], i))
+            return items
+        if seed is not None:
+            seed_streams(derive_seed(seed, "samples", *indices))
         try:
             items = list(self.dataset.__getitems__(indices))
         except Exception as error:

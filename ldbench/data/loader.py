@@ -43,7 +43,13 @@ def _augmented(images: Tensor, draw: AugmentDraw) -> Tensor:
     if draw.flipped is not None and len(draw.flipped):
         flipped = draw.flipped.to(images.device, non_blocking=True)
         images.index_copy_(0, flipped, images.index_select(0, flipped).flip(3))
-    return images if draw.shift is None or not len(images) else _crop(images, draw.shift, draw.pad)
+    if draw.shift is not None and len(images):
+        images = _crop(images, draw.shift, draw.pad)
+    if draw.transformed is not None:
+        batch, planes, height, width, inner = images.shape
+        whole = draw.transformed(images.permute(0, 1, 4, 2, 3).reshape(batch, planes * inner, height, width))
+        images = whole.view(batch, planes, inner, height, width).permute(0, 1, 3, 4, 2)
+    return images
 
 
 class ResidentSplit:

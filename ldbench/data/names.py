@@ -1,4 +1,5 @@
-"""How data sets are called: ``mnist``, ``folder:PATH``, ``NAME=folder:PATH``, each with or without a choice of classes.
+"""How data sets are called: ``mnist``, ``folder:PATH``, ``NAME=folder:PATH``, each with or without a choice of classes;
+and how augmentations are: ``flip+crop``, ``flip+trivial-augment``.
 
 Reads no file and imports no torch, so that an experiment can be checked, and a record of it read, without either.
 """
@@ -9,10 +10,11 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from ldbench.errors import UserError, shown
+from ldbench.errors import UserError, nearest, shown
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "imagenette")
 DATASET_FORMS = ("folder:PATH", "NAME=folder:PATH", "synthetic:CxHxW:CLASSES:N")
+AUGMENTATIONS = ("none", "flip", "crop", "flip+crop", "trivial-augment", "flip+crop+trivial-augment")
 _FOLDER = "=folder:"
 _SIMPLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MARKED = re.compile(r"(?P<name>.+)\[(?P<classes>[0-9,\- ]*)\]", re.DOTALL)
@@ -93,3 +95,22 @@ def check_one_path_each(texts: Iterable[str]) -> None:
             raise UserError(
                 f"data set {name} is to be two folders, {shown(paths[name])} and {shown(path)}: give each its own name"
             )
+
+
+def augmentation_parts(kind: str) -> tuple[bool, bool, str | None]:
+    """Whether an augmentation mirrors, whether it crops, and the transform behind: "trivial-augment", or a user's
+    ``package.module:factory``.
+
+    Raises:
+        UserError: ``kind`` is neither one of ``AUGMENTATIONS`` nor a factory, alone or behind "flip+", "crop+" or both.
+    """
+    if kind in ("none", "flip", "crop", "flip+crop"):
+        return "flip" in kind, "crop" in kind, None
+    rest = kind.removeprefix("flip+").removeprefix("crop+")
+    if rest != "trivial-augment" and ":" not in rest:
+        raise UserError(
+            f"unknown augmentation {shown(kind)}: {nearest(kind, AUGMENTATIONS)}; a transform of your own is "
+            "package.module:factory"
+        )
+    before = kind[: len(kind) - len(rest)]
+    return "flip" in before, "crop" in before, rest

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,20 +9,9 @@ from ldbench.data.batch_source import BatchSource
 from ldbench.data.dataset_source import DatasetSource
 from ldbench.data.items import Failed
 from ldbench.errors import UserError
+from ldbench.seeds import preserved_streams
 
 _SAMPLES, _VIEWED, _VIEWS = 8, 3, 4
-
-
-@contextmanager
-def preserved_streams() -> Iterator[None]:
-    """Whatever the block draws, the global random states of torch (CPU), NumPy and Python are the old ones after it."""
-    python, numpy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - transforms do
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(host)
 
 
 def check_samples(source: BatchSource) -> None:

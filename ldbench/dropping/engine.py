@@ -60,7 +60,7 @@ from ldbench.dropping.pruning import Pruning
 from ldbench.dropping.resizing import Resizing
 from ldbench.dropping.schedule import Schedule
 from ldbench.dropping.statistics import moving_statistics
-from ldbench.dropping.user_data import open_user_data, try_network
+from ldbench.dropping.user_data import Several, open_user_data, try_network
 from ldbench.errors import UserError
 from ldbench.io.places import temporary_folder
 from ldbench.policies.base import DEFAULT_METHOD, Policy
@@ -75,7 +75,6 @@ from ldbench.store.activations import Activations
 from ldbench.store.budget import StoreOptions, Tier, resolve_budget, store_bytes
 from ldbench.store.changes import Changes
 from ldbench.store.fill import PROBED
-from ldbench.store.views import Views
 
 _log = logging.getLogger(__name__)
 # The dropper that is at work on a model: a second one would take what the first froze for frozen by the user.
@@ -231,7 +230,8 @@ class LayerDropper:
 
         reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
         stored = execution == "store"
-        given = open_user_data(data, store_data, self.device, seed, views=views if stored else None, reading=reading)
+        several = Several(views, refresh_views, augment) if stored else None
+        given = open_user_data(data, store_data, self.device, seed, views=several, reading=reading)
         if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
             raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
@@ -268,13 +268,7 @@ class LayerDropper:
             given.images,
             self.stream,
             stored_images=given.stored,
-            views=Views(
-                views if stored else 1,
-                getattr(augment, "of_view", None),
-                repr(augment),
-                seed,
-                refresh_views if stored else 0.0,
-            ),
+            views=given.views,
             batch_size=self.batch_size,
             device=self.device,
             dtype=options.dtype,

@@ -18,8 +18,24 @@ from ldbench.data.sample_check import check_samples, gives_random_views
 from ldbench.errors import UserError, one_line
 from ldbench.stages.undisturbed import undisturbed
 from ldbench.store.fill import Autocast
+from ldbench.store.views import Views
 
 _TRIED = 2  # samples
+
+
+@dataclass(frozen=True)
+class Several:
+    """What is asked of the views that a store holds.
+
+    Attributes:
+        count: of each sample.
+        renewed: share of all that is made anew in every epoch.
+        augment: draws augmentation for a ``BatchSource`` that applies it; None: none.
+    """
+
+    count: int = 1
+    renewed: float = 0.0
+    augment: Any = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,14 @@ class UserData:
     Attributes:
         images: what training reads.
         stored: what is stored of each sample, where that is not what training reads.
+        views: how many of each are stored, and what draws them.
         batch_size: of the data loader that was given, if one was.
         notes: for people.
     """
 
     images: BatchSource
     stored: BatchSource | None = None
+    views: Views = field(default_factory=Views)
     batch_size: int | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -45,15 +63,15 @@ def open_user_data(
     device: torch.device,
     seed: int,
     *,
-    views: int | None,
+    views: Several | None,
     reading: Mapping[str, Any],
 ) -> UserData:
     """Sources of minibatches, looked at: some samples are read.
 
     Args:
         store_data: the view of the same samples that is stored; None: the one that training reads.
-        views: how many views of each sample are to be stored, so that it matters whether it looks the same each time;
-            None: no store is wanted.
+        views: what is to be stored of each sample, so that it matters whether it looks the same each time; None: no
+            store is wanted.
         reading: fields of ``Reading``, over what a ``DataLoader`` brings; None: as that or by default.
 
     Raises:
@@ -68,19 +86,33 @@ def open_user_data(
             raise UserError(
                 f"store_data has {len(stored)} samples and data {len(images)}: they are views of the same ones"
             )
+    if views is None:
+        return UserData(images, stored, Views(), size, notes)
     source = images if stored is None else stored
-    random = views is not None and gives_random_views(source)
-    if views is not None and views > 1 and not random and isinstance(source, (TensorSource, DatasetSource)):
-        raise UserError(
-            f"views={views}: every view of a sample would be the same one; they come from random transforms of the data set"
-        )
-    if views == 1 and random:
+    random = gives_random_views(source)
+    if views.count == 1 and not views.renewed and random:
         notes.append(
             "the data set gives another view of a sample each time it is read: once stages are dropped, training reads "
             "one stored view of each; views= stores more, and store_data= says which, as a data set without random "
             "transforms"
         )
-    return UserData(images, stored, size, notes)
+    return UserData(images, stored, _views(source, random, views, seed), size, notes)
+
+
+def _views(source: BatchSource, random: bool, asked: Several, seed: int) -> Views:
+    """The views of a source's samples. Raises ``UserError`` where they would all be the same one."""
+    drawn = asked.augment
+    if drawn is None and (random or not isinstance(source, DatasetSource)):
+        drawn = source
+    plain = asked.augment is not None  # what is augmented here is stored as it is where one view is asked for
+    by = repr(drawn) if plain else f"{type(drawn).__name__}, seed {seed}"
+    made = Views(asked.count, getattr(drawn, "of_view", None), by, seed, asked.renewed, plain)
+    if made.draw is None and (asked.count > 1 or asked.renewed):
+        where = "random transforms of the data set"
+        if not isinstance(source, (TensorSource, DatasetSource)):
+            where = "of_view(samples, view) of augment=, or of the source of data itself"
+        raise UserError(f"views={asked.count}: every view of a sample would be the same one; they come from {where}")
+    return made
 
 
 def _open(

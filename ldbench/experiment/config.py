@@ -20,7 +20,6 @@ OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "adam", "adamw"),
     "schedule": ("cosine", "constant", "step"),
-    "augment": ("none", "flip", "crop", "flip+crop"),
     "precision": ("fp32", "bf16", "fp16"),
     "cache_dtype": ("fp32", "bf16", "fp16", "int8"),
     "save_model": ("none", "final"),

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ldbench.data.names import check_one_path_each
+from ldbench.data.names import augmentation_parts, check_one_path_each
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.claims import claims_table, resolved_claims
 from ldbench.experiment.coercion import coerce, seed_list, tune_table
@@ -29,6 +29,10 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
         value = getattr(experiment, key)
         if value is not None and value not in choices:
             raise UserError(f"{origin}: {key} {shown(value)} is unknown: {nearest(value, choices)}")
+    try:
+        augmentation_parts(experiment.augment)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     for key in POSITIVE:
         value = getattr(experiment, key)
         if value is not None and not value > 0:

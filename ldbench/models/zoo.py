@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import bisect
 import functools
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldbench.devices import check_memory
-from ldbench.errors import UserError, nearest, one_line, shown
+from ldbench.errors import UserError, one_line
+from ldbench.io.user_code import user_callable
 from ldbench.models.fit import WIDTH_FAMILIES, ModelSpec, blueprint, family, materialised, set_dropout
 from ldbench.stages.train_mode import evaluating
 
@@ -139,7 +137,7 @@ def _problem(spec: ModelSpec) -> Exception | None:
 
 def _user_model(spec: ModelSpec) -> nn.Module:
     """Call the user's factory and make sure that what it returns is a classifier for these images."""
-    factory = _user_factory(spec.name)
+    factory = user_callable("model", spec.name)
     options = {"channels": spec.channels, "image_size": spec.image_size, "classes": spec.classes}
     wanted = f"{spec.name} must accept the keyword arguments channels, image_size and classes"
     try:
@@ -170,21 +168,3 @@ def _check_user_model(model: nn.Module, spec: ModelSpec) -> None:
     if not isinstance(result, Tensor) or result.shape != (2, spec.classes):
         got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise UserError(f"{spec.name} must give one tensor of shape (2, {spec.classes}) for two images, not {got}")
-
-
-def _user_factory(name: str) -> Callable[..., Any]:
-    path, _, attribute = name.partition(":")
-    if not path or not attribute:
-        raise UserError(f"model {shown(name)}: write package.module:factory")
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - a console script does not look into the current folder by itself
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        module = importlib.import_module(path)
-    except Exception as error:
-        raise UserError(f"model {shown(name)}: cannot import {path}: {one_line(error, kind=True)}") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = "is not callable" if factory is not None else "does not exist"
-        raise UserError(f"model {shown(name)}: {attribute} {what} in {path}: {nearest(attribute, public)}")
-    return factory  # type: ignore[no-any-return]

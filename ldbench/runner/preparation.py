@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldbench.costs.table import CostTable
 from ldbench.costs.timing import measure_costs
+from ldbench.data.augment import Augment
 from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.names import own_name
@@ -148,6 +150,8 @@ class Preparation:
         what = {name: getattr(cell, name) for name in (*names, "cache_dtype", "label_smoothing")}
         if cell.freeze_to is not None:
             what["freeze_to"] = cell.freeze_to
+        if cell.augment != "none":
+            what["augment"] = cell.augment
         what["shape"] = [data.dataset.channels, data.dataset.image_size, data.dataset.classes, len(data.train)]
         if self.experiment.cost_table is not None:
             return given_table(expanded(self.experiment.cost_table), plain(what), machine)
@@ -173,7 +177,7 @@ class Preparation:
         return measure_costs(
             stages,
             [str(stage.stage_name) for stage in stages],
-            lambda: data.train.batch(indices),
+            lambda: self._augmented(cell, data, indices),
             build_optimizer(cell, [[p for p in model.parameters() if p.requires_grad]]),
             torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing),
             device=self.device,
@@ -182,6 +186,11 @@ class Preparation:
             autocast=autocast_for(cell.precision, self.device),
             machine=machine,
         )
+
+    def _augmented(self, cell: Cell, data: Resident, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """A minibatch as training reads it from images."""
+        augment = Augment(cell.augment, data.dataset.image_size, cell.seed)
+        return data.train.batch(indices, augment.draw(0, len(indices)))
 
     def check(self, cell: Cell) -> list[StageFlops]:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
@@ -194,6 +203,7 @@ class Preparation:
                 _check_channels_last(model)
             if cell.freeze_to is not None:
                 freeze_stages(model, cell.freeze_to)
+            self._augmented(cell, data, torch.arange(1))
             if SCENARIOS[cell.scenario].tuned:
                 self._check_beginning(cell, model)
             self._flops[key] = count_stage_flops(split_stages(model), (data.dataset.channels, size, size))

@@ -171,8 +171,9 @@ class Activations:
         source = functools.partial(self.source, cut=current)
         return fill_store(self.stages[current:cut], batches, source, self.autocast, self._allocate, tier)
 
-    def _expect(self, batches: Sequence[Tensor]) -> None:
-        read_ahead(self.stored_images, [self.views.samples(keys) for keys in batches])
+    def _expect(self, batches: Sequence[Tensor], renewal: int = 0) -> None:
+        draws = (self.views.augmentation(keys, renewal) for keys in batches) if self.views.drawn else None
+        read_ahead(self.stored_images, [self.views.samples(keys) for keys in batches], draws)
 
     def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
         rows, layout = self.capacity, self.channels_last
@@ -258,7 +259,7 @@ class Activations:
         assert self.store is not None
         unkeep_store(self.store)
         limit = self.store.largest
-        self._expect(batches)
+        self._expect(batches, renewal)
         for keys in batches:
             self.on_batch()
             x = self._through(self._images(keys, renewal), self.stored_cut)

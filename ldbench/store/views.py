@@ -33,9 +33,10 @@ class Views:
         draw: gives the augmentation of samples (int64 [B], CPU) for a view (from 0), as their ``BatchSource`` applies it;
             None: the source gives what it gives, the same every time or another view. Views that are made anew have
             numbers from ``count`` on.
-        renewed: share of all views that is made anew in every epoch.
         drawn_by: what draws them, in words that differ where the draws do.
         seed: of the choice among them, a stream of its own.
+        renewed: share of all views that is made anew in every epoch.
+        plain: a single view is the sample as the source gives it, without a draw.
 
     Raises:
         UserError: ``count`` is no whole number from 1 up.
@@ -46,14 +47,20 @@ class Views:
     drawn_by: str = ""
     seed: int = 0
     renewed: float = 0.0
+    plain: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= 1024:
             raise UserError(f"views of a sample are a whole number from 1 to 1024, not {shown(self.count)}")
         if not is_number(self.renewed) or not 0 <= self.renewed <= 1:
             raise UserError(f"the share of the views made anew lies between 0 and 1, not {shown(self.renewed)}")
-        if self.renewed and self.count == 1:
+        if self.renewed and self.count == 1 and self.plain:
             raise UserError("one view, the sample as it is, is not made anew: ask for 2 or more")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether views are drawn at all."""
+        return self.draw is not None and not (self.plain and self.count == 1)
 
     def passes(self, samples: Tensor, batch_size: int) -> list[Tensor]:
         """Minibatches of keys, in the order in which the views of ``samples`` (int64 [N]) are made: all of one view,
@@ -78,7 +85,7 @@ class Views:
         """The draw for a minibatch of ``passes`` or ``due``; None: none. ``renewal``: how often views were made anew
         before and now.
         """
-        if self.draw is None or self.count == 1 or not len(keys):
+        if self.draw is None or not self.drawn or not len(keys):
             return None
         return self.draw(self.samples(keys), int(keys[0]) % self.count + renewal * self.count)
 

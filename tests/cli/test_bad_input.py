@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from support.hostile import anything, everything_below, ldbench, numbers, refused, scalars, text
 from support.report_records import make_record, write_cell, write_grid
 
+from ldbench.data.names import AUGMENTATIONS
 from ldbench.doctor.checks import CHECKS
 from ldbench.errors import UserError
 from ldbench.experiment.config import CHOICES, Experiment
@@ -33,7 +34,7 @@ GOOD: dict[str, list[Any]] = {
     "dataset": ["digits", "mnist", ["digits", "cifar10"], "digits[0,2-4]"],
     "method": ["full", ["full", "short"], ["learn-and-drop", "freeze"], "schedule"], "seeds": [1, 3, [0, 7]],
     "short_budgets": [0.5, [0.25, 0.5]], "epochs": [1, 12], "batch_size": [1, 128], "lr": [0.1, 1],
-    "weight_decay": [0, 0.1], "momentum": [0.9], "augment": list(CHOICES["augment"]),
+    "weight_decay": [0, 0.1], "momentum": [0.9], "augment": [*AUGMENTATIONS, "crop+support.transforms:dots"],
     "device": ["auto", "cpu"], "precision": ["fp32", "bf16"],
     "val_size": [0, 20], "train_size": [200], "image_size": [16, 32], "width": [0.25, 1], "dropout": [0.0, 0.5],
     "eval_every": [1, "last"], "cache_dtype": list(CHOICES["cache_dtype"]), "cache_budget": ["1GiB", "0,0,1g", "5"],

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2 import TrivialAugmentWide
 
-from ldbench.data.augment import AUGMENTATIONS, Augment, AugmentDraw
+from ldbench.data.augment import Augment, AugmentDraw
 from ldbench.data.datasets import Split
 from ldbench.data.loader import ResidentSplit
+from ldbench.data.names import AUGMENTATIONS
 from ldbench.errors import UserError
 from ldbench.seeds import sample_order
 
@@ -47,6 +51,10 @@ def augmented_one_by_one(images: Tensor, draw: AugmentDraw) -> Tensor:
             row, column = draw.shift[position].tolist()
             padded = F.pad(image, (draw.pad,) * 4)
             image = padded[:, row : row + image.shape[1], column : column + image.shape[2]]
+        if draw.transformed is not None:
+            seed = int(draw.transformed.seeds[position])
+            torch.manual_seed(seed)
+            image = TrivialAugmentWide()(image)
         out.append(image)
     return torch.stack(out)
 
@@ -74,8 +82,8 @@ def test_a_batch_is_the_chosen_images_normalised(
 
 
 @given(
-    st.sampled_from(AUGMENTATIONS),
-    st.integers(1, 3),
+    st.sampled_from((*AUGMENTATIONS, "flip+trivial-augment")),
+    st.sampled_from([1, 3]),
     st.integers(2, 20),
     st.integers(1, 9),
     layouts,
@@ -164,6 +172,10 @@ def test_a_draw_is_a_pure_function_of_seed_and_step(kind: str, side: int, seed: 
     first = Augment(kind, side, seed).draw(step, 16)
     torch.manual_seed(1)
     second = Augment(kind, side, seed).draw(step, 16)
+    assert (first.transformed is not None) == (second.transformed is not None) == ("trivial-augment" in kind)
+    if first.transformed is not None and second.transformed is not None:
+        assert first.transformed.seeds.tolist() == second.transformed.seeds.tolist()
+        assert len(set(first.transformed.seeds.tolist())) == 16
     for a, b in ((first.flipped, second.flipped), (first.shift, second.shift)):
         assert (a is None) == (b is None)
         assert a is None or b is None or torch.equal(a, b)
@@ -234,3 +246,59 @@ def test_cuda_tiers_give_what_the_cpu_gives(channels_last: bool, budget: int | N
         assert torch.equal(x.cpu(), x_cpu)
         assert torch.equal(y.cpu(), y_cpu)
         assert x.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@given(st.integers(0, 9), st.integers(1, 6), layouts)
+def test_a_transform_of_the_users_is_repeated_and_global_streams_are_left_alone(
+    seed: int, batch: int, channels_last: bool
+) -> None:
+    split, augment = make_split(12), Augment("flip+support.transforms:dots", 8, seed)
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the streams that users draw from
+    expected = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    first, _ = resident(split, channels_last).batch(torch.arange(batch), augment.draw(3, batch))
+    assert torch.equal(expected[0], torch.rand(3))
+    assert expected[1:] == (random.random(), np.random.rand())  # noqa: NPY002
+    again, _ = resident(split, channels_last).batch(torch.arange(batch), augment.draw(3, batch))
+    assert torch.equal(first, again)
+    mirrored = augment.draw(3, batch).flipped
+    assert mirrored is not None
+    plain, _ = resident(split, channels_last).batch(torch.arange(batch), AugmentDraw(mirrored))
+    changed = (first != plain).any(1).sum((1, 2))
+    assert bool((changed <= 3).all())
+    assert not torch.equal(first, plain)
+
+
+def test_transforms_of_views_are_the_samples_own() -> None:
+    data, augment = resident(make_split(12)), Augment("support.transforms:dots", 8, 1)
+    order = torch.tensor([3, 7, 1, 11])
+    together, _ = data.batch(order, augment.of_view(order, 2))
+    alone = torch.cat([data.batch(one, augment.of_view(one, 2))[0] for one in order.split(1)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, data.batch(order, augment.of_view(order, 3))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("support.transforms:nothing_named", "called with image_size=8 it fails"),
+        ("support.transforms:no_transform", "must return a transform of an image, not int"),
+        ("support.transforms:floats", r"makes torch.float32 \[3, 8, 8\] of torch.uint8 \[3, 8, 8\]"),
+        ("support.transforms:smaller", r"makes torch.uint8 \[3, 7, 8\]"),
+        ("support.transforms:an_array", "makes a ndarray"),
+        ("support.transforms:fails", "fails: ValueError: no such image"),
+        ("support.transforms:dot", "did you mean dots"),
+        ("support.no_such_module:dots", "cannot import"),
+        ("crop+:dots", "write package.module:factory"),
+        ("crop+flip", "unknown augmentation"),
+        ("trivial-augment+flip", "unknown augmentation"),
+        ("flip+none", "unknown augmentation"),
+    ],
+)
+def test_what_is_wrong_with_an_augmentation_is_said(kind: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resident(make_split()).batch(torch.arange(2), Augment(kind, 8, 0).draw(0, 2))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.loops import SmallNet, free_store, small_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from ldbench import FixedSchedule, LayerDropper, UserError
 
@@ -160,6 +163,84 @@ def test_workers_end_with_an_epoch_a_break_and_a_drop(views: bool) -> None:
             dropper.step()
     assert dropper.cut == 2
     assert multiprocessing.active_children() == []
+
+
+class Jittered(TensorDataset):
+    """Random transforms that draw from each of the global streams; whole minibatches at a time where ``bulk``."""
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        x = RandomHorizontalFlip()(x + np.random.rand())  # noqa: NPY002 - as users do
+        return x * random.uniform(0.5, 1.5), y
+
+
+class JitteredInBulk(Jittered):
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        noise = torch.randn(len(indices))
+        return [(self[i][0] + noise[k], self[i][1]) for k, i in enumerate(indices)]
+
+
+def stored_rows(dropper: LayerDropper) -> torch.Tensor:
+    made = dropper.activations
+    return torch.stack([made.read(made.views.keys(torch.arange(96), view)) for view in range(made.views.count)])
+
+
+@pytest.mark.parametrize("kind", [Jittered, JitteredInBulk])
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"refresh_views": 0.25}])
+def test_random_transforms_make_views_that_differ_and_can_be_made_again(
+    kind: type[Any], options: dict[str, Any]
+) -> None:
+    _, optimizer, dropper = dropper_of(kind(*small_data()), views=3, **options)
+    train(optimizer, dropper, epochs=2)
+    assert dropper.cut == 1
+    rows = stored_rows(dropper)
+    assert all(float((rows[a] - rows[b]).abs().amax((1, 2, 3)).min()) > 0 for a, b in ((0, 1), (0, 2), (1, 2)))
+    drawn = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    dropper.activations.rebuild()
+    assert torch.equal(drawn[0], torch.get_rng_state())
+    assert drawn[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+    assert torch.equal(stored_rows(dropper), rows)
+
+
+def test_views_of_a_data_set_resume_in_another_process_of_other_workers() -> None:
+    data = Jittered(*small_data())
+    model, optimizer, dropper = dropper_of(data, views=2, refresh_views=0.5, seed=4)
+    train(optimizer, dropper, epochs=2)
+    states = model.state_dict(), optimizer.state_dict(), dropper.state_dict()
+    rows = stored_rows(dropper)
+    other, later, second = dropper_of(data, views=2, refresh_views=0.5, seed=4, num_workers=2)
+    other.load_state_dict(states[0])
+    later.load_state_dict(states[1])
+    second.load_state_dict(states[2])
+    assert torch.equal(stored_rows(second), rows)
+    for made, optimizing in ((dropper, optimizer), (second, later)):
+        train(optimizing, made, epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_one_random_draw_that_is_stored_can_be_made_again_too() -> None:
+    _, optimizer, dropper = dropper_of(Jittered(*small_data()))
+    train(optimizer, dropper, epochs=2)
+    rows = stored_rows(dropper)
+    dropper.activations.rebuild()
+    assert torch.equal(stored_rows(dropper), rows)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (small_data(), {"views": 2}, "views=2: every view of a sample would be the same one"),
+        (TensorDataset(*small_data()), {"views": 2}, "random transforms of the data set"),
+        (Noisy(*small_data()), {"views": 2, "store_data": small_data()}, "random transforms of the data set"),
+        (TensorDataset(*small_data()), {"refresh_views": 0.1}, "every view of a sample would be the same one"),
+        (Noisy(*small_data()), {"views": 0}, "whole number from 1 to 1024"),
+        (Noisy(*small_data()), {"views": 2, "refresh_views": 2}, "between 0 and 1"),
+        (Noisy(*small_data()), {"change_features": {"blur": 0.5}}, "no change of stored features is called 'blur'"),
+    ],
+)
+def test_views_that_make_no_sense_are_refused(data: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        dropper_of(data, **options)
 
 
 class Slow(TensorDataset):
