@@ -64,7 +64,7 @@ HELP: dict[str, str] = {
     "as it is.",
     "refresh_views": "Share of these views that is made anew in every epoch.",
     "change_features": "Random changes of stored activations, KIND=STRENGTH, such as mirror=0.5: contrast, brightness, "
-    "dropout, cutout, shift, mirror.",
+    "dropout, cutout, shift, mirror, mixup.",
     "check_every": "Steps between two checks of the scores.",
     "cost_table": "Results folder of an earlier run (or one table in its costs folder) whose cost tables to decide by.",
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "

@@ -56,15 +56,20 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.strengths)
 
-    def __call__(self, x: Tensor, minibatch: int) -> Tensor:
-        """Activations [B, C, H, W], or [B, ..., D] without a plane, changed: a tensor of the same shape and dtype.
+    def __call__(self, x: Tensor, y: Tensor, minibatch: int) -> tuple[Tensor, Tensor]:
+        """Activations [B, C, H, W], or [B, ..., D] without a plane, and targets [B, ...], changed: tensors of the same
+        shapes and dtypes.
 
         Args:
             minibatch: its number in the run.
         """
         for kind, strength in self.strengths.items():
-            x = KINDS[kind](x, strength, derive_seed(self.seed, f"features: {kind}", minibatch))
-        return x
+            seed = derive_seed(self.seed, f"features: {kind}", minibatch)
+            if kind == "mixup":
+                x, y = _mixup(x, y, strength, seed)
+            else:
+                x = _OF_FEATURES[kind](x, strength, seed)
+        return x, y
 
 
 def _uniform(seed: int, *shape: int) -> Tensor:
@@ -138,7 +143,21 @@ def _mirror(x: Tensor, strength: float, seed: int) -> Tensor:
     return torch.where(chosen[:, None, None, None], x.flip(3), x)
 
 
-KINDS: Mapping[str, Callable[[Tensor, float, int], Tensor]] = MappingProxyType({
+def _mixup(x: Tensor, y: Tensor, strength: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Every sample is mixed with another one, whose share is drawn from 0 to strength; the target is the other's with
+    that probability, so that in expectation the loss, whichever it is, is that of mixup (Zhang et al., 2018,
+    arXiv:1710.09412), its targets mixed alike.
+    """
+    order, shares, chances = _uniform(seed, 3, len(x)).unbind(0)
+    other = order.argsort()
+    share = strength * shares
+    taken = torch.where(chances < share, other, torch.arange(len(x))).to(y.device)
+    part = share.view(-1, *[1] * (x.dim() - 1)).to(x)
+    return torch.lerp(x, x[other.to(x.device)], part), y[taken]
+
+
+_OF_FEATURES: Mapping[str, Callable[[Tensor, float, int], Tensor]] = MappingProxyType({
     "contrast": _contrast, "brightness": _brightness, "dropout": _dropout, "cutout": _cutout, "shift": _shift,
     "mirror": _mirror,
 })  # fmt: skip
+KINDS = (*_OF_FEATURES, "mixup")

@@ -13,6 +13,13 @@ from ldbench.store.changes import KINDS, Changes
 SHAPES = [(5, 3, 6, 4), (5, 7), (5, 4, 6), (1, 1, 1, 1)]
 
 
+def changed_by(changes: Changes, x: torch.Tensor, minibatch: int) -> torch.Tensor:
+    y = torch.arange(len(x))
+    changed, targets = changes(x, y, minibatch)
+    assert "mixup" in changes.strengths or torch.equal(targets, y)
+    return changed
+
+
 def maps(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
 
@@ -31,38 +38,38 @@ def test_a_change_is_a_function_of_seed_and_minibatch_and_keeps_shape_and_dtype(
     before = x.clone()
     changes = Changes(dict.fromkeys(kinds, strength), seed=4)
     assert bool(changes) == bool(kinds)
-    changed = changes(x, minibatch)
+    changed = changed_by(changes, x, minibatch)
     assert (changed.shape, changed.dtype) == (x.shape, x.dtype)
     assert bool(changed.isfinite().all())
     assert torch.equal(x, before)
-    assert torch.equal(Changes(dict.fromkeys(kinds, strength), seed=4)(x, minibatch), changed)
+    assert torch.equal(changed_by(Changes(dict.fromkeys(kinds, strength), seed=4), x, minibatch), changed)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_other_minibatches_and_seeds_are_changed_otherwise(kind: str) -> None:
     x = maps(64, 3, 6, 6)
     one = Changes({kind: 0.5}, seed=1)
-    assert not torch.equal(one(x, 1), one(x, 2))
-    assert not torch.equal(one(x, 1), Changes({kind: 0.5}, seed=2)(x, 1))
+    assert not torch.equal(changed_by(one, x, 1), changed_by(one, x, 2))
+    assert not torch.equal(changed_by(one, x, 1), changed_by(Changes({kind: 0.5}, seed=2), x, 1))
 
 
 def test_channels_are_scaled_moved_and_dropped_as_a_whole() -> None:
     x = maps(200, 3, 4, 4).abs() + 0.1
-    factors = (Changes({"contrast": 0.2})(x, 0) / x).flatten(2)
+    factors = (changed_by(Changes({"contrast": 0.2}), x, 0) / x).flatten(2)
     assert float((factors.amax(2) - factors.amin(2)).max()) < 1e-5
     assert 0.8 <= float(factors.min()) < 0.85
     assert 1.15 < float(factors.max()) <= 1.2001
-    moved = ((Changes({"brightness": 0.1})(x, 0) - x) / x.amax(dim=(2, 3), keepdim=True)).flatten(2)
+    moved = ((changed_by(Changes({"brightness": 0.1}), x, 0) - x) / x.amax(dim=(2, 3), keepdim=True)).flatten(2)
     assert float((moved.amax(2) - moved.amin(2)).max()) < 1e-5
     assert 0.09 < float(moved.abs().max()) <= 0.1001
-    kept = (Changes({"dropout": 0.25})(x, 0) / x).flatten(2)
+    kept = (changed_by(Changes({"dropout": 0.25}), x, 0) / x).flatten(2)
     assert {round(float(value), 4) for value in kept.flatten().unique()} <= {0.0, 1.3333}
     assert float((kept.amax(2) - kept.amin(2)).max()) < 1e-5
     assert abs(float((kept == 0).float().mean()) - 0.25) < 0.06
 
 
 def test_a_rectangle_is_cut_out_of_all_channels_alike() -> None:
-    zero = Changes({"cutout": 0.25})(torch.ones(300, 2, 8, 4), 0) == 0
+    zero = changed_by(Changes({"cutout": 0.25}), torch.ones(300, 2, 8, 4), 0) == 0
     assert set(zero.sum((2, 3)).flatten().tolist()) == {4 * 2}
     assert torch.equal(zero[:, 0], zero[:, 1])
     rows = zero[:, 0].any(2).sum(1)
@@ -72,7 +79,7 @@ def test_a_rectangle_is_cut_out_of_all_channels_alike() -> None:
 
 def test_maps_move_by_whole_places_and_zeros_come_in() -> None:
     x = torch.arange(1.0, 37).view(1, 1, 6, 6).repeat(400, 1, 1, 1)
-    moved = Changes({"shift": 0.17})(x, 0)
+    moved = changed_by(Changes({"shift": 0.17}), x, 0)
     seen = set()
     for one in moved[:, 0]:
         there = one[one > 0]
@@ -87,7 +94,7 @@ def test_maps_move_by_whole_places_and_zeros_come_in() -> None:
 
 def test_a_share_of_the_samples_is_mirrored() -> None:
     x = maps(400, 2, 3, 5)
-    changed = Changes({"mirror": 0.5})(x, 3)
+    changed = changed_by(Changes({"mirror": 0.5}), x, 3)
     mirrored = [torch.equal(one, other.flip(2)) for one, other in zip(changed, x, strict=True)]
     same = [torch.equal(one, other) for one, other in zip(changed, x, strict=True)]
     assert [a != b for a, b in zip(mirrored, same, strict=True)] == [True] * 400
@@ -102,3 +109,23 @@ def test_a_share_of_the_samples_is_mirrored() -> None:
 def test_wrong_changes_are_refused(strengths: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Changes(strengths)
+
+
+@pytest.mark.parametrize("shape", [(4000, 6), (4000, 2, 3, 5)])
+def test_mixup_mixes_pairs_and_takes_the_others_target_as_often_as_its_share_says(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    x.view(len(x), -1)[torch.arange(len(x)), torch.arange(len(x)) % 6] = 1.0  # one-hot by class
+    y = torch.arange(len(x)) % 6
+    mixed, targets = Changes({"mixup": 0.8})(x, y, 2)
+    shares = mixed.view(len(x), -1)[:, :6]
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(x)))
+    assert int((shares > 0).sum(1).max()) == 2
+    own = shares[torch.arange(len(x)), y]
+    assert 0.2 <= float(own.min()) < 0.25
+    apart = own < 1  # pairs of one class cannot be told
+    assert bool((shares[torch.arange(len(x)), targets] > 0).all())
+    expected = float((1 - own[apart]).mean())
+    assert abs(float((targets != y)[apart].float().mean()) - expected) < 0.03
+    assert abs(expected - 0.4) < 0.03
+    high, low = (own < 0.5) & apart, (own > 0.8) & apart
+    assert float((targets != y)[high].float().mean()) > 0.5 > 0.25 > float((targets != y)[low].float().mean())
