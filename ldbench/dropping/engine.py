@@ -639,6 +639,8 @@ class LayerDropper:
             "stages": list(self.stage_names),
             "store dtype": self.activations.dtype,
             "views": self.activations.views.count if self.activations.views.count > 1 else None,
+            "views made anew": self.activations.views.renewed or None,
+            "changes of features": self.minibatches.changes.strengths or None,
             "pruning": None if self.pruning is None else dataclasses.asdict(self.pruning.rule),
         }
 

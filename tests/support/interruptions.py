@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ TABLE: dict[str, Any] = {
         "tolerance": 1.0},
         "simfreeze": {"variation": 0.2, "patience": 1}, "simfreeze+store": {"variation": 0.2, "patience": 1},
     },
+}  # fmt: skip
+
+ONLINE: dict[str, Any] = {
+    "scenario": "online", "chunks": 3, "memory": 20, "train_size": 120, "epochs": 4, "batch_size": 10,
 }  # fmt: skip
 
 
@@ -71,6 +76,12 @@ class Bench:
             tiers=tiers,
             steps=[float(count - cut) for cut in range(count)],
         )
+
+    def online(self) -> Bench:
+        """The same with data that are enough for cells of ``ONLINE``."""
+        made = copy.copy(self)
+        made.data = Preparation(experiment_from_dict(self.table | ONLINE), self.folder / "online", CPU).data("digits")
+        return made
 
     def cell(self, method: str, **options: Any) -> Cell:
         """The cell of a method."""

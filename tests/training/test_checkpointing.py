@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from support.interruptions import Bench, StopAfter, lasting
+from support.interruptions import ONLINE, Bench, StopAfter, lasting
 
 from ldbench.cli.progress import ConsoleProgress
 from ldbench.experiment.validation import experiment_from_dict
@@ -103,6 +103,33 @@ def test_several_views_resume_to_the_same_bits(options: dict[str, object], bench
     resumed, stopped = bench.interrupted(cell, tmp_path / "often", *[9] * 30)
     assert stopped >= 5
     assert lasting(resumed) == lasting(plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_views": 2},
+        {"cache_views": 3, "refresh_views": 0.4, "cache_budget": "0,0,100MB"},
+        {
+            "cache_views": 2,
+            "refresh_views": 0.1,
+            "cache_dtype": "int8",
+            "change_features": ["mixup=0.5", "dropout=0.1"],
+        },
+    ],
+)
+def test_views_of_what_arrives_resume_to_the_same_bits(options: dict[str, Any], bench: Bench, tmp_path: Path) -> None:
+    online = bench.online()
+    cell = online.cell("schedule", augment="flip+crop", **ONLINE, **options)
+    plain = online.run(cell, tmp_path / "plain")
+    assert len(plain.result["drops"]) == 2
+    for first in (9, 21, 33, 50, 64):
+        resumed, stopped = online.interrupted(cell, tmp_path / str(first), first)
+        assert stopped == 1
+        assert lasting(resumed) == lasting(plain)
+    often, stopped = online.interrupted(cell, tmp_path / "often", *range(7, 60, 5))
+    assert stopped >= 2
+    assert lasting(often) == lasting(plain)
 
 
 # --- the store -------------------------------------------------------------------------------------------------------

@@ -8,20 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from support.interruptions import TABLE, Bench, StopAfter, check_resuming, lasting
+from support.interruptions import ONLINE, TABLE, Bench, StopAfter, check_resuming, lasting
 
-from ldbench.experiment.validation import experiment_from_dict
 from ldbench.meters import step_times
-from ldbench.runner.preparation import Preparation
 from ldbench.training import loop
 from ldbench.training.checkpointing import Checkpointer
 
 CPU = torch.device("cpu")
 BOTH = ["infobatch", "autofreeze+store+infobatch"]
 LONG: dict[str, Any] = {"epochs": 8}
-ONLINE: dict[str, Any] = {
-    "scenario": "online", "chunks": 3, "memory": 20, "train_size": 120, "epochs": 4, "batch_size": 10,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +26,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def online(bench: Bench) -> Bench:
-    made = Bench(bench.folder)
-    made.data = Preparation(experiment_from_dict(TABLE | ONLINE), made.folder / "online", CPU).data("digits")
-    return made
+    return bench.online()
 
 
 def same_weights(one: loop.CellRun, other: loop.CellRun) -> bool:
