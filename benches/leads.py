@@ -7,6 +7,8 @@ data set, scenario) count alike. Nobody declared this before the runs: it is exp
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -133,6 +135,10 @@ class Overall:
         method = get_method(self.method)
         return method.stops and method.execution == "store" and method.prunes is None
 
+    def is_the_default(self) -> bool:
+        """Whether it is the default method, its options at their defaults, named or not."""
+        return _is_the_default((self.method, self.policy))
+
     def label(self) -> str:
         """The method, with its options where it has any."""
         return with_options(self.method, self.policy)
@@ -145,7 +151,7 @@ def ranking(cells: pd.DataFrame) -> list[Overall]:
     """
     by_axis = {axis: _comparisons(cells, axis) for axis in AXES}
     of_runs = {axis: _of_runs(comparisons) for axis, comparisons in by_axis.items()}
-    default = next((rule for rule in of_runs["flops"] if rule[0] == DEFAULT_METHOD), None)
+    default = next((rule for rule in of_runs["flops"] if _is_the_default(rule)), None)
     everywhere = set.intersection(*(set(rules) for _, rules in by_axis["flops"])) if by_axis["flops"] else set()
     found = []
     for rule in sorted(everywhere):
@@ -176,9 +182,17 @@ def _exponential(of: Estimate) -> Estimate:
     return replace(of, mean=math.exp(of.mean), low=math.exp(of.low), high=math.exp(of.high))
 
 
-def winner(cells: pd.DataFrame) -> str:
+def winner(cells: pd.DataFrame) -> Overall:
     """The rule that drops layers and is most times cheaper than training less at equal accuracy, by FLOPs."""
-    return next(rule.method for rule in ranking(cells) if rule.is_a_candidate())
+    return next(rule for rule in ranking(cells) if rule.is_a_candidate())
+
+
+def _is_the_default(rule: Rule) -> bool:
+    method, policy = rule
+    if method != DEFAULT_METHOD:
+        return False
+    known = inspect.signature(get_method(method).policy).parameters
+    return all(name in known and known[name].default == value for name, value in json.loads(policy).items())
 
 
 def ranking_lines(cells: pd.DataFrame) -> list[str]:
@@ -189,9 +203,9 @@ def ranking_lines(cells: pd.DataFrame) -> list[str]:
     head = [
         "rule", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "FLOPs ÷ full", "time ÷ full", "points to full",
     ]  # fmt: skip
-    beside = any(rule.method == DEFAULT_METHOD for rule in rules)
-    if beside:
-        head += [f"`{DEFAULT_METHOD}` is further ahead of training less, points by FLOPs", "by time"]
+    default = next((rule.label() for rule in rules if rule.is_the_default()), None)
+    if default is not None:
+        head += [f"`{default}` is further ahead of training less, points by FLOPs", "by time"]
     lines = [line(head), line(["---"] * len(head))]
     for rule in rules:
         row: Record = columns("to_full", rule.to_full)
@@ -201,7 +215,9 @@ def ranking_lines(cells: pd.DataFrame) -> list[str]:
             row |= columns(f"default_{axis}", rule.default_ahead[axis])
         texts = [rule.label(), str(len(rule.leads["flops"].seeds)), *(cheaper(row, axis) for axis in AXES)]
         texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
-        texts += [spanned(row, name) for name in ("to_full", *(f"default_{axis}" for axis in AXES if beside))]
+        texts += [
+            spanned(row, name) for name in ("to_full", *(f"default_{axis}" for axis in AXES if default is not None))
+        ]
         lines.append(line(texts))
     many = rules[0].comparisons
     over = f"All {many} comparisons together" if many > 1 else "The only comparison"

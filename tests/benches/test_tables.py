@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.report_records import ENVIRONMENT, costs, make_record, write_cell, write_grid
 
@@ -207,7 +208,9 @@ def test_leads_hold_rules_against_each_other_at_costs_of_their_own(tmp_path: Pat
         assert told.mean == pytest.approx(0.85)
         assert told.n == 4
     first, second = ranking(cells)
-    assert first.method == winner(cells) == "paced"
+    assert (winner(cells).method, winner(cells).policy) == (first.method, first.policy)
+    assert first.is_the_default()
+    assert first.method == "paced"
     assert first.comparisons == 2
     assert first.share["flops"].mean == pytest.approx(0.5)
     assert second.share["flops"].mean == pytest.approx(0.375)
@@ -220,6 +223,31 @@ def test_leads_hold_rules_against_each_other_at_costs_of_their_own(tmp_path: Pat
     assert paced.startswith("| paced | 4 | 1.3")
     assert paced.endswith("| 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | -3.00 [-3.00, -3.00] | - | - |")
     assert autofreeze.count("+0.85 [") == 2
+
+
+def test_the_default_is_told_from_the_same_rule_with_other_options(tmp_path: Path) -> None:
+    from benches.leads import Overall, ranking, ranking_lines
+    from ldbench.records.results import load_results
+    from ldbench.reporting.stats import Estimate
+
+    def default(method: str, options: str) -> bool:
+        return Overall(method, options, 1, {}, Estimate(), {}, {}, {}).is_the_default()
+
+    assert default("paced", "{}")
+    assert default("paced", '{"pace":1.5,"earliest":0.2}')
+    assert not default("paced", '{"pace":2.0,"earliest":0.2}')
+    assert not default("paced", '{"refresh_statistics":true}')
+    assert not default("autofreeze+store", "{}")
+    write_two_rules(tmp_path)
+    cells = load_results(tmp_path)
+    ours = cells["method"] == "paced"
+    other = cells[ours].assign(policy='{"pace":2.0}')
+    both = pd.concat([other, cells.assign(policy=cells["policy"].where(~ours, '{"earliest":0.2}'))])
+    assert [rule.policy for rule in ranking(both) if rule.is_the_default()] == ['{"earliest":0.2}']
+    lines = ranking_lines(both)
+    assert "`paced (earliest=0.2)` is further ahead of training less" in lines[2]
+    [late] = [text for text in lines if text.startswith("| paced (pace=2.0) |")]
+    assert late.count("+0.00 [") == 2
 
 
 def test_who_also_leaves_samples_out_or_skips_the_backward_pass_alone_is_no_candidate_for_the_default() -> None:
