@@ -31,8 +31,12 @@ def find_network(module: nn.Module, name: str) -> nn.Module:
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raises ``UserError`` for what the library's loop would not follow, of the options of ``LayerDropper``: a policy that
-    sets learning rates, and pruning, which has to be told the loss of every sample.
+    sets learning rates, pruning, which has to be told the loss of every sample, and draws of augmentation.
     """
+    if options.get("augment") is not None:
+        raise UserError(
+            "augment= is for a loop of your own: put random transforms into the data set; views= stores several"
+        )
     if options.get("pruning") is not None:
         raise UserError(
             "pruning= wants the loss of every sample and weighs it, which only a loop of your own can do: use "

@@ -47,6 +47,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ldbench.adapters.detour import check_options, detour, find_network
 from ldbench.dropping.engine import LayerDropper
 from ldbench.errors import UserError
+from ldbench.seeds import derive_seed, preserved_streams, seed_streams
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -143,7 +144,7 @@ class _Run(TrainerCallback):
         """A loader of positions in the place of the trainer's own, which tells what is to be read."""
         if isinstance(loader.dataset, IterableDataset):
             raise UserError("layers are dropped with samples drawn by their index: give a map-style train_dataset")
-        self._examples = Examples(loader.dataset, loader.collate_fn, self.network)
+        self._examples = Examples(loader.dataset, loader.collate_fn, self.network, int(self._options.get("seed", 0)))
         self._minibatch_size = min(minibatch_size, len(self._examples))
         positions: Any = range(len(self._examples) // self._minibatch_size * self._minibatch_size)
         return DataLoader(positions, batch_size=self._minibatch_size)
@@ -206,17 +207,32 @@ class Examples:
     Images come in the dtype of the network's parameters.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any], network: nn.Module) -> None:
-        self.dataset, self.collate = dataset, collate
+    def __init__(
+        self, dataset: Any, collate: Callable[[Sequence[Any]], Any], network: nn.Module, seed: int = 0
+    ) -> None:
+        self.dataset, self.collate, self.seed = dataset, collate, seed
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, indices: Tensor, augment: Any = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and targets [B, ...] of the samples ``indices`` (int64 [B], CPU), on the device."""
-        given = self.collate([self.dataset[i] for i in indices.tolist()])
+    def of_view(self, samples: Tensor, view: int) -> int:
+        """The draw for a view (from 0): the seed of random transforms, which draw from the global streams."""
+        del samples  # each has a stream of its own
+        return derive_seed(self.seed, "view", view)
+
+    def batch(self, indices: Tensor, augment: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and targets [B, ...] of the samples ``indices`` (int64 [B], CPU), on the device.
+
+        Args:
+            augment: a draw of ``of_view``; None: random transforms draw from the streams there are.
+        """
+        if augment is None:
+            given = self.collate([self.dataset[i] for i in indices.tolist()])
+        else:
+            with preserved_streams():
+                given = self.collate([self._drawn(i, augment) for i in indices.tolist()])
         missing = [name for name in ("pixel_values", "labels") if name not in given]
         if missing:
             raise UserError(
@@ -225,6 +241,10 @@ class Examples:
             )
         images = given["pixel_values"].to(self.device, self.dtype, non_blocking=True)
         return images, given["labels"].to(self.device, non_blocking=True)
+
+    def _drawn(self, i: int, seed: int) -> Any:
+        seed_streams(derive_seed(seed, "sample", i))
+        return self.dataset[i]
 
 
 def _check(trainer: Trainer) -> None:

@@ -87,7 +87,7 @@ HELP: dict[str, str] = {
 # The options of ``profile`` beside model and data set: they are as in ``run``, but for what it has no use for.
 _PROFILED = (
     "batch_size", "width", "image_size", "train_size", "device", "precision", "threads", "data_root", "download",
-    "cache_dtype", "cache_budget", "cache_views",
+    "augment", "cache_dtype", "cache_budget", "cache_views",
 )  # fmt: skip
 PROFILE_HELP = {name: HELP[name] for name in _PROFILED} | {
     "train_size": "Training images.",

@@ -41,7 +41,7 @@ class StorePlan:
         arrivals: samples that come later and will pass through all dropped stages on their way in.
         refreshed: BatchNorm's statistics are re-estimated before the store is made.
         views: of each sample, each of which passes and has a row of its own.
-        renewed: share of these that passes through all dropped stages again in every epoch.
+        renewed: share of these that passes through all dropped stages again in every so many steps as there are minibatches.
     """
 
     samples: int

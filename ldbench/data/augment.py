@@ -35,12 +35,15 @@ class TransformDraw:
     name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images, uint8 [B, C, H, W], transformed one by one. The global random streams are left as they were.
+        """The images, uint8 [B, C, H, W], transformed one by one, on the CPU: a device's own random numbers have no say. The
+        global random streams are left as they were.
 
         Raises:
             UserError: the transform fails, or gives something else than such an image.
         """
-        made = []
+        if self.name == "trivial-augment" and images.shape[1] not in (1, 3):
+            raise UserError(f"trivial-augment is for grey images and such of three channels, not of {images.shape[1]}")
+        device, images, made = images.device, images.cpu(), []
         with preserved_streams():
             for image, seed in zip(images, self.seeds.tolist(), strict=True):
                 seed_streams(seed)
@@ -53,8 +56,8 @@ class TransformDraw:
                         f"augmentation {self.name} makes {_told(changed)} of {_told(image)}: it has to give an image of the "
                         "same shape and dtype"
                     )
-                made.append(changed.to(image.device))
-        return torch.stack(made) if made else images
+                made.append(changed.cpu())
+        return (torch.stack(made) if made else images).to(device)
 
 
 def _told(value: Any) -> str:

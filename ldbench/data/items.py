@@ -106,15 +106,14 @@ class Items(Dataset[Any]):
             return Failed(str(error), error.__cause__)
 
     def _read(self, indices: list[int], seed: int | None) -> list[Any]:
-        if getattr(self.dataset, "__getitems__", None) is None:
+        if seed is not None:  # one by one, so that what a sample draws has nothing to do with its neighbours
             items = []
             for i in indices:
-                if seed is not None:
-                    seed_streams(derive_seed(seed, "sample", i))
-                items.append(self._one(lambda i: self.dataset[i], i))
+                seed_streams(derive_seed(seed, "sample", i))
+                items += self._read([i], None)
             return items
-        if seed is not None:
-            seed_streams(derive_seed(seed, "samples", *indices))
+        if getattr(self.dataset, "__getitems__", None) is None:
+            return [self._one(lambda i: self.dataset[i], i) for i in indices]
         try:
             items = list(self.dataset.__getitems__(indices))
         except Exception as error:

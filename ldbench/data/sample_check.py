@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ldbench.data.items import Failed
 from ldbench.errors import UserError
 from ldbench.seeds import preserved_streams
 
-_SAMPLES, _VIEWED, _VIEWS = 8, 3, 4
+_SAMPLES, _VIEWED, _VIEWS = 8, 8, 4
 
 
 def check_samples(source: BatchSource) -> None:
@@ -24,18 +26,27 @@ def check_samples(source: BatchSource) -> None:
 
 
 def gives_random_views(source: BatchSource) -> bool:
-    """Whether a data set gives another view of a sample each time it is read: random transforms."""
-    if not isinstance(source, DatasetSource):
+    """Whether a source that draws its views itself gives another one each time: random transforms. Some samples tell."""
+    return _differ(source, range(_VIEWS))
+
+
+def repeats_views(source: BatchSource) -> bool:
+    """Whether a view is the same whenever it is read: not where transforms draw from generators of their own."""
+    return not _differ(source, [0] * _VIEWS)
+
+
+def _differ(source: BatchSource, views: Iterable[int]) -> bool:
+    of_view = getattr(source, "of_view", None)
+    if of_view is None:
         return False
-    chosen = _spread(len(source), _VIEWED)
-    with preserved_streams():
-        views = [source.items.__getitems__(chosen) for _ in range(_VIEWS)]
-    whole = [view for view in views if not isinstance(view, Failed)]
-    return any(
-        not _same(torch.as_tensor(a), torch.as_tensor(b))
-        for view in whole[1:]
-        for a, b in zip(view, whole[0], strict=True)
-    )
+    chosen, read = torch.tensor(_spread(len(source), _VIEWED)), []
+    for view in views:
+        try:
+            with preserved_streams():
+                read.append(source.batch(chosen, of_view(chosen, view)))
+        except UserError:  # told where it is asked for
+            continue
+    return any(not _same(a, b) for other in read[1:] for a, b in zip(other, read[0], strict=True))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -155,7 +155,7 @@ class Decider:
             stream.still_to_come(activations.chunk),
             self.refreshed,
             activations.views.count,
-            activations.views.renewed,
+            activations.views.renewed / self.schedule.rate,
         )
         return self.costs.choose_store(cut, stopped, remaining, self.obstacles, exact, plan)
 

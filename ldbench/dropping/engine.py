@@ -125,7 +125,7 @@ class LayerDropper:
         autocast: gives the context that forward passes run in, those of ``dropper(x)`` included; by default stores are
             made under the automatic mixed precision that the loop's own last forward pass ran under.
         augment: draws augmentation per minibatch for a ``BatchSource`` that applies it; used while images are read, so it
-            stops when the store takes over.
+            stops when the store takes over, unless ``views`` are stored.
         criterion: the loss of output and targets, used to measure the cost table; by default something that takes as
             long.
         stream: sets of samples that can be drawn one after another, see ``begin_chunk``; all samples all the time by
@@ -230,8 +230,10 @@ class LayerDropper:
 
         reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
         stored = execution == "store"
-        several = Several(views, refresh_views, augment) if stored else None
-        given = open_user_data(data, store_data, self.device, seed, views=several, reading=reading)
+        several = Several(views, refresh_views, augment)
+        if not stored and (several != Several(augment=augment) or change_features):
+            raise UserError("views, refresh_views and change_features are of a store, and execution='freeze' has none")
+        given = open_user_data(data, store_data, self.device, seed, views=several if stored else None, reading=reading)
         if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
             raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
@@ -263,12 +265,14 @@ class LayerDropper:
         self.cut = 0
         self.account = account = Account(self.device, self.hooks.note)
         self._note: Callable[[str], None] = functools.partial(_note, account, self.schedule)
+        probed = (int(settings["samples"]) for settings in self.policy.needs.values() if "samples" in settings)
         self.activations = Activations(
             self.stages,
             given.images,
             self.stream,
             stored_images=given.stored,
             views=given.views,
+            probed=max(probed, default=0),
             batch_size=self.batch_size,
             device=self.device,
             dtype=options.dtype,
@@ -353,13 +357,15 @@ class LayerDropper:
         self.finish_drop()
         return iter(self.minibatches)
 
-    def loader(self, epoch: int, first: int = 0) -> Iterator[Minibatch]:
+    def loader(self, epoch: int, first: int = 0, *, trial: bool = False) -> Iterator[Minibatch]:
         """Minibatches (images or activations [B, ...], targets [B, ...], sample indices int64 [B] on the CPU) of an
         epoch.
 
-        ``first``: how many are left out at the beginning.
+        Args:
+            first: how many are left out at the beginning.
+            trial: the epoch is only tried: no views are made anew for it.
         """
-        return self.minibatches.epoch(epoch, first)
+        return self.minibatches.epoch(epoch, first, trial)
 
     def __call__(self, x: Tensor, progress: float | None = None) -> Tensor:
         """The network's output for a minibatch of the loader, whichever stages that has been through.
@@ -640,7 +646,7 @@ class LayerDropper:
             "store dtype": self.activations.dtype,
             "views": self.activations.views.count if self.activations.views.count > 1 else None,
             "views made anew": self.activations.views.renewed or None,
-            "changes of features": self.minibatches.changes.strengths or None,
+            "changes of features": [list(pair) for pair in self.minibatches.changes.strengths.items()] or None,
             "pruning": None if self.pruning is None else dataclasses.asdict(self.pruning.rule),
         }
 

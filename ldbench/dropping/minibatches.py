@@ -92,14 +92,14 @@ class Minibatches:
                 self._began = None
             raise
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Minibatch]:
-        """The minibatches of an epoch; ``first``: how many are left out at the beginning."""
+    def epoch(self, epoch: int, first: int = 0, trial: bool = False) -> Iterator[Minibatch]:
+        """The minibatches of an epoch, see ``LayerDropper.loader``."""
         active = self.activations.active
         order = active[sample_order(len(active), self.seed, epoch)]
         if self.pruning is not None:
             order = self.pruning.select(order, epoch, self.activations.chunk, self.batch_size)
             self._length = len(order) // self.batch_size
-        if not first:
+        if not first and not trial:
             with self.lock:
                 self.before_epoch(epoch)
         batches = torch.split(order, self.batch_size)[first : len(order) // self.batch_size]

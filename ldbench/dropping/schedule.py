@@ -20,7 +20,10 @@ class Schedule:
         step: optimizer steps made.
         consumed: minibatches they were made of.
         epoch: epochs begun by iterating over the engine.
+        rate: minibatches of an epoch over those planned.
     """
+
+    rate = 1.0
 
     def __init__(self, total: int, check_every: int, *, in_steps: bool = False, checks_in_steps: bool = True) -> None:
         self.total, self.check_every = total, check_every

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from ldbench.data.batch_source import BatchSource, TensorSource, as_batch_source, describe_batch
 from ldbench.data.dataset_source import DatasetSource, from_data_loader
 from ldbench.data.items import Reading
-from ldbench.data.sample_check import check_samples, gives_random_views
+from ldbench.data.sample_check import check_samples, gives_random_views, repeats_views
 from ldbench.errors import UserError, one_line
+from ldbench.seeds import preserved_streams
 from ldbench.stages.undisturbed import undisturbed
 from ldbench.store.fill import Autocast
 from ldbench.store.views import Views
@@ -89,30 +90,54 @@ def open_user_data(
     if views is None:
         return UserData(images, stored, Views(), size, notes)
     source = images if stored is None else stored
-    random = gives_random_views(source)
-    if views.count == 1 and not views.renewed and random:
+    made = _views(source, views, seed)
+    if made.draw is not None and not made.plain:
+        notes += _told(source, made)
+    return UserData(images, stored, made, size, notes)
+
+
+def _views(source: BatchSource, asked: Several, seed: int) -> Views:
+    """The views of a source's samples. Raises ``UserError`` where they would all be the same one."""
+    augment = None if isinstance(source, (TensorSource, DatasetSource)) else asked.augment
+    drawn: Any = source if augment is None else augment
+    by = f"{type(drawn).__module__}.{type(drawn).__qualname__}, seed {seed}" if augment is None else _named(augment)
+    plain = augment is not None  # what is augmented here is stored as it is where one view is asked for
+    made = Views(asked.count, getattr(drawn, "of_view", None), by, seed, asked.renewed, plain)
+    if made.draw is None and (asked.count > 1 or asked.renewed):
+        where = "random transforms of a data set"
+        if not isinstance(source, TensorSource):
+            where = "of_view(samples, view) of augment=, or of the source of data itself"
+        raise UserError(f"views={asked.count}: every view of a sample would be the same one; they come from {where}")
+    return made
+
+
+def _named(augment: Any) -> str:
+    """What draws, in words that another process has, too."""
+    told = repr(augment)
+    return f"{type(augment).__module__}.{type(augment).__qualname__}" if " object at 0x" in told else told
+
+
+def _told(source: BatchSource, views: Views) -> list[str]:
+    """What is to be known of a source that draws its views itself."""
+    if not gives_random_views(source):
+        if views.count == 1 and not views.renewed:
+            return []
+        return [
+            "several views of each sample are stored, and those that were looked at are all the same: has the data set random transforms?"
+        ]
+    notes = []
+    if views.count == 1 and not views.renewed:
         notes.append(
             "the data set gives another view of a sample each time it is read: once stages are dropped, training reads "
             "one stored view of each; views= stores more, and store_data= says which, as a data set without random "
             "transforms"
         )
-    return UserData(images, stored, _views(source, random, views, seed), size, notes)
-
-
-def _views(source: BatchSource, random: bool, asked: Several, seed: int) -> Views:
-    """The views of a source's samples. Raises ``UserError`` where they would all be the same one."""
-    drawn = asked.augment
-    if drawn is None and (random or not isinstance(source, DatasetSource)):
-        drawn = source
-    plain = asked.augment is not None  # what is augmented here is stored as it is where one view is asked for
-    by = repr(drawn) if plain else f"{type(drawn).__name__}, seed {seed}"
-    made = Views(asked.count, getattr(drawn, "of_view", None), by, seed, asked.renewed, plain)
-    if made.draw is None and (asked.count > 1 or asked.renewed):
-        where = "random transforms of the data set"
-        if not isinstance(source, (TensorSource, DatasetSource)):
-            where = "of_view(samples, view) of augment=, or of the source of data itself"
-        raise UserError(f"views={asked.count}: every view of a sample would be the same one; they come from {where}")
-    return made
+    if not repeats_views(source):
+        notes.append(
+            "random transforms of the data set draw from a generator of their own: a store that has to be made again "
+            "holds other views"
+        )
+    return notes
 
 
 def _open(
@@ -131,7 +156,8 @@ def try_network(stages: nn.Sequential, data: UserData, device: torch.device, aut
     for source in filter(None, (data.images, data.stored)):
         if not isinstance(source, (TensorSource, DatasetSource)):
             continue  # its maker knows
-        x, y = source.batch(torch.arange(min(_TRIED, len(source))))
+        with preserved_streams():
+            x, y = source.batch(torch.arange(min(_TRIED, len(source))))
         with undisturbed(stages, device), torch.no_grad(), autocast():
             try:
                 stages.eval()(x)

@@ -33,6 +33,7 @@ class Activations:
         images: gives minibatches of them.
         stored_images: gives minibatches of what is stored, where that is not what training reads.
         views: how many views of each sample are stored, and how they are drawn.
+        probed: samples of ``probe``: the views that it reads are not made anew.
         stream: which samples can be drawn when. A store holds the rows of those that can be drawn now, and no others.
         batch_size: samples per minibatch when a store is filled; part of what fixes its bits.
         device: where minibatches are wanted.
@@ -63,6 +64,7 @@ class Activations:
         folder: Path,
         stored_images: BatchSource | None = None,
         views: Views | None = None,
+        probed: int = 0,
         channels_last: bool,
         autocast: Autocast,
         identity: str | None,
@@ -71,7 +73,7 @@ class Activations:
     ) -> None:
         self.stages, self.images, self.samples = stages, images, len(images)
         self.stored_images = images if stored_images is None else stored_images
-        self.views = views or Views()
+        self.views, self.probed = views or Views(), probed
         self.stream, self.batch_size = stream, batch_size
         self.device, self.dtype, self.folder, self.channels_last = device, dtype, folder, channels_last
         self.autocast, self.identity, self.on_batch, self.note = autocast, identity, on_batch, note
@@ -80,7 +82,7 @@ class Activations:
         self.chain: list[tuple[int, Tier, int]] = []
         self.renewals: list[tuple[int, int, int, int]] = []
         self._rows = torch.empty(0, dtype=torch.int64)  # per view of a sample its row in the store; -1: it has none
-        self._targets: Tensor | None = None
+        self._targets: Tensor | None = None  # per view of a sample
 
     @property
     def active(self) -> Tensor:
@@ -107,9 +109,10 @@ class Activations:
         """
         if self.store is None and not self.chain:
             return self.images.batch(indices, augment)
-        read = self.read(self.views.chosen(indices, number))
+        keys = self.views.chosen(indices, number)
+        read = self.read(keys)
         assert self._targets is not None, "a store was filled"
-        return read, self._targets[indices.to(self._targets.device)]
+        return read, self._targets[keys.to(self._targets.device)]
 
     def read(self, keys: Tensor) -> Tensor:
         """Stored activations [B, ...] of views; a store whose file was truncated under us is rebuilt first."""
@@ -125,7 +128,11 @@ class Activations:
 
     def probe(self, samples: int, cut: int) -> Tensor:
         """What the stages from ``cut`` on read of so many samples, the same ones and the same view every time."""
-        return self.peek(self.views.keys(self.active[sample_order(len(self.active), 0, 0)[:samples]]), cut)
+        return self.peek(self._probe_keys(self.chunk, samples), cut)
+
+    def _probe_keys(self, chunk: int, samples: int) -> Tensor:
+        active = self.stream.sets[chunk]
+        return self.views.keys(active[sample_order(len(active), 0, 0)[:samples]])
 
     def source(self, keys: Tensor, cut: int) -> Tensor:
         """``peek``, with a word to ``on_batch`` before."""
@@ -146,8 +153,8 @@ class Activations:
         indices = self.views.samples(keys)
         x, targets = self.stored_images.batch(indices, self.views.augmentation(keys, renewal))
         if self._targets is None:
-            self._targets = targets.new_empty(self.samples, *targets.shape[1:])
-        self._targets[indices.to(targets.device)] = targets
+            self._targets = targets.new_empty(self.samples * self.views.count, *targets.shape[1:])
+        self._targets[keys.to(targets.device)] = targets
         return x
 
     def _through(self, x: Tensor, cut: int) -> Tensor:
@@ -172,7 +179,9 @@ class Activations:
         return fill_store(self.stages[current:cut], batches, source, self.autocast, self._allocate, tier)
 
     def _expect(self, batches: Sequence[Tensor], renewal: int = 0) -> None:
-        draws = (self.views.augmentation(keys, renewal) for keys in batches) if self.views.drawn else None
+        # Of a source that draws by itself: one that applies the draws of an augmentation is given them with the batch.
+        own = self.views.drawn and hasattr(self.stored_images, "of_view")
+        draws = [self.views.augmentation(keys, renewal) for keys in batches] if own else None
         read_ahead(self.stored_images, [self.views.samples(keys) for keys in batches], draws)
 
     def _allocate(self, shape: torch.Size, tier: Tier) -> ActivationStore:
@@ -223,32 +232,42 @@ class Activations:
         Returns:
             views that passed through all dropped stages.
         """
-        done = bool(self.renewals) and self.renewals[-1][3] == epoch
+        last = self.renewals[-1] if self.renewals else None
+        done = last is not None and (last[1], last[3]) >= (self.chunk, epoch)
         if not self.chain or not self.views.renewed or done:
             return 0
         if self.store is None:  # making it again was cut short
             self.rebuild()
-        here = [entry for entry in self.renewals if entry[:2] == (len(self.chain), self.chunk)]
-        start = self._turn(here[-1][2])[1] if here else 0
+        start = self._next_turn()
+        batches = self._turn(self.chunk, start)
         self.renewals.append((len(self.chain), self.chunk, start, epoch))
         try:
-            return self._renew(len(self.renewals), start)
-        except StoreLost as lost:
-            self.note(f"{lost}: the store is rebuilt")
-            self.rebuild()
-            return sum(map(len, self._turn(start)[0]))
+            try:
+                self._pass(batches, self._rows, len(self.renewals))
+            except StoreLost as lost:
+                self.note(f"{lost}: the store is rebuilt")
+                self.rebuild()
         except BaseException:  # some rows are new ones: the old ones can be made again
             self.renewals.pop()
             self.close()
             raise
-
-    def _turn(self, start: int) -> tuple[list[Tensor], int]:
-        return self.views.due(self.active, start, self.batch_size)
-
-    def _renew(self, renewal: int, start: int) -> int:
-        batches, _ = self._turn(start)
-        self._pass(batches, self._rows, renewal)
         return sum(map(len, batches))
+
+    def _renewable(self, chunk: int) -> Tensor:
+        """The keys that take turns: every view of what can be drawn, but for those that are looked at to compare networks."""
+        keys = self.views.all_keys(self.stream.sets[chunk])
+        return keys[~torch.isin(keys, self._probe_keys(chunk, self.probed))]
+
+    def _turn(self, chunk: int, start: int) -> list[Tensor]:
+        return self.views.due(self._renewable(chunk), start, self.batch_size)
+
+    def _next_turn(self) -> int:
+        """Where the next one begins: behind the last, in another chunk as far along."""
+        if not self.renewals:
+            return 0
+        _, chunk, start, _ = self.renewals[-1]
+        before, now = len(self._renewable(chunk)), len(self._renewable(self.chunk))
+        return (start + self.views.share(before)) % before * now // before if before else 0
 
     def _admit(self, new: Tensor, rows: Tensor) -> None:
         self._pass(self.views.passes(new, self.batch_size), rows)
@@ -313,7 +332,7 @@ class Activations:
         """Continue from ``state_dict``'s answer: the store is taken from its file or made again."""
         self.chain = [(cut, tier, chunk) for cut, tier, chunk in state["chain"]]
         self.chunk = state["chunk"]
-        self.renewals = [(links, chunk, start, epoch) for links, chunk, start, epoch in state["renewals"]]
+        self.renewals = [(links, chunk, start, epoch) for links, chunk, start, epoch in state.get("renewals", ())]
         if self.chain:
             self.recover()
 
@@ -323,10 +342,13 @@ class Activations:
         if store is None:
             self.rebuild()
             return False
-        batches = list(torch.split(self.views.keys(self.active), self.batch_size))
-        self._expect(batches)
-        for keys in batches:  # targets aren't in the file
-            self._images(keys)
+        numbers = self._numbers()
+        for number in sorted(set(numbers[self.views.all_keys(self.active)].tolist())):  # targets aren't in the file
+            parts = [keys[numbers[keys] == number] for keys in self.views.passes(self.active, self.batch_size)]
+            batches = [keys for keys in parts if len(keys)]
+            self._expect(batches, number)
+            for keys in batches:
+                self._images(keys, number)
         filled = self.chain[-1][2]
         self.store, self._rows = store, self._first_rows(self.stream.sets[filled])
         for chunk in range(filled + 1, self.chunk + 1):
@@ -356,9 +378,29 @@ class Activations:
             self._repeat_renewals()
 
     def _repeat_renewals(self) -> None:
-        for number, (links, chunk, start, _) in enumerate(self.renewals, 1):
-            if (links, chunk) == (len(self.chain), self.chunk):
-                self._renew(number, start)
+        """Those of this store in this chunk; of each what was not made anew again."""
+        here = [
+            (number, self._turn(chunk, start))
+            for number, (links, chunk, start, _) in enumerate(self.renewals, 1)
+            if (links, chunk) == (len(self.chain), self.chunk)
+        ]
+        lasting = torch.zeros(self.samples * self.views.count, dtype=torch.int64)
+        for number, batches in here:
+            for keys in batches:
+                lasting[keys] = number
+        for number, batches in here:
+            self._pass([keys for keys in batches if bool((lasting[keys] == number).any())], self._rows, number)
+
+    def _numbers(self) -> Tensor:
+        """Per view of a sample the number of the renewal that made it, 0 where none has."""
+        numbers = torch.zeros(self.samples * self.views.count, dtype=torch.int64)
+        for chunk in range(self.chunk + 1):
+            numbers[self.views.all_keys(self.stream.arrivals(chunk))] = 0
+            for number, (_, where, start, _) in enumerate(self.renewals, 1):
+                if where == chunk:
+                    for keys in self._turn(chunk, start):
+                        numbers[keys] = number
+        return numbers
 
 
 def first_rows(active: Tensor, keys: int) -> Tensor:

@@ -45,6 +45,8 @@ class Changes:
         strengths: dict[str, float] = {}
         for word in words:
             kind, _, strength = word.partition("=")
+            if kind in strengths:
+                raise UserError(f"the change {kind} is asked for twice")
             try:
                 strengths[kind] = float(strength)
             except ValueError:

@@ -89,15 +89,18 @@ class Views:
             return None
         return self.draw(self.samples(keys), int(keys[0]) % self.count + renewal * self.count)
 
-    def due(self, samples: Tensor, start: int, batch_size: int) -> tuple[list[Tensor], int]:
-        """Minibatches of the keys to be made anew now, and where the next time begins.
+    def share(self, keys: int) -> int:
+        """How many of so many keys are made anew at a time."""
+        return math.ceil(self.renewed * keys)
 
-        They take turns in the order of ``all_keys``, from place ``start`` on, round and round; a minibatch is of one view.
+    def due(self, keys: Tensor, start: int, batch_size: int) -> list[Tensor]:
+        """Minibatches of what is to be made anew now: ``keys`` take turns in their order, round and round, from place
+        ``start`` on; a minibatch is of one view.
         """
-        keys = self.all_keys(samples)
-        turn = torch.arange(start, start + math.ceil(self.renewed * len(keys))) % len(keys)
-        parts = [part for run in _runs(turn // len(samples)) for part in torch.split(keys[turn[run]], batch_size)]
-        return parts, (start + len(turn)) % len(keys)
+        if not len(keys):
+            return []
+        turn = keys[torch.arange(start, start + self.share(len(keys))) % len(keys)]
+        return [part for run in _runs(turn % self.count) for part in torch.split(turn[run], batch_size)]
 
     def chosen(self, samples: Tensor, minibatch: int) -> Tensor:
         """The keys that the ``minibatch``-th one of the run (from 0) reads of ``samples``: a view of each, drawn anew,

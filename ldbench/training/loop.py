@@ -136,7 +136,7 @@ def _train_until_due(run: RunState, checkpointer: Checkpointer) -> bool:
             dropper.begin_chunk(epoch.chunk)
         if run.epoch_is_over():
             return False
-        run.step_times.begin()
+        run.begin_steps()
         for x, y, index in dropper.loader(len(run.rows), first):
             scales = dropper.policy.lr_scales(dropper.progress, len(dropper.stages))
             made, length = run.schedule_position()

@@ -105,7 +105,7 @@ class RunState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=cell.precision == "fp16" and device.type == "cuda")
         self.phases = PhaseMeters(device)
         self.clock = TrainClock(device, self.phases.meters["training"])
-        self.step_times = StepTimes(device)
+        self.step_times, self._built = StepTimes(device), 0.0
         augment = Augment(cell.augment, dataset.image_size, cell.seed)
         self.dropper = LayerDropper(
             model,
@@ -168,19 +168,28 @@ class RunState:
         self.dropper.saw(index, losses)
         return (self.dropper.weights(index) * losses).mean()
 
+    def begin_steps(self) -> None:
+        """Steps follow one another from now on, and their times are taken."""
+        self.step_times.begin()
+        self._built = self._building()
+
+    def _building(self) -> float:
+        return self.dropper.account.building_seconds + self.dropper.account.abandoned_seconds
+
     def end_step(self, samples: int) -> None:
-        """Have the engine end the step, which may drop stages, and take the step's time without that of building."""
-        dropper, times, account = self.dropper, self.step_times, self.dropper.account
+        """Have the engine end the step, which may drop stages, and take its time without that of building, before the
+        minibatch was there too.
+        """
+        dropper, times = self.dropper, self.step_times
         cut = dropper.cut
         left_out = sum(place >= cut for place in dropper.live.skipped)
-        apart = account.building_seconds + account.abandoned_seconds
         try:
             dropper.step(samples)
         finally:  # the step was made, even where an interruption cuts a drop short
-            apart = account.building_seconds + account.abandoned_seconds - apart
+            before, self._built = self._built, self._building()
             sort: Sort = "first" if times.fresh else "check" if dropper.schedule.check_due else "step"
             side = 0 if dropper.resizing is None else dropper.resizing.side
-            times.lap(StepKind(cut, sort, left_out, side), apart)
+            times.lap(StepKind(cut, sort, left_out, side), self._built - before)
             times.fresh = dropper.cut != cut
 
     def loss_is_broken(self) -> bool:
@@ -265,7 +274,7 @@ class RunState:
         began = time.perf_counter()
         dropper = self.dropper
         buffers, random = [(b, b.clone()) for b in self.model.buffers()], random_states(dropper.device)
-        x, y, _ = next(dropper.loader(0))
+        x, y, _ = next(dropper.loader(0, trial=True))
         with self.autocast():
             loss = self.criterion(dropper(x), y)
         loss.backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
+import ldbench
 from ldbench import FixedSchedule, LayerDropper, UserError
 
 
@@ -230,9 +232,14 @@ def test_one_random_draw_that_is_stored_can_be_made_again_too() -> None:
     ("data", "options", "said"),
     [
         (small_data(), {"views": 2}, "views=2: every view of a sample would be the same one"),
-        (TensorDataset(*small_data()), {"views": 2}, "random transforms of the data set"),
-        (Noisy(*small_data()), {"views": 2, "store_data": small_data()}, "random transforms of the data set"),
-        (TensorDataset(*small_data()), {"refresh_views": 0.1}, "every view of a sample would be the same one"),
+        (small_data(), {"refresh_views": 0.1}, "random transforms of a data set"),
+        (Noisy(*small_data()), {"views": 2, "store_data": small_data()}, "random transforms of a data set"),
+        (Noisy(*small_data()), {"views": 2, "execution": "freeze"}, "execution='freeze' has none"),
+        (
+            Noisy(*small_data()),
+            {"change_features": {"mirror": 0.5}, "execution": "freeze"},
+            "execution='freeze' has none",
+        ),
         (Noisy(*small_data()), {"views": 0}, "whole number from 1 to 1024"),
         (Noisy(*small_data()), {"views": 2, "refresh_views": 2}, "between 0 and 1"),
         (Noisy(*small_data()), {"change_features": {"blur": 0.5}}, "no change of stored features is called 'blur'"),
@@ -241,6 +248,70 @@ def test_one_random_draw_that_is_stored_can_be_made_again_too() -> None:
 def test_views_that_make_no_sense_are_refused(data: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         dropper_of(data, **options)
+
+
+class FlippedPairs(TensorDataset):
+    """The target says whether the image was mirrored: another one with each view."""
+
+    def __getitem__(self, i: int) -> Any:
+        x, _ = super().__getitem__(i)
+        mirrored = int(torch.rand(()) < 0.5)
+        return (x.flip(-1) if mirrored else x) + 10 * mirrored, mirrored
+
+
+def test_a_target_belongs_to_its_view(tmp_path: Path) -> None:
+    data = FlippedPairs(*small_data())
+    store = ldbench.StoreOptions(folder=tmp_path, budget="0,0,1GB", identity="pairs")
+    _, optimizer, dropper = dropper_of(data, views=3, refresh_views=0.3, seed=2, store=store)
+    train(optimizer, dropper, epochs=3)
+    made, samples = dropper.activations, torch.arange(96)
+    assert len(made.renewals) == 1
+
+    def pairs(of: Any) -> list[Any]:
+        return [of.batch(samples, number=number) for number in range(9)]
+
+    seen = pairs(made)
+    assert (
+        int(torch.stack([y for _, y in seen]).float().std(0).gt(0).sum()) > 48
+    )  # most samples have views of both kinds
+    images = small_data()[0]
+    with torch.no_grad():
+        plain, mirrored = (dropper.stages[: dropper.cut].eval()(x) for x in (images, images.flip(-1) + 10))
+    for x, y in seen:
+        expected = torch.where(y.view(-1, *[1] * (x.dim() - 1)) == 1, mirrored, plain)
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    made.keep()
+    state = dropper.state_dict()
+    made.close(keep_file=True)
+    _, _, other = dropper_of(data, views=3, refresh_views=0.3, seed=2, store=store)
+    other.model.load_state_dict(dropper.model.state_dict())
+    other.load_state_dict(state)
+    for (x, y), (again, label) in zip(seen, pairs(other.activations), strict=True):
+        assert torch.equal(x, again)
+        assert torch.equal(y, label)
+
+
+class OwnGenerator(TensorDataset):
+    generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return x + torch.randn(x.shape, generator=self.generator), y
+
+
+def test_what_is_to_be_known_of_views_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    dropper_of(OwnGenerator(*small_data()), views=2)
+    assert "a generator of their own" in caplog.text
+    caplog.clear()
+    dropper_of(TensorDataset(*small_data()), views=2)
+    assert "all the same" in caplog.text
+    caplog.clear()
+    dropper_of(Noisy(*small_data()), views=2)
+    assert caplog.text == ""
+    state = torch.get_rng_state()  # drawn from since the seed by the model's weights alone
+    torch.manual_seed(0)
+    SmallNet()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Slow(TensorDataset):

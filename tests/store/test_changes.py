@@ -111,6 +111,11 @@ def test_wrong_changes_are_refused(strengths: dict[str, float], said: str) -> No
         Changes(strengths)
 
 
+def test_a_change_that_is_asked_for_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="mirror is asked for twice"):
+        Changes.named(["mirror=0.5", "shift=0.1", "mirror=0.2"])
+
+
 @pytest.mark.parametrize("shape", [(4000, 6), (4000, 2, 3, 5)])
 def test_mixup_mixes_pairs_and_takes_the_others_target_as_often_as_its_share_says(shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape)

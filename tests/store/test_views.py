@@ -19,6 +19,7 @@ from ldbench.data.datasets import Split
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.stream import Stream
 from ldbench.errors import UserError
+from ldbench.seeds import sample_order
 from ldbench.store.activations import Activations
 from ldbench.store.budget import Tier
 from ldbench.store.views import Views
@@ -45,7 +46,7 @@ def activations(
     augment, seed = Augment(kind, SIDE, 3), 3
     return Activations(
         stages(), images(), sets, batch_size=batch_size, device=CPU, dtype=dtype, folder=folder, channels_last=False,
-        autocast=contextlib.nullcontext, identity="these", views=Views(count, augment.of_view, repr(augment), seed, renewed),
+        autocast=contextlib.nullcontext, identity="these", views=Views(count, augment.of_view, repr(augment), seed, renewed), probed=2,
     )  # fmt: skip
 
 
@@ -91,20 +92,25 @@ def test_every_view_of_every_sample_is_what_the_stages_make_of_it(
         )  # fmt: skip
         store, _ = made.fill(1, tier)
         made.take(store, 1, tier)
+        turn = before = made_anew = 0
         for chunk in range(len(sets)):
             if chunk:
                 assert made.advance(chunk) == len(stream.arrivals(chunk)) * count
                 for key in list(numbers):
                     if key // count in stream.arrivals(chunk):
                         del numbers[key]
-            turn, keys = 0, made.views.all_keys(made.active).tolist()
-            for epoch in (2 * chunk, 2 * chunk + 1):
+            probed = {int(sample) * count for sample in made.active[sample_order(len(made.active), 0, 0)[:2]]}
+            keys = [key for key in made.views.all_keys(made.active).tolist() if key not in probed]
+            turn = 0 if chunk == 0 or not keys else turn % before * len(keys) // before if before else 0
+            before = len(keys)
+            for epoch in (0, 1):  # counted anew in each chunk
                 due = math.ceil(renewed * len(keys))
                 assert made.renew(epoch) == due
                 assert made.renew(epoch) == 0  # as a run that goes on in this epoch asks again
+                made_anew += 1 if renewed else 0
                 for place in range(turn, turn + due):
                     key = keys[place % len(keys)]
-                    numbers[key] = key % count + (epoch + 1) * count
+                    numbers[key] = key % count + made_anew * count
                 turn += due
             if second and chunk == len(sets) - 1:
                 store, _ = made.fill(2, tier)

@@ -26,6 +26,7 @@ from ldbench.io.tensors import read_checkpoint, write_checkpoint
 from ldbench.records.cell_files import VOLATILE_FIELDS
 from ldbench.records.integrity import verify
 from ldbench.runner.run_grid import run_experiment
+from ldbench.store.activations import Activations
 from ldbench.training.checkpointing import CHECKPOINT, Checkpointer
 from ldbench.training.interrupts import Interrupted, StopRequest
 
@@ -130,6 +131,36 @@ def test_views_of_what_arrives_resume_to_the_same_bits(options: dict[str, Any], 
     often, stopped = online.interrupted(cell, tmp_path / "often", *range(7, 60, 5))
     assert stopped >= 2
     assert lasting(often) == lasting(plain)
+
+
+def test_trying_a_compiled_network_makes_no_view_anew(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, *_, **__: function)
+    cell = bench.cell("schedule", augment="flip+crop", cache_views=3, refresh_views=0.3, compile=True)
+    plain = bench.run(cell, tmp_path / "plain")
+    for first in (15, 25, 36):
+        resumed, stopped = bench.interrupted(cell, tmp_path / str(first), first)
+        assert stopped == 1
+        assert lasting(resumed) == lasting(plain)
+
+
+def test_the_time_of_making_views_anew_is_building_time_once(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = Activations.renew
+
+    def slowly(self: Activations, epoch: int) -> int:
+        passed = renew(self, epoch)
+        time.sleep(0.3 if passed else 0)
+        return passed
+
+    monkeypatch.setattr(Activations, "renew", slowly)
+    result = bench.run(bench.cell("schedule", augment="flip+crop", cache_views=2, refresh_views=0.2), tmp_path).result
+    assert result["cache_build_seconds"] > 0.6
+    assert result["typical_train_seconds"] < result["train_seconds"] + 0.25
+    steps = sum(kind["counted_seconds"] for kind in result["step_seconds"])
+    assert result["typical_train_seconds"] == pytest.approx(steps + result["cache_build_seconds"])
 
 
 # --- the store -------------------------------------------------------------------------------------------------------
