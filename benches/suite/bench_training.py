@@ -79,6 +79,24 @@ class TrainingEnergy:
         return {"samples": joules, "number": 1}
 
 
+class StoreReads:
+    """A minibatch of stored views, one of four of each image, over one of single ones, from a store of as many rows."""
+
+    params = (common.MODELS, [common.machine_key()])
+    param_names = ("model", "device")
+    unit = "of a read of single views"
+    version = "1"
+
+    def setup(self, model: str, device: str) -> None:
+        try:
+            common.reads(model, 4, common.BATCH)
+        except TypeError as error:
+            raise NotImplementedError("no views yet") from error
+
+    def track_four_views_over_one(self, model: str, device: str) -> dict[str, object]:
+        return common.ratio_samples(lambda: (common.reads(model, 4), common.reads(model, 1, 4 * 1024)))
+
+
 class CacheBuilding:
     """Seconds to drop the first half of the stages, statistics and store included."""
 

@@ -49,6 +49,43 @@ def dropper(name: str, width: float = 0.25, images: int = IMAGES, batch: int = B
     return LayerDropper(model, optimizer, random_data(images), batch_size=batch, epochs=1000, policy=NeverDrop())
 
 
+class Brighter:
+    """Random images, every view of them brighter than the one before."""
+
+    def __init__(self, count: int) -> None:
+        self.images, self.targets = random_data(count)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def of_view(self, samples: Tensor, view: int) -> int:
+        return view
+
+    def batch(self, indices: Tensor, augment: int | None = None) -> tuple[Tensor, Tensor]:
+        where = indices.to(self.images.device)
+        return self.images[where] + (augment or 0), self.targets[where]
+
+
+def reads(name: str, views: int, images: int = 1024) -> Callable[[], None]:
+    """A read of a minibatch from a store of so many views of each image, behind the first half of the stages."""
+    model = network(name)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    options = {"views": views} if views > 1 else {}
+    engine = LayerDropper(
+        model, optimizer, Brighter(images), batch_size=BATCH, epochs=1000, policy=NeverDrop(), **options
+    )
+    engine._drop((len(engine.stages) - 1) // 2, "benchmark", 0.0, "device")
+    batches, number = torch.randperm(images).split(BATCH), 0
+
+    def read() -> None:
+        nonlocal number
+        engine.activations.batch(batches[number % len(batches)], number=number)
+        number += 1
+        synchronize(engine.device)
+
+    return read
+
+
 def plain_step(name: str, cut: int) -> Callable[[], None]:
     """One step by hand of what is left behind ``cut``, over tensors that hold what it reads."""
     stages, (inputs, targets) = split_stages(network(name)), random_data(IMAGES)

@@ -6,6 +6,7 @@ dropped stages several times, augmented anew each time, and a step reads one of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ldbench.policies.base import is_number
 from ldbench.seeds import derive_seed, random_words
 
 Draw = Callable[[Tensor, int], Any]
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,17 @@ class Views:
         """
         if self.count == 1:
             return samples
-        words = random_words(len(samples), derive_seed(self.seed, "views", minibatch))
-        # The upper half of a word, scaled to 0..count-1: its bias is below one in a million.
-        drawn = ((words >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
-        return samples * self.count + torch.from_numpy(drawn.astype(np.int64))
+        block, place = divmod(minibatch, _BLOCK)
+        return samples * self.count + _drawn(self.seed, block, len(samples), self.count)[place]
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(seed: int, block: int, samples: int, count: int) -> Tensor:
+    """Views in [0, count) for some minibatches at once, int64 [_BLOCK, samples]: drawing takes longer than reading."""
+    words = random_words(_BLOCK * samples, derive_seed(seed, "views", block))
+    # The upper half of a word, scaled: its bias is below one in a million.
+    drawn = ((words >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)
+    return torch.from_numpy(drawn.astype(np.int64)).view(_BLOCK, samples)
 
 
 def _runs(values: Tensor) -> list[slice]:
