@@ -200,12 +200,14 @@ def ranking_lines(cells: pd.DataFrame) -> list[str]:
     rules = ranking(cells)
     if len(rules) < 2 or max(len(rule.leads["flops"].seeds) for rule in rules) < 2:
         return []
+    spans = ["to_full"]
     head = [
         "rule", "n", "times cheaper at equal accuracy, by FLOPs", "by time", "FLOPs ÷ full", "time ÷ full", "points to full",
     ]  # fmt: skip
     default = next((rule.label() for rule in rules if rule.is_the_default()), None)
     if default is not None:
         head += [f"`{default}` is further ahead of training less, points by FLOPs", "by time"]
+        spans += [f"default_{axis}" for axis in AXES]
     lines = [line(head), line(["---"] * len(head))]
     for rule in rules:
         row: Record = columns("to_full", rule.to_full)
@@ -215,9 +217,7 @@ def ranking_lines(cells: pd.DataFrame) -> list[str]:
             row |= columns(f"default_{axis}", rule.default_ahead[axis])
         texts = [rule.label(), str(len(rule.leads["flops"].seeds)), *(cheaper(row, axis) for axis in AXES)]
         texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
-        texts += [
-            spanned(row, name) for name in ("to_full", *(f"default_{axis}" for axis in AXES if default is not None))
-        ]
+        texts += [spanned(row, name) for name in spans]
         lines.append(line(texts))
     many = rules[0].comparisons
     over = f"All {many} comparisons together" if many > 1 else "The only comparison"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ FIGURE = re.compile(r"(?:[≥≤] )?[+-]?\d+\.\d\dx? \[[^\]]+\]")
 TABLE = re.compile(r"<!-- [\w ]+ table -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
+@functools.cache
 def evidence(name: str) -> pd.DataFrame:
     return ldbench.load_results(ROOT / "results" / f"evidence-{name}.jsonl")
 

@@ -203,7 +203,8 @@ def load_dataset(
     Args:
         name: one of DATASET_NAMES; "folder:PATH"; "NAME=folder:PATH", which is called NAME from then on;
             a relative PATH is looked for in the current folder, then in ``root``; "synthetic:CxHxW:CLASSES:N"
-            (N training images, a fifth to test); each may choose some of its classes, "mnist[5-9]", see `ldbench.data.class_subset`. Sizes apply after that.
+            (N training images, a fifth to test); each may choose some of its classes, "mnist[5-9]", see
+            `ldbench.data.class_subset`. Sizes apply after that.
         root: see data_root.
         download: fetch what is missing into ``root``.
         image_size: side in pixels to bring the images to (bilinear, antialiased; 28 to 32 is padding instead). None:

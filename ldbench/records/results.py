@@ -98,7 +98,9 @@ def unpack_correct(packed: bytes | None, images: float) -> NDArray[np.bool_] | N
 
 
 def read_lines(place: Place, name: str) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl`` file of the results; empty without one. Torn or foreign lines and the seal are skipped."""
+    """The JSON objects of a ``.jsonl`` file of the results; empty without one. Torn or foreign lines and the seal are left
+    out.
+    """
     found = (_parse(line) for line in _text_lines(stored(place), name))
     return [value for value in found if isinstance(value, dict) and "sha256" not in value]
 
