@@ -53,7 +53,7 @@ from ldbench.dropping.live_network import LiveNetwork
 from ldbench.dropping.measuring import count_on_the_spot, measure_on_the_spot
 from ldbench.dropping.minibatches import Minibatch, Minibatches
 from ldbench.dropping.monitors import Monitors
-from ldbench.dropping.network import bypassed, plain_network
+from ldbench.dropping.network import bypassed, plain_network, refuse_channels_behind
 from ldbench.dropping.optimizer_link import OptimizerLink
 from ldbench.dropping.pruned_schedule import PrunedSchedule
 from ldbench.dropping.pruning import Pruning
@@ -66,7 +66,7 @@ from ldbench.io.places import temporary_folder
 from ldbench.policies.base import DEFAULT_METHOD, Policy
 from ldbench.policies.infobatch import InfoBatch
 from ldbench.policies.registry import Execution, get_method
-from ldbench.seeds import sample_order
+from ldbench.seeds import preserved_streams, sample_order
 from ldbench.stages.flops import count_stage_flops
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import cut_obstacles, split_stages, stage_parameters
@@ -237,6 +237,9 @@ class LayerDropper:
         if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
             raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
+        if change_features:
+            with preserved_streams():
+                refuse_channels_behind(self.stages, given.images.batch(torch.arange(1))[0].shape[1:])
         self.stream = stream or Stream.whole(len(given.images))
         size = batch_size or given.batch_size
         if size is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from ldbench.errors import UserError
+from ldbench.stages.flops import count_stage_flops
 
 _REPLICATED = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -68,3 +69,26 @@ def bypassed(model: nn.Module, stages: Iterable[nn.Module], autocast_given: bool
             where = f"of {name}" if name else "of the model itself"
             told.append(f"the hooks {where} are not called when its stages run: put them on layers")
     return told
+
+
+def refuse_channels_behind(stages: nn.Sequential, sample_shape: Sequence[int]) -> None:
+    """Raise ``UserError`` where a stage gives maps [B, H, W, C], as a Swin transformer's do: what changes maps
+    [B, C, H, W] would mirror and move those along the wrong sides.
+
+    Args:
+        sample_shape: of an image, without the minibatch.
+    """
+    for name, stage, count in zip(stages._modules, stages, count_stage_flops(stages, sample_shape), strict=True):
+        shape, last = count.output_shape, None
+        for node in cast(fx.GraphModule, stage).graph.nodes:
+            layer = stage.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if layer is not None and next(layer.parameters(), None) is not None:
+                last = layer
+        width = {nn.Linear: "out_features", nn.LayerNorm: "normalized_shape"}.get(type(last), "")
+        channels = getattr(last, width, None) if width else None
+        channels = channels[-1] if isinstance(channels, tuple) else channels
+        if len(shape) == 3 and channels == shape[2] != shape[0]:
+            raise UserError(
+                f"the output of {name} has its channels last, {list(shape)} a sample: stored features are changed for "
+                "networks whose maps are [C, H, W]; leave change_features out, and store more views"
+            )

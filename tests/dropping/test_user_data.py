@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import random
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from support.loops import SmallNet, free_store, small_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -248,6 +250,22 @@ def test_one_random_draw_that_is_stored_can_be_made_again_too() -> None:
 def test_views_that_make_no_sense_are_refused(data: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         dropper_of(data, **options)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("swin_t", True), ("convnext_tiny", False), ("densenet121", False)])
+def test_features_are_changed_where_their_channels_come_first(name: str, refused: bool) -> None:
+    network = getattr(torchvision.models, name)(weights=None, num_classes=3)
+    images = torch.zeros(4, 3, 32, 32)
+    context = pytest.raises(UserError, match=r"channels last, \[8, 8, 96\]") if refused else contextlib.nullcontext()
+    with context:
+        LayerDropper(
+            network,
+            torch.optim.SGD(network.parameters()),
+            (images, torch.zeros(4, dtype=torch.long)),
+            batch_size=2,
+            epochs=2,
+            change_features={"mirror": 0.5},
+        )
 
 
 class FlippedPairs(TensorDataset):
