@@ -85,7 +85,7 @@ def run(out: Path, data_root: str | None) -> None:
 def table(cells: pd.DataFrame) -> list[str]:
     """The Markdown table of all arms, over each network and over all."""
     head = [
-        "done about it", "network", "n", "points to full", "FLOPs ÷ full", "time ÷ full", "points ahead of training less",
+        "what is done", "network", "n", "points to full", "FLOPs ÷ full", "time ÷ full", "points ahead of training less",
         "times cheaper at equal accuracy, by FLOPs", "by time", "store, MB", "building it, % of the time",
     ]  # fmt: skip
     lines, suite = [line(head), line(["---"] * len(head))], read_experiment(SUITE)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benches.lab_tables import line
 from ldbench.data.augment import Augment, AugmentDraw
 from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
@@ -97,6 +99,29 @@ def rows(network: nn.Module, data: ResidentSplit, samples: int, side: int) -> li
             "moved_exact_places": errors(there, moved(real, through(nothing)))[1],
         })  # fmt: skip
     return found
+
+
+def table(told: Mapping[str, Any]) -> list[str]:
+    """The Markdown table of what ``main`` wrote."""
+    head = (
+        "network", "behind", "map", "mirrored", "left as it is", "moved, zeros come in", "moved, black comes in",
+        "left as it is", "exact places",
+    )  # fmt: skip
+    where = told["environment"]
+    lines = [
+        f"{where['cpu']}, torch {where['torch']}, commit {where['git_commit'][:8]}; relative errors, means over "
+        f"{min(of['samples'] for of in told['networks'].values())} test images.",
+        "",
+        line(head),
+        line(["---"] * len(head)),
+    ]
+    for network, of in told["networks"].items():
+        for row in of["cuts"]:
+            texts = [network, row["stage"], " x ".join(map(str, row["map"]))]
+            texts += [f"{row[name]:.2f}" for name in ("mirrored", "mirrored_left_as_it_is")]
+            texts += [f"{row[name]:.2f}" for name in ("moved_zeros", "moved_black", "moved_left_as_it_is")]
+            lines.append(line([*texts, f"{100 * row['moved_exact_places']:.0f} %"]))
+    return lines
 
 
 def main() -> None:

@@ -1,22 +1,25 @@
 """Refreshes the README's tables, and pages and figures, from the result files that a lab brought home.
 
-    python -m benches.tables            # rewrites README.md, results/evidence-*.md and the figures
+    python -m benches.tables            # rewrites README.md, docs/augmentation.md, results/evidence-*.md and the figures
     python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
-Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``) and ``results/evidence-*.jsonl``
-(of the evidence suites, packed by ``ldbench pack``), whose pages and figures in ``results`` are made too.
+Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``), ``results/equivariance.json`` (of
+``benches.equivariance``) and ``results/evidence-*.jsonl`` (of the evidence suites, packed by ``ldbench pack``), whose pages
+and figures in ``results`` are made too.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from benches import augmented, equivariance
 from benches.lab_tables import energy_table, kernel_table, line, step_table
 from benches.leads import ranking_lines
 from ldbench.reporting.comparisons import COMPARISON
@@ -159,6 +162,18 @@ def evidence_figure(file: Path) -> str:
     return cost_grid(panels, "training FLOPs, % of full")
 
 
+def augmentation_tables() -> dict[str, str]:
+    """Those of the page on augmentation."""
+    arms, images = ROOT / "results" / f"{augmented.SUITE}.jsonl", ROOT / "results" / "equivariance.json"
+    told = {"arms": "No figures yet.", "equivariance": "No figures yet."}
+    if arms.exists():
+        cells, tables = read(arms)
+        told["arms"] = "\n".join([*_stands_on(arms, cells, tables), "", *augmented.table(cells)])
+    if images.exists():
+        told["equivariance"] = "\n".join(equivariance.table(json.loads(images.read_text(encoding="utf-8"))))
+    return told
+
+
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
     """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced.
 
@@ -168,7 +183,7 @@ def refreshed(text: str, tables: Mapping[str, str]) -> str:
         head, start, rest = text.partition(f"<!-- {name} table -->")
         _, end, tail = rest.partition("<!-- end -->")
         if not start or not end:
-            raise ValueError(f"README.md has no place for the {name} table")
+            raise ValueError(f"the text has no place for the {name} table")
         text = f"{head}{start}\n{table}\n{end}{tail}"
     return text
 
@@ -179,6 +194,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     labs, readme = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "README.md"
+    page = ROOT / "docs" / "augmentation.md"
     evidence = sorted((ROOT / "results").glob("evidence-*.jsonl"))
     told = [file for name in IN_README for file in evidence if file.stem == name]
     tables = {
@@ -188,6 +204,7 @@ def main() -> int:
         "energy": energy_table(labs),
     }
     made = {readme: refreshed(readme.read_text(encoding="utf-8"), tables)}
+    made[page] = refreshed(page.read_text(encoding="utf-8"), augmentation_tables())
     for file in evidence:
         made[file.with_suffix(".md")] = f"# {file.stem}\n\n{evidence_table([file])}\n"
     if options.check:
