@@ -31,6 +31,7 @@ from typing import Any
 from benches.lab_folder import Busy, Folder, counted
 from benches.lab_parts import RESERVE, ROOT, Part, parts, surroundings_for
 from ldbench.records.cell_files import write_json
+from ldbench.records.environment import checkout_commit
 
 GRACE = 3.0  # seconds between asking a part to end and killing it
 FORMAT = 1
@@ -144,21 +145,6 @@ def machine(folder: Folder, planned: Sequence[Part]) -> dict[str, Any] | None:
     """What the figures are true for, as the first part that could tell has it."""
     found = (folder.findings(part.name) or {} for part in planned)
     return next((part["environment"] for part in found if part.get("environment")), None)
-
-
-def checkout_commit() -> str | None:
-    """The commit of this checkout, with "+dirty" where it has changes; None for a copy without its history."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
-            return None
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def main() -> int:

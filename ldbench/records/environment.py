@@ -12,12 +12,15 @@ from typing import Any
 
 
 @lru_cache(maxsize=1)
-def _git_commit() -> str | None:
-    """Commit of the checkout ldbench runs from, "+dirty" appended when it has changes; None outside a checkout."""
+def checkout_commit() -> str | None:
+    """Commit of the checkout ldbench runs from, "+dirty" appended when it has changes; None outside a checkout.
+
+    Nothing is written: with its optional locks ``git status`` refreshes the index, and leaves a lock where it is ended.
+    """
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
@@ -63,7 +66,7 @@ def environment(device: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy", "ldbench")},
-        "git_commit": _git_commit(),
+        "git_commit": checkout_commit(),
     }
 
 

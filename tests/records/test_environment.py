@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def commit_told_by_a_copy(root: Path) -> str | None:
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    told: str | None = module._git_commit()
+    told: str | None = module.checkout_commit()
     return told
 
 
@@ -52,6 +53,15 @@ def test_a_checkout_tells_its_commit_and_whether_it_has_changes(copy: Path) -> N
     assert commit_told_by_a_copy(copy) == commit
     (copy / "ldbench" / "more.py").write_text("")
     assert commit_told_by_a_copy(copy) == f"{commit}+dirty"
+
+
+def test_telling_the_commit_writes_nothing_into_the_repository(copy: Path) -> None:
+    commit = commit_all(copy)
+    os.utime(copy / "ldbench" / SOURCE.relative_to(PACKAGE), (0, 0))  # what a plain git status would note in the index
+    index = copy / ".git" / "index"
+    before = index.read_bytes()
+    assert commit_told_by_a_copy(copy) == commit
+    assert index.read_bytes() == before
 
 
 def test_a_package_outside_every_repository_tells_no_commit(copy: Path) -> None:
