@@ -4,10 +4,12 @@ A cached activation cannot be augmented. What is done instead is an arm. The sui
 out to show; then every arm into the same folder, with the same seeds and controls, its rate chosen in the same way; then the
 suite once more, which has nothing left to run, so that the folder says what was declared.
 
-    python -m benches.augmented --out OUT --data-root DATA      # makes the runs, goes on where it was stopped
-    python -m benches.augmented --out OUT --report              # the table alone; OUT may be a packed file
+    python -m benches.augmented SUITE --out OUT --data-root DATA   # makes the runs, goes on where it was stopped
+    python -m benches.augmented SUITE --out OUT --report           # the table alone; OUT may be a packed file
 
-Two processes may share OUT. Of the data root ``cifar10-jpeg`` is needed (``train`` and ``test``, a folder per class each).
+SUITE is ``evidence-augment``, small images from scratch, or ``evidence-photographs``, larger ones, fine-tuned, with fewer arms.
+Two processes may share OUT. Of the data root ``cifar10-jpeg`` is needed, of the second ``clothing-128`` too (each with
+``train`` and ``test``, a folder per class in both).
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ from ldbench.reporting.verdicts import AXES
 from ldbench.runner.run_grid import run_experiment
 from ldbench.training.interrupts import Interrupted
 
-SUITE = "evidence-augment"
 _MAPS = ["mirror=0.5", "shift=0.125"]  # the recipe's flips and crops, made to stored maps
 # What is done, in words -> the method, its options beside the suite's, and what the store is to hold.
 ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
@@ -54,15 +55,23 @@ ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
     "begun later, all but the head at once": ("paced", {"earliest": 0.5, "pace": 2.0}, {}),
     "no store, augmentation throughout": ("paced+freeze", {}, {}),
 }
+# By suite the arms that are run.
+SUITES: dict[str, tuple[str, ...]] = {
+    "evidence-augment": tuple(ARMS),
+    "evidence-photographs": (
+        "augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier", "no store, augmentation throughout",
+    ),
+}  # fmt: skip
 
 
-def tables() -> Iterator[dict[str, Any]]:
-    """The suite, an experiment for each arm that is no part of it, and the suite again."""
-    suite = read_experiment(SUITE)
+def tables(name: str) -> Iterator[dict[str, Any]]:
+    """A suite, an experiment for each of its arms that is no part of it, and the suite again."""
+    suite = read_experiment(name)
     yield suite
-    for arm, (method, _, store) in ARMS.items():
+    for arm in SUITES[name]:
+        method, _, store = ARMS[arm]
         told = options_of(suite, arm)
-        if (method, told, store) != (suite["claims"]["method"], options_of(suite, next(iter(ARMS))), {}):
+        if (method, told, store) != (suite["claims"]["method"], options_of(suite, SUITES[name][0]), {}):
             recipe = {key: value for key, value in suite.items() if key != "claims"}
             yield recipe | {"method": ["full", "short", method], "policy": {method: told} if told else {}} | store
     yield suite
@@ -73,30 +82,31 @@ def options_of(suite: Mapping[str, Any], arm: str) -> dict[str, Any]:
     return {**suite.get("policy", {}).get(suite["claims"]["method"], {}), **ARMS[arm][1]}
 
 
-def run(out: Path, data_root: str | None) -> None:
+def run(name: str, out: Path, data_root: str | None) -> None:
     """Make what is not there yet."""
     progress = ConsoleProgress(Console(stderr=True), quiet=True)
-    for one in tables():
+    for one in tables(name):
         run_experiment(
             experiment_from_dict(one | ({} if data_root is None else {"data_root": data_root})), out, progress
         )
 
 
-def table(cells: pd.DataFrame) -> list[str]:
+def table(name: str, cells: pd.DataFrame) -> list[str]:
     """The Markdown table of all arms, over each network and over all."""
     head = [
         "what is done", "network", "n", "points to full", "FLOPs ÷ full", "time ÷ full", "points ahead of training less",
         "times cheaper at equal accuracy, by FLOPs", "by time", "store, MB", "building it, % of the time",
     ]  # fmt: skip
-    lines, suite = [line(head), line(["---"] * len(head))], read_experiment(SUITE)
+    lines, suite = [line(head), line(["---"] * len(head))], read_experiment(name)
     networks = sorted(cells["model"].unique())
-    parts = {name: cells[cells["model"] == name] for name in networks} | ({"all": cells} if len(networks) > 1 else {})
-    found = {name: {(one.method, _plain(one.policy)): one for one in ranking(some)} for name, some in parts.items()}
-    for arm in ARMS:
+    parts = {model: cells[cells["model"] == model] for model in networks}
+    parts |= {"all": cells} if len(networks) > 1 else {}
+    found = {model: {(one.method, _plain(one.policy)): one for one in ranking(some)} for model, some in parts.items()}
+    for arm in SUITES[name]:
         method, policy = ARMS[arm][0], canonical(options_of(suite, arm) | ARMS[arm][2])
-        for name, rules in found.items():
+        for model, rules in found.items():
             if (method, policy) in rules:
-                lines.append(line([arm, name, *_row(rules[method, policy], parts[name])]))
+                lines.append(line([arm, model, *_row(rules[method, policy], parts[model])]))
     return lines
 
 
@@ -123,18 +133,19 @@ def _plain(policy: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Make the runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=sorted(SUITES), help="what is run")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, or with --report a packed file")
     parser.add_argument("--data-root", help="folder of the data sets")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
     if not options.report:
         try:
-            run(options.out, options.data_root)
+            run(options.suite, options.out, options.data_root)
         except Interrupted as stop:
             print(f"{stop}; the same command goes on", file=sys.stderr)
             return 130
     cells = load_results(options.out)
-    print("\n".join(table(cells[cells["status"] == "finished"])))
+    print("\n".join(table(options.suite, cells[cells["status"] == "finished"])))
     return 0
 
 

@@ -164,12 +164,12 @@ def evidence_figure(file: Path) -> str:
 
 def augmentation_tables() -> dict[str, str]:
     """Those of the page on augmentation."""
-    arms, images = ROOT / "results" / f"{augmented.SUITE}.jsonl", ROOT / "results" / "equivariance.json"
-    told = {"arms": "No figures yet.", "equivariance": "No figures yet."}
-    if arms.exists():
-        cells, tables = read(arms)
-        told["arms"] = "\n".join([*_stands_on(arms, cells, tables), "", *augmented.table(cells)])
-    if images.exists():
+    told = dict.fromkeys((*augmented.SUITES, "equivariance"), "No figures yet.")
+    for name in augmented.SUITES:
+        if (file := ROOT / "results" / f"{name}.jsonl").exists():
+            cells, tables = read(file)
+            told[name] = "\n".join([*_stands_on(file, cells, tables), "", *augmented.table(name, cells)])
+    if (images := ROOT / "results" / "equivariance.json").exists():
         told["equivariance"] = "\n".join(equivariance.table(json.loads(images.read_text(encoding="utf-8"))))
     return told
 

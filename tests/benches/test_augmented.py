@@ -32,10 +32,11 @@ def told(cell: Cell) -> str:
     return json.dumps([str(entry) for entry in entries])
 
 
-def test_every_arm_is_run_with_the_seeds_rates_and_controls_of_the_suite() -> None:
+@pytest.mark.parametrize("name", ["evidence-augment", "evidence-photographs"])
+def test_every_arm_is_run_with_the_seeds_rates_and_controls_of_the_suite(name: str) -> None:
     from benches import augmented
 
-    asked = [experiment_from_dict(table) for table in augmented.tables()]
+    asked = [experiment_from_dict(table) for table in augmented.tables(name)]
     assert asked[0] == asked[-1]
     assert claims_digest(asked[0]) is not None
     assert all(claims_digest(one) is None for one in asked[1:-1])
@@ -48,7 +49,7 @@ def test_every_arm_is_run_with_the_seeds_rates_and_controls_of_the_suite() -> No
         for cell in planned:
             if cell.method not in ("full", "short"):
                 whole.setdefault(told(cell), set()).add((cell.model, cell.seed))
-    assert len(whole) == len(augmented.ARMS)
+    assert len(whole) == len(augmented.SUITES[name])
     assert len({tuple(sorted(some)) for some in whole.values()}) == 1
     assert len(next(iter(whole.values()))) == len(asked[0].model) * len(asked[0].seeds)
 
@@ -56,7 +57,7 @@ def test_every_arm_is_run_with_the_seeds_rates_and_controls_of_the_suite() -> No
 def test_the_table_has_a_row_for_each_arm_and_network_with_what_was_stored(tmp_path: Path) -> None:
     from benches import augmented
 
-    suite = next(iter(augmented.tables()))
+    suite = next(iter(augmented.tables("evidence-augment")))
     timetable = augmented.options_of(suite, "augmentation stops")
 
     def write(model: str, method: str, seed: int, share: float, above: float = 0.0, **more: Any) -> None:
@@ -75,7 +76,7 @@ def test_the_table_has_a_row_for_each_arm_and_network_with_what_was_stored(tmp_p
             stored |= {"cache_views": 4, "store_bytes": 8e6, "cache_build_seconds": 4.0}
             write(model, "paced", seed, 0.5, above / 2 + 0.001 * seed, **stored)
     (tmp_path / "experiment.json").write_text("{}")
-    rows = [row.strip("| ").split(" | ") for row in augmented.table(load_results(tmp_path))]
+    rows = [row.strip("| ").split(" | ") for row in augmented.table("evidence-augment", load_results(tmp_path))]
     assert [row[:3] for row in rows[2:]] == [
         [arm, network, "3"] for arm in ("augmentation stops", "4 views") for network in ("resnet18", "vgg11_bn", "all")
     ]
