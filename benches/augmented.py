@@ -28,6 +28,7 @@ from benches.lab_tables import line
 from benches.leads import Overall, ranking
 from ldbench import load_results
 from ldbench.cli.progress import ConsoleProgress
+from ldbench.errors import UserError
 from ldbench.experiment.files import read_experiment
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.records.results import canonical
@@ -143,8 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
             run(options.suite, options.out, options.data_root)
         except Interrupted as stop:
             print(f"{stop}; the same command goes on", file=sys.stderr)
-            return 130
-    cells = load_results(options.out)
+            return stop.exit_code
+        except UserError as error:
+            parser.error(str(error))
+    try:
+        cells = load_results(options.out)
+    except UserError as error:
+        parser.error(str(error))
     print("\n".join(table(options.suite, cells[cells["status"] == "finished"])))
     return 0
 

@@ -60,9 +60,9 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
         )
     sizes = [sum(p.numel() for p in parameters) for parameters in stage_parameters(stages)]
     by_stage = stage_rows(table, sizes, energy)
-    stored = StorePlan(len(data.train), cell.cache_dtype, budget, views=cell.cache_views)
+    stored = StorePlan(len(data.train), cell.cache_dtype, budget, views=experiment.cache_views)
     by_cut = cut_rows(table, stored, legal_cuts(stages), energy)
-    found = plain(as_dict(table, by_stage, by_cut, len(data.train), energy))
+    found = plain(as_dict(table, by_stage, by_cut, len(data.train), energy) | {"views": stored.views})
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,8 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
     if as_json:
         print(json.dumps(found))
         return 0
-    _print_profile(found, f"{cell.model} on {cell.dataset}, {device}")
+    views = f", {stored.views} stored views of each image" if stored.views > 1 else ""
+    _print_profile(found, f"{cell.model} on {cell.dataset}, {device}{views}")
     return 0
 
 

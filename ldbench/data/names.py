@@ -106,6 +106,10 @@ def augmentation_parts(kind: str) -> tuple[bool, bool, str | None]:
     """
     if kind in ("none", "flip", "crop", "flip+crop"):
         return "flip" in kind, "crop" in kind, None
+    words = kind.split("+")
+    in_order = "+".join(sorted(set(words), key=lambda word: ("flip", "crop", word).index(word)))
+    if in_order != kind and set(words) & {"flip", "crop"}:
+        raise UserError(f"unknown augmentation {shown(kind)}: did you mean {in_order}?")
     rest = kind.removeprefix("flip+").removeprefix("crop+")
     if rest != "trivial-augment" and ":" not in rest:
         raise UserError(

@@ -53,7 +53,7 @@ from ldbench.dropping.live_network import LiveNetwork
 from ldbench.dropping.measuring import count_on_the_spot, measure_on_the_spot
 from ldbench.dropping.minibatches import Minibatch, Minibatches
 from ldbench.dropping.monitors import Monitors
-from ldbench.dropping.network import bypassed, plain_network, refuse_channels_behind
+from ldbench.dropping.network import bypassed, check_changes, plain_network
 from ldbench.dropping.optimizer_link import OptimizerLink
 from ldbench.dropping.pruned_schedule import PrunedSchedule
 from ldbench.dropping.pruning import Pruning
@@ -229,17 +229,18 @@ class LayerDropper:
         self.autocast = ForwardContext(autocast, self.device)
 
         reading = {"to_xy": to_xy, "collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
-        stored = execution == "store"
+        stored, changes = execution == "store", Changes({} if change_features is None else change_features, seed)
         several = Several(views, refresh_views, augment)
-        if not stored and (several != Several(augment=augment) or change_features):
+        if not stored and (several != Several(augment=augment) or changes):
             raise UserError("views, refresh_views and change_features are of a store, and execution='freeze' has none")
         given = open_user_data(data, store_data, self.device, seed, views=several if stored else None, reading=reading)
         if augment is not None and isinstance(given.images, (TensorSource, DatasetSource)):
             raise UserError("augment= is for a BatchSource that applies its draws: put transforms into the data set")
         try_network(self.stages, given, self.device, self.autocast)
-        if change_features:
+        if changes:
             with preserved_streams():
-                refuse_channels_behind(self.stages, given.images.batch(torch.arange(1))[0].shape[1:])
+                x, y = given.images.batch(torch.arange(1))
+            check_changes(changes, self.stages, x.shape[1:], y.shape[1:], pruned=pruning is not None)
         self.stream = stream or Stream.whole(len(given.images))
         size = batch_size or given.batch_size
         if size is None:
@@ -294,7 +295,7 @@ class LayerDropper:
             seed=seed,
             accumulate=accumulate,
             pruning=self.pruning,
-            changes=Changes(change_features or {}, seed),
+            changes=changes,
             before_epoch=functools.partial(_renew_views, self.activations, account, self.hooks),
         )
         self.monitors = monitors = Monitors(self.stages, self.policy.needs, self.activations.probe, self.autocast)

@@ -16,10 +16,12 @@ from ldbench.costs.table import CostTable
 from ldbench.costs.timing import Criterion, measure_costs, normalised_stages
 from ldbench.data.dataset_source import DatasetSource
 from ldbench.errors import one_line
+from ldbench.seeds import preserved_streams
 from ldbench.stages.flops import count_stage_flops
 from ldbench.store.activations import Activations
 
 
+@preserved_streams()
 def count_on_the_spot(stages: nn.Sequential, activations: Activations) -> CostTable:
     """The cost table in FLOPs, for samples like the first one that can be drawn."""
     x, _ = activations.images.batch(activations.active[:1])
@@ -27,6 +29,7 @@ def count_on_the_spot(stages: nn.Sequential, activations: Activations) -> CostTa
     return table_in_flops(count_stage_flops(stages, shape), activations.batch_size, shape, normalised_stages(stages))
 
 
+@preserved_streams()
 def measure_on_the_spot(
     stages: nn.Sequential,
     activations: Activations,

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ldbench.errors import UserError
 from ldbench.stages.flops import count_stage_flops
+from ldbench.store.changes import Changes
 
 _REPLICATED = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -71,24 +72,55 @@ def bypassed(model: nn.Module, stages: Iterable[nn.Module], autocast_given: bool
     return told
 
 
-def refuse_channels_behind(stages: nn.Sequential, sample_shape: Sequence[int]) -> None:
-    """Raise ``UserError`` where a stage gives maps [B, H, W, C], as a Swin transformer's do: what changes maps
-    [B, C, H, W] would mirror and move those along the wrong sides.
+def check_changes(
+    changes: Changes,
+    stages: nn.Sequential,
+    sample_shape: Sequence[int],
+    target_shape: Sequence[int] = (),
+    *,
+    pruned: bool,
+) -> None:
+    """Raise ``UserError`` where changes of stored features would do something else than they say, or nothing.
 
     Args:
-        sample_shape: of an image, without the minibatch.
+        sample_shape, target_shape: of one image and its target.
+        pruned: samples sit epochs out by their losses.
     """
-    for name, stage, count in zip(stages._modules, stages, count_stage_flops(stages, sample_shape), strict=True):
-        shape, last = count.output_shape, None
-        for node in cast(fx.GraphModule, stage).graph.nodes:
-            layer = stage.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if layer is not None and next(layer.parameters(), None) is not None:
-                last = layer
-        width = {nn.Linear: "out_features", nn.LayerNorm: "normalized_shape"}.get(type(last), "")
-        channels = getattr(last, width, None) if width else None
-        channels = channels[-1] if isinstance(channels, tuple) else channels
-        if len(shape) == 3 and channels == shape[2] != shape[0]:
+    if not changes:
+        return
+    if pruned and "mixup" in changes.strengths:
+        raise UserError(
+            "mixup trains a sample on another one's target: its loss does not say which samples may sit out"
+        )
+    moved, shapes = (
+        ", ".join(changes.of_planes),
+        [count.output_shape for count in count_stage_flops(stages, sample_shape)],
+    )
+    if moved and len(target_shape) > 1:
+        raise UserError(
+            f"{moved} changes maps, and not targets such as {list(target_shape)} with them: leave it out, and store more "
+            "views"
+        )
+    if moved and not any(len(shape) == 3 for shape in shapes[:-1]):
+        raise UserError(f"{moved} changes maps [C, H, W], and no stage of this network gives one: leave it out")
+    for name, stage, shape in zip(stages._modules, stages, shapes, strict=True):
+        if changes.of_channels and _channels_behind(cast(fx.GraphModule, stage), shape):
             raise UserError(
                 f"the output of {name} has its channels last, {list(shape)} a sample: stored features are changed for "
-                "networks whose maps are [C, H, W]; leave change_features out, and store more views"
+                "networks whose maps are [C, H, W]; leave it out, and store more views"
             )
+
+
+def _channels_behind(stage: fx.GraphModule, shape: Sequence[int]) -> bool:
+    """Whether a stage gives maps [H, W, C], as a Swin transformer's do: its last layer says how many channels there are."""
+    last: Any = None
+    for node in stage.graph.nodes:
+        layer = stage.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if layer is not None and next(layer.parameters(), None) is not None:
+            last = layer
+    channels = None
+    if isinstance(last, nn.Linear):
+        channels = last.out_features
+    elif isinstance(last, nn.LayerNorm):
+        channels = last.normalized_shape[-1]
+    return len(shape) == 3 and channels == shape[2] != shape[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from ldbench.data.augment import Augment
 from ldbench.data.datasets import Dataset, load_dataset
 from ldbench.data.loader import ResidentSplit
 from ldbench.data.names import own_name
+from ldbench.dropping.network import check_changes
 from ldbench.dropping.resizing import Resizing
 from ldbench.errors import UserError
 from ldbench.experiment.config import Cell, Experiment
@@ -37,6 +39,7 @@ from ldbench.stages.freezing import freeze_stages
 from ldbench.stages.residual import random_depth
 from ldbench.stages.split import split_stages
 from ldbench.store.budget import resolve_budget, store_bytes
+from ldbench.store.changes import Changes
 from ldbench.training.checkpointing import Checkpointer
 from ldbench.training.epochs import epoch_lengths
 from ldbench.training.optim import autocast_for, build_optimizer
@@ -177,7 +180,7 @@ class Preparation:
         return measure_costs(
             stages,
             [str(stage.stage_name) for stage in stages],
-            lambda: self._augmented(cell, data, indices),
+            functools.partial(_read, data, indices, Augment(cell.augment, data.dataset.image_size, cell.seed)),
             build_optimizer(cell, [[p for p in model.parameters() if p.requires_grad]]),
             torch.nn.CrossEntropyLoss(label_smoothing=cell.label_smoothing),
             device=self.device,
@@ -186,11 +189,6 @@ class Preparation:
             autocast=autocast_for(cell.precision, self.device),
             machine=machine,
         )
-
-    def _augmented(self, cell: Cell, data: Resident, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """A minibatch as training reads it from images."""
-        augment = Augment(cell.augment, data.dataset.image_size, cell.seed)
-        return data.train.batch(indices, augment.draw(0, len(indices)))
 
     def check(self, cell: Cell) -> list[StageFlops]:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
@@ -203,7 +201,7 @@ class Preparation:
                 _check_channels_last(model)
             if cell.freeze_to is not None:
                 freeze_stages(model, cell.freeze_to)
-            self._augmented(cell, data, torch.arange(1))
+            _read(data, torch.arange(1), Augment(cell.augment, size, cell.seed))
             if SCENARIOS[cell.scenario].tuned:
                 self._check_beginning(cell, model)
             self._flops[key] = count_stage_flops(split_stages(model), (data.dataset.channels, size, size))
@@ -213,6 +211,14 @@ class Preparation:
         method, policy = get_method(cell.method), build_policy(cell.method, cell.policy)
         if policy.image_side(0.0, 64) is not None:
             self._check_resizing(cell, policy)
+        if cell.change_features is not None:
+            model, shape = (
+                build_model(model_spec(cell, data.dataset)),
+                (data.dataset.channels, *[data.dataset.image_size] * 2),
+            )
+            check_changes(
+                Changes.named(cell.change_features), split_stages(model), shape, pruned=method.prunes is not None
+            )
         if policy.survival(0.0, 1) is not None:
             random_depth(split_stages(build_model(model_spec(cell, data.dataset))), cell.seed, cell.compile)
         if method.execution == "store" and method.stops:
@@ -236,6 +242,11 @@ class Preparation:
             shape = spec.channels, spec.image_size, spec.image_size
             Resizing(split_stages(build_model(spec)), shape, policy.image_side, cell.compile)
             self._resized.add(key)
+
+
+def _read(data: Resident, indices: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """A minibatch as training reads it from images."""
+    return data.train.batch(indices, augment.draw(0, len(indices)))
 
 
 def _check_channels_last(model: torch.nn.Module) -> None:

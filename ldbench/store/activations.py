@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldbench.data.batch_source import BatchSource, read_ahead
 from ldbench.data.stream import Stream
+from ldbench.errors import UserError
 from ldbench.seeds import sample_order
 from ldbench.stages.train_mode import evaluating
 from ldbench.store.activation_store import ActivationStore, StoreLost
@@ -74,6 +75,11 @@ class Activations:
         self.stages, self.images, self.samples = stages, images, len(images)
         self.stored_images = images if stored_images is None else stored_images
         self.views, self.probed = views or Views(), probed
+        if self.views.renewed and self.views.count == 1 and probed >= min(map(len, stream.sets)):
+            raise UserError(
+                f"the rule compares networks on {probed} samples, whose views stay as they are: with {min(map(len, stream.sets))} "
+                "samples and one view of each none is left to be made anew"
+            )
         self.stream, self.batch_size = stream, batch_size
         self.device, self.dtype, self.folder, self.channels_last = device, dtype, folder, channels_last
         self.autocast, self.identity, self.on_batch, self.note = autocast, identity, on_batch, note

@@ -32,6 +32,10 @@ class Changes:
     """
 
     def __init__(self, strengths: Mapping[str, float] = MappingProxyType({}), seed: int = 0) -> None:
+        if not isinstance(strengths, Mapping):
+            raise UserError(
+                f"changes of stored features are named with their strengths, {{'mirror': 0.5}}, not {shown(strengths)}"
+            )
         for kind, strength in strengths.items():
             if kind not in KINDS:
                 raise UserError(f"no change of stored features is called {shown(kind)}: {nearest(kind, KINDS)}")
@@ -65,13 +69,32 @@ class Changes:
         Args:
             minibatch: its number in the run.
         """
+        places: Tensor | None = (
+            None  # of each place of the maps the one it is taken from: read once for all that move them
+        )
         for kind, strength in self.strengths.items():
             seed = derive_seed(self.seed, f"features: {kind}", minibatch)
+            if kind in _OF_PLACES:
+                if x.dim() == 4:
+                    moved = _OF_PLACES[kind](len(x), x.shape[2], x.shape[3], strength, seed)
+                    places = moved if places is None else _one_after_the_other(places, moved)
+                continue
+            x, places = _taken(x, places), None
             if kind == "mixup":
                 x, y = _mixup(x, y, strength, seed)
             else:
                 x = _OF_FEATURES[kind](x, strength, seed)
-        return x, y
+        return _taken(x, places), y
+
+    @property
+    def of_planes(self) -> list[str]:
+        """Those that have to do with where on a map something is, and do nothing to features without one."""
+        return [kind for kind in self.strengths if kind in (*_OF_PLACES, "cutout")]
+
+    @property
+    def of_channels(self) -> list[str]:
+        """Those that have to know which axis is that of the channels."""
+        return [kind for kind in self.strengths if kind != "mixup"]
 
 
 def _uniform(seed: int, *shape: int) -> Tensor:
@@ -108,10 +131,12 @@ def _dropout(x: Tensor, strength: float, seed: int) -> Tensor:
 
 
 def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
-    """A rectangle of a share of each map's area is zero, the same one in all channels of a sample."""
-    if x.dim() != 4:
+    """A rectangle of a share of each map's area is zero, the same one in all channels of a sample; none where its sides
+    are less than half a place.
+    """
+    sides = [round(strength**0.5 * side) for side in x.shape[2:]]
+    if x.dim() != 4 or not all(sides):
         return x
-    sides = [max(1, round(strength**0.5 * side)) for side in x.shape[2:]]
     inside = []
     for axis, corners in enumerate(_uniform(seed, len(x), 2).unbind(1)):
         first = (corners * (x.shape[2 + axis] - sides[axis] + 1)).long()[:, None]
@@ -121,28 +146,46 @@ def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
     return x.masked_fill(~keep[:, None].to(x.device), 0)
 
 
-def _shift(x: Tensor, strength: float, seed: int) -> Tensor:
-    """Every map is moved by whole places, up to a share of its sides, and what comes in is zero."""
-    if x.dim() != 4:
-        return x
-    for axis, drawn in enumerate(_uniform(seed, len(x), 2).unbind(1)):
-        side = x.shape[2 + axis]
-        most = max(1, round(strength * side)) if side > 1 else 0
+def _shift(batch: int, height: int, width: int, strength: float, seed: int) -> Tensor:
+    """Every map is moved by whole places, up to a share of its sides, and what comes in is zero; not at all where that
+    is less than half a place.
+    """
+    sources, inside = [], []
+    for side, drawn in zip((height, width), _uniform(seed, batch, 2).unbind(1), strict=True):
+        most = round(strength * side)
         source = torch.arange(side) - ((drawn * (2 * most + 1)).long() - most)[:, None]
-        there = (source >= 0) & (source < side)
-        shape = [len(x), 1, 1, 1]
-        shape[2 + axis] = side
-        index = source.clamp(0, side - 1).view(shape).expand(*x.shape).to(x.device)
-        x = x.gather(2 + axis, index).masked_fill(~there.view(shape).to(x.device), 0)
-    return x
+        sources.append(source)
+        inside.append((source >= 0) & (source < side))
+    places = sources[0][:, :, None] * width + sources[1][:, None, :]
+    there = inside[0][:, :, None] & inside[1][:, None, :]
+    return torch.where(there, places, -1).flatten(1)
 
 
-def _mirror(x: Tensor, strength: float, seed: int) -> Tensor:
+def _mirror(batch: int, height: int, width: int, strength: float, seed: int) -> Tensor:
     """A share of the samples is mirrored left to right."""
-    if x.dim() != 4:
+    as_it_is = torch.arange(height * width).view(height, width)
+    chosen = _uniform(seed, batch) < strength
+    return torch.where(chosen[:, None, None], as_it_is.flip(1), as_it_is).flatten(1)
+
+
+def _one_after_the_other(first: Tensor, then: Tensor) -> Tensor:
+    """Places int64 [B, H W] of two moves made as one."""
+    return torch.where(then < 0, -1, first.gather(1, then.clamp_min(0)))
+
+
+def _taken(x: Tensor, places: Tensor | None) -> Tensor:
+    """Maps [B, C, H, W] that take each place from another, int64 [B, H W] on the CPU, or are zero there (-1)."""
+    if places is None:
         return x
-    chosen = (_uniform(seed, len(x)) < strength).to(x.device)
-    return torch.where(chosen[:, None, None, None], x.flip(3), x)
+    places = places.to(x.device)
+    behind = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    flat = x.permute(0, 2, 3, 1).flatten(1, 2) if behind else x.flatten(2)
+    axis, channels = (1, 2) if behind else (2, 1)
+    index = places.clamp_min(0).unsqueeze(channels).expand(flat.shape)
+    taken = flat.gather(axis, index).masked_fill_((places < 0).unsqueeze(channels), 0)
+    if behind:
+        return taken.view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    return taken.view(x.shape)
 
 
 def _mixup(x: Tensor, y: Tensor, strength: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +202,9 @@ def _mixup(x: Tensor, y: Tensor, strength: float, seed: int) -> tuple[Tensor, Te
 
 
 _OF_FEATURES: Mapping[str, Callable[[Tensor, float, int], Tensor]] = MappingProxyType({
-    "contrast": _contrast, "brightness": _brightness, "dropout": _dropout, "cutout": _cutout, "shift": _shift,
-    "mirror": _mirror,
+    "contrast": _contrast, "brightness": _brightness, "dropout": _dropout, "cutout": _cutout,
 })  # fmt: skip
-KINDS = (*_OF_FEATURES, "mixup")
+_OF_PLACES: Mapping[str, Callable[[int, int, int, float, int], Tensor]] = MappingProxyType({
+    "shift": _shift, "mirror": _mirror,
+})  # fmt: skip
+KINDS = (*_OF_FEATURES, *_OF_PLACES, "mixup")

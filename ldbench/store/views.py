@@ -57,7 +57,9 @@ class Views:
         if not is_number(self.renewed) or not 0 <= self.renewed <= 1:
             raise UserError(f"the share of the views made anew lies between 0 and 1, not {shown(self.renewed)}")
         if self.renewed and self.count == 1 and self.plain:
-            raise UserError("one view, the sample as it is, is not made anew: ask for 2 or more")
+            raise UserError(
+                "one view, the sample as it is, is not made anew: ask for 2 views or more (--cache-views 2, views=2)"
+            )
 
     @property
     def drawn(self) -> bool:

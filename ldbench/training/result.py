@@ -142,11 +142,11 @@ def _chunks(run: RunState, scored: bool) -> dict[str, Any]:
 
 
 def _after_drop(cell: Cell, dropper: LayerDropper) -> str:
-    if cell.augment == "none" or not dropper.drops:
+    if not dropper.drops or (cell.augment == "none" and not cell.change_features):
         return "not applicable"
     if dropper.execution == "freeze":
         return "continues"
-    told = ["stopped: the store holds one unaugmented view"]
+    told = [] if cell.augment == "none" else ["stopped: the store holds one unaugmented view"]
     if cell.cache_views > 1:
         told = [f"{cell.cache_views} stored views"]
     if cell.refresh_views:

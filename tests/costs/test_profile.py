@@ -73,3 +73,10 @@ def test_the_command_measures_and_writes(
     assert len(printed["cuts"]) == len(printed["stages"]) - 1
     assert all(stage["forward_seconds"] > 0 for stage in printed["stages"])
     assert (tmp_path / "p" / "profile.svg").stat().st_size > 1000
+    several = [*options, "--augment", "flip+crop", "--cache-views", "4"]
+    monkeypatch.setattr(sys, "argv", ["ldbench", "profile", *several, "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    stored = json.loads(capsys.readouterr().out)
+    assert [cut["store_bytes"] for cut in stored["cuts"]] == [4 * cut["store_bytes"] for cut in printed["cuts"]]
+    assert (printed["views"], stored["views"]) == (1, 4)

@@ -20,6 +20,8 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 import ldbench
 from ldbench import FixedSchedule, LayerDropper, UserError
+from ldbench.dropping.measuring import count_on_the_spot, measure_on_the_spot
+from ldbench.policies.plateaus import SimFreeze
 
 
 def dropper_of(data: Any, **options: Any) -> tuple[SmallNet, torch.optim.Optimizer, LayerDropper]:
@@ -242,6 +244,22 @@ def test_one_random_draw_that_is_stored_can_be_made_again_too() -> None:
             {"change_features": {"mirror": 0.5}, "execution": "freeze"},
             "execution='freeze' has none",
         ),
+        (
+            (small_data()[0], small_data()[1][:, None, None].expand(-1, 8, 8)),
+            {"change_features": {"shift": 0.1, "mixup": 0.1}},
+            r"shift changes maps, and not targets such as \[8, 8\]",
+        ),
+        (
+            small_data(),
+            {"change_features": {"mixup": 0.1}, "pruning": ldbench.InfoBatch()},
+            "which samples may sit out",
+        ),
+        (small_data(), {"change_features": ["mirror=0.5"]}, "named with their strengths"),
+        (
+            Noisy(*small_data()),
+            {"refresh_views": 0.5, "policy": SimFreeze(samples=10_000)},
+            "none is left to be made anew",
+        ),
         (Noisy(*small_data()), {"views": 0}, "whole number from 1 to 1024"),
         (Noisy(*small_data()), {"views": 2, "refresh_views": 2}, "between 0 and 1"),
         (Noisy(*small_data()), {"change_features": {"blur": 0.5}}, "no change of stored features is called 'blur'"),
@@ -252,20 +270,38 @@ def test_views_that_make_no_sense_are_refused(data: Any, options: dict[str, Any]
         dropper_of(data, **options)
 
 
-@pytest.mark.parametrize(("name", "refused"), [("swin_t", True), ("convnext_tiny", False), ("densenet121", False)])
-def test_features_are_changed_where_their_channels_come_first(name: str, refused: bool) -> None:
-    network = getattr(torchvision.models, name)(weights=None, num_classes=3)
-    images = torch.zeros(4, 3, 32, 32)
-    context = pytest.raises(UserError, match=r"channels last, \[8, 8, 96\]") if refused else contextlib.nullcontext()
-    with context:
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [("swin_t", "mirror", r"channels last, \[8, 8, 96\]"), ("swin_t", "contrast", "channels last"), ("swin_t", "mixup", ""),
+     ("convnext_tiny", "mirror", ""), ("densenet121", "mirror", ""), ("vit_b_16", "shift", "no stage of this network"),
+     ("vit_b_16", "dropout", "")],
+)  # fmt: skip
+def test_features_are_changed_where_the_change_does_what_it_says(name: str, kind: str, said: str) -> None:
+    size = {"image_size": 32} if name.startswith("vit") else {}
+    network = getattr(torchvision.models, name)(weights=None, num_classes=3, **size)
+    data = torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
         LayerDropper(
             network,
             torch.optim.SGD(network.parameters()),
-            (images, torch.zeros(4, dtype=torch.long)),
+            data,
             batch_size=2,
             epochs=2,
-            change_features={"mirror": 0.5},
+            change_features={kind: 0.5},
         )
+
+
+def test_measuring_costs_leaves_the_streams_that_transforms_draw_from_alone() -> None:
+    _, _, dropper = dropper_of(Noisy(*small_data()), views=2)
+    activations = dropper.activations
+    for measure in (
+        lambda: count_on_the_spot(dropper.stages, activations),
+        lambda: measure_on_the_spot(dropper.stages, activations, dropper.optimizer, None, print),
+    ):
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        measure()
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 class FlippedPairs(TensorDataset):

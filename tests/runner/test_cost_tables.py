@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from support import transforms
 from support.cost_table import TABLE
 from support.hostile import ldbench, refused
 
@@ -62,6 +63,23 @@ def test_a_results_folder_gives_every_cell_its_own_table(earlier: Path, tmp_path
             found = json.loads(json.dumps(preparation.costs(cell).to_dict()))
             assert found == by_place[cell.model, cell.dataset]
     assert not (tmp_path / "costs").exists()
+
+
+def test_a_factory_of_transforms_is_called_once_and_not_for_every_minibatch_that_is_timed(tmp_path: Path) -> None:
+    one = GRID | {"model": ["resnet18"], "dataset": ["digits"], "augment": "support.transforms:counted"}
+    experiment = experiment_from_dict({key: value for key, value in one.items() if key != "cost_table"})
+    preparation = Preparation(experiment, tmp_path, torch.device("cpu"))
+    transforms.MADE.clear()
+    assert preparation.costs(plan(experiment)[0]).input_seconds > 0
+    assert len(transforms.MADE) == 1
+
+
+def test_networks_whose_features_cannot_be_changed_are_named_before_anything_runs(tmp_path: Path) -> None:
+    asked = {"model": ["swin_t"], "method": ["full", "paced"], "image_size": 32, "change_features": ["mirror=0.5"]}
+    one = {"dataset": ["digits"], "train_size": 64, "batch_size": 8, "epochs": 1, "seeds": [0]} | asked
+    with pytest.raises(UserError, match="channels last"):
+        run_experiment(experiment_from_dict(one), tmp_path / "out", QUIET)
+    assert not list(tmp_path.glob("out/cells/*"))
 
 
 def test_a_run_decides_by_the_tables_of_an_earlier_results_folder(earlier: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -92,6 +94,33 @@ def test_maps_move_by_whole_places_and_zeros_come_in() -> None:
     assert seen == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
 
 
+@pytest.mark.parametrize("kind", ["shift", "cutout"])
+def test_maps_of_a_few_places_are_left_alone_where_the_share_is_less_than_half_a_place(kind: str) -> None:
+    for side in (1, 2, 3):
+        x = maps(200, 2, side, side)
+        assert torch.equal(changed_by(Changes({kind: 0.02}), x, 0), x)
+    x = maps(200, 2, 1, 8)
+    assert torch.equal(changed_by(Changes({kind: 0.1}), x, 0), x) == (kind == "cutout")
+
+
+@given(st.permutations(["mirror", "shift", "contrast"]), st.integers(1, 7), st.integers(1, 9), st.floats(0.01, 0.99))
+def test_moves_that_are_made_at_once_are_those_that_are_made_one_by_one(
+    kinds: list[str], height: int, width: int, strength: float
+) -> None:
+    x = maps(6, 2, height, width)
+    at_once, one_by_one = changed_by(Changes(dict.fromkeys(kinds, strength), seed=3), x, 5), x
+    for kind in kinds:
+        one_by_one = changed_by(Changes({kind: strength}, seed=3), one_by_one, 5)
+    assert torch.equal(at_once, one_by_one)
+
+
+def test_maps_keep_their_memory_format() -> None:
+    x, changes = maps(4, 3, 6, 5), Changes({"mirror": 0.5, "shift": 0.3})
+    last = changed_by(changes, x.contiguous(memory_format=torch.channels_last), 0)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, changed_by(changes, x, 0))
+
+
 def test_a_share_of_the_samples_is_mirrored() -> None:
     x = maps(400, 2, 3, 5)
     changed = changed_by(Changes({"mirror": 0.5}), x, 3)
@@ -104,9 +133,10 @@ def test_a_share_of_the_samples_is_mirrored() -> None:
 @pytest.mark.parametrize(
     ("strengths", "said"),
     [({"contras": 0.1}, "did you mean contrast"), ({"shift": 0}, "between 0 and 1"), ({"shift": True}, "between 0"),
-     ({"shift": float("nan")}, "between 0 and 1"), ({"shift": "a"}, "between 0 and 1")],
+     ({"shift": float("nan")}, "between 0 and 1"), ({"shift": "a"}, "between 0 and 1"),
+     (["shift=0.1"], "named with their strengths"), ("shift=0.1", "named with their strengths")],
 )  # fmt: skip
-def test_wrong_changes_are_refused(strengths: dict[str, float], said: str) -> None:
+def test_wrong_changes_are_refused(strengths: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Changes(strengths)
 

@@ -26,6 +26,15 @@ def dots(image_size: int) -> Transform:
     return transform
 
 
+MADE: list[int] = []
+
+
+def counted(image_size: int) -> Transform:
+    """Notes every call of this factory in ``MADE``."""
+    MADE.append(image_size)
+    return lambda image: image
+
+
 def nothing_named(size: int) -> Transform:
     return lambda image: image
 

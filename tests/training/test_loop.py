@@ -111,6 +111,9 @@ def test_augmentation_stops_at_the_drop_and_the_record_says_so(tmp_path: Path) -
         assert run.result["drops"], run.result["declined"]
         assert run.result["augmentation_after_drop"].startswith("stopped")
         assert run_cell(full, data, costs, tmp_path, device=CPU).result["augmentation_after_drop"] == "not applicable"
+        changed = dataclasses.replace(schedule, augment="none", change_features=("mirror=0.5",))
+        told = run_cell(changed, data, costs, tmp_path, device=CPU).result["augmentation_after_drop"]
+        assert told == "stored features changed (mirror=0.5)"
 
 
 def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
