@@ -60,7 +60,7 @@ ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
 SUITES: dict[str, tuple[str, ...]] = {
     "evidence-augment": tuple(ARMS),
     "evidence-photographs": (
-        "augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier", "no store, augmentation throughout",
+        "augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier",
     ),
 }  # fmt: skip
 
