@@ -15,7 +15,6 @@ Two processes may share OUT. Of the data root ``cifar10-jpeg`` is needed, of the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,18 +24,17 @@ import pandas as pd
 from rich.console import Console
 
 from benches.lab_tables import line
-from benches.leads import Overall, ranking
+from benches.leads import Overall, figures, ranking
 from ldbench import load_results
 from ldbench.cli.progress import ConsoleProgress
 from ldbench.errors import UserError
 from ldbench.experiment.files import read_experiment
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.records.results import canonical
-from ldbench.reporting.columns import columns, speed_columns
-from ldbench.reporting.comparisons import Record
+from ldbench.reporting.columns import columns
 from ldbench.reporting.formatting import spanned
 from ldbench.reporting.formatting import speed_up as cheaper
-from ldbench.reporting.stats import Estimate, t_interval
+from ldbench.reporting.stats import t_interval
 from ldbench.reporting.verdicts import AXES
 from ldbench.runner.run_grid import run_experiment
 from ldbench.training.interrupts import Interrupted
@@ -59,10 +57,8 @@ ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
 # By suite the arms that are run.
 SUITES: dict[str, tuple[str, ...]] = {
     "evidence-augment": tuple(ARMS),
-    "evidence-photographs": (
-        "augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier",
-    ),
-}  # fmt: skip
+    "evidence-photographs": ("augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier"),
+}
 
 
 def tables(name: str) -> Iterator[dict[str, Any]]:
@@ -102,7 +98,7 @@ def table(name: str, cells: pd.DataFrame) -> list[str]:
     networks = sorted(cells["model"].unique())
     parts = {model: cells[cells["model"] == model] for model in networks}
     parts |= {"all": cells} if len(networks) > 1 else {}
-    found = {model: {(one.method, _plain(one.policy)): one for one in ranking(some)} for model, some in parts.items()}
+    found = {model: {(one.method, one.policy): one for one in ranking(some)} for model, some in parts.items()}
     for arm in SUITES[name]:
         method, policy = ARMS[arm][0], canonical(options_of(suite, arm) | ARMS[arm][2])
         for model, rules in found.items():
@@ -112,23 +108,14 @@ def table(name: str, cells: pd.DataFrame) -> list[str]:
 
 
 def _row(one: Overall, cells: pd.DataFrame) -> list[str]:
-    row: Record = columns("to_full", one.to_full) | columns("lead", _points(one))
-    for axis in AXES:
-        row |= columns(f"share_{axis}", one.share[axis]) | speed_columns(f"speed_up_{axis}", one.speed_ups[axis])
+    lead = t_interval(float(lead) for lead in one.leads["flops"].differences).scaled(100)
+    row = figures(one) | columns("lead", lead)
     texts = [str(len(one.leads["flops"].seeds)), spanned(row, "to_full")]
     texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
     texts += [spanned(row, "lead"), *(cheaper(row, axis) for axis in AXES)]
-    runs = cells[(cells["method"] == one.method) & (cells["policy"].map(_plain) == _plain(one.policy))]
+    runs = cells[(cells["method"] == one.method) & (cells["policy"] == one.policy)]
     building = (runs["cache_build_seconds"] / runs["train_seconds"]).mean()
     return [*texts, f"{runs['store_bytes'].mean() / 1e6:.0f}", f"{100 * building:.1f}"]
-
-
-def _points(one: Overall) -> Estimate:
-    return t_interval(float(lead) for lead in one.leads["flops"].differences).scaled(100)
-
-
-def _plain(policy: str) -> str:
-    return canonical(json.loads(policy))
 
 
 def main(arguments: list[str] | None = None) -> int:

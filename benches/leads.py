@@ -195,6 +195,16 @@ def _is_the_default(rule: Rule) -> bool:
     return all(name in known and known[name].default == value for name, value in json.loads(policy).items())
 
 
+def figures(rule: Overall) -> Record:
+    """A rule's estimates as columns: ``to_full``, and by axis ``share``, ``speed_up`` and ``default``."""
+    row: Record = columns("to_full", rule.to_full)
+    for axis in AXES:
+        row |= columns(f"share_{axis}", rule.share[axis])
+        row |= speed_columns(f"speed_up_{axis}", rule.speed_ups[axis])
+        row |= columns(f"default_{axis}", rule.default_ahead[axis])
+    return row
+
+
 def ranking_lines(cells: pd.DataFrame) -> list[str]:
     """The table of ``ranking``; nothing where there are fewer than two rules or two seeds to tell them apart by."""
     rules = ranking(cells)
@@ -210,11 +220,7 @@ def ranking_lines(cells: pd.DataFrame) -> list[str]:
         spans += [f"default_{axis}" for axis in AXES]
     lines = [line(head), line(["---"] * len(head))]
     for rule in rules:
-        row: Record = columns("to_full", rule.to_full)
-        for axis in AXES:
-            row |= columns(f"share_{axis}", rule.share[axis])
-            row |= speed_columns(f"speed_up_{axis}", rule.speed_ups[axis])
-            row |= columns(f"default_{axis}", rule.default_ahead[axis])
+        row = figures(rule)
         texts = [rule.label(), str(len(rule.leads["flops"].seeds)), *(cheaper(row, axis) for axis in AXES)]
         texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
         texts += [spanned(row, name) for name in spans]

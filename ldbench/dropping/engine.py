@@ -240,7 +240,8 @@ class LayerDropper:
         if changes:
             with preserved_streams():
                 x, y = given.images.batch(torch.arange(1))
-            check_changes(changes, self.stages, x.shape[1:], y.shape[1:], pruned=pruning is not None)
+            flops = count_stage_flops(self.stages, x.shape[1:])
+            check_changes(changes, self.stages, flops, y.shape[1:], pruned=pruning is not None)
         self.stream = stream or Stream.whole(len(given.images))
         size = batch_size or given.batch_size
         if size is None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from ldbench.errors import UserError
-from ldbench.stages.flops import count_stage_flops
+from ldbench.stages.flops import StageFlops
 from ldbench.store.changes import Changes
 
 _REPLICATED = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
@@ -75,7 +75,7 @@ def bypassed(model: nn.Module, stages: Iterable[nn.Module], autocast_given: bool
 def check_changes(
     changes: Changes,
     stages: nn.Sequential,
-    sample_shape: Sequence[int],
+    flops: Sequence[StageFlops],
     target_shape: Sequence[int] = (),
     *,
     pruned: bool,
@@ -83,18 +83,17 @@ def check_changes(
     """Raise ``UserError`` where changes of stored features would do something else than they say, or nothing.
 
     Args:
-        sample_shape, target_shape: of one image and its target.
+        flops: of the stages, which know what shape each gives.
+        target_shape: of one target.
         pruned: samples sit epochs out by their losses.
     """
-    if not changes:
-        return
     if pruned and "mixup" in changes.strengths:
         raise UserError(
             "mixup trains a sample on another one's target: its loss does not say which samples may sit out"
         )
     moved, shapes = (
         ", ".join(changes.of_planes),
-        [count.output_shape for count in count_stage_flops(stages, sample_shape)],
+        [count.output_shape for count in flops],
     )
     if moved and len(target_shape) > 1:
         raise UserError(
