@@ -53,6 +53,12 @@ ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
     "begun earlier, maps mirrored and shifted": ("paced", {"earliest": 0.2}, {"change_features": _MAPS}),
     "begun later, all but the head at once": ("paced", {"earliest": 0.5, "pace": 2.0}, {}),
     "no store, augmentation throughout": ("paced+freeze", {}, {}),
+    "maps mirrored": ("paced", {}, {"change_features": ["mirror=0.5"]}),
+    "rectangles of maps cut out": ("paced", {}, {"change_features": ["cutout=0.1"]}),
+    "channels dropped": ("paced", {}, {"change_features": ["dropout=0.1"]}),
+    "channels scaled": ("paced", {}, {"change_features": ["contrast=0.2"]}),
+    "channels made brighter or darker": ("paced", {}, {"change_features": ["brightness=0.1"]}),
+    "stored activations mixed": ("paced", {}, {"change_features": ["mixup=0.5"]}),
 }
 # By suite the arms that are run.
 SUITES: dict[str, tuple[str, ...]] = {

@@ -311,6 +311,37 @@ def test_training_without_a_drop_is_ordinary_training_bit_for_bit() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("options", [{}, {"views": 1, "store_data": data()}])
+def test_training_with_a_store_is_a_loop_by_hand_bit_for_bit(options: dict[str, object]) -> None:
+    run = Training(FixedSchedule(((0.3, 2),), waits=False), **options).run()
+    (drop,) = run.dropper.drops
+    torch.manual_seed(3)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-2)
+    images, targets = data()
+    stored: Tensor | None = None
+    steps = 0
+    for epoch in range(4):
+        for _, _, index in run.dropper.loader(epoch):
+            optimizer.zero_grad()
+            if stored is None:
+                out = model(images[index])
+            else:
+                out = model.head(model.drop(model.hidden(stored[index])))
+            nn.functional.cross_entropy(out, targets[index]).backward()
+            optimizer.step()
+            steps += 1
+            if steps == drop.step:
+                with torch.no_grad():
+                    gone = nn.Sequential(model.first, model.second).eval()
+                    stored = torch.cat([gone(part).flatten(1) for part in torch.split(images, BATCH)])
+                for p in gone.parameters():
+                    p.grad = None  # which the optimizer leaves alone
+    assert 0 < drop.step < steps
+    for a, b in zip(run.model.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_default_policy_measures_its_own_costs_and_records_scores() -> None:
     training = Training(LearnAndDrop(remaining=1.0, patience=1, earliest=0.0), costs=None, epochs=6).run()
     assert training.dropper.costs.known is not None
