@@ -324,10 +324,7 @@ def test_training_with_a_store_is_a_loop_by_hand_bit_for_bit(options: dict[str, 
     for epoch in range(4):
         for _, _, index in run.dropper.loader(epoch):
             optimizer.zero_grad()
-            if stored is None:
-                out = model(images[index])
-            else:
-                out = model.head(model.drop(model.hidden(stored[index])))
+            out = model(images[index]) if stored is None else model.head(model.drop(model.hidden(stored[index])))
             nn.functional.cross_entropy(out, targets[index]).backward()
             optimizer.step()
             steps += 1
