@@ -83,6 +83,7 @@ def test_the_table_has_a_row_for_each_arm_and_network_with_what_was_stored(tmp_p
     assert len({len(row) for row in rows}) == 1
     assert [row[-2:] for row in rows[2:]] == [["2", "2.0"]] * 3 + [["8", "8.0"]] * 3
     assert [row[6].split(" ")[0] for row in rows[2:]] == ["+1.10", "+3.10", "+2.10", "+0.60", "+1.60", "+1.10"]
+    assert [row[7].split(" ")[0] for row in rows[2:]] == ["-", "-", "-", "-0.50", "-1.50", "-1.00"]
 
 
 def test_the_table_of_what_is_exact_has_a_row_for_each_cut() -> None:
