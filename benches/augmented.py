@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import pandas as pd
 from rich.console import Console
 
 from benches.lab_tables import line
-from benches.leads import Overall, figures, ranking
+from benches.leads import Overall, Place, Rule, figures, leads_of_all, mean_difference, ranking
 from ldbench import load_results
 from ldbench.cli.progress import ConsoleProgress
 from ldbench.errors import UserError
@@ -97,43 +99,66 @@ def run(name: str, out: Path, data_root: str | None) -> None:
 def table(name: str, cells: pd.DataFrame) -> list[str]:
     """The Markdown table of all arms, over each network and over all."""
     head = [
-        "what is done", "network", "n", "points to full", "FLOPs ÷ full", "time ÷ full", "points ahead of training less",
-        "further ahead than if augmentation stops", "times cheaper at equal accuracy, by FLOPs", "by time", "store, MB",
-        "building it, % of the time",
+        "what is done", "network", "n", "points to full", "points to the same drops with augmentation throughout",
+        "FLOPs ÷ full", "time ÷ full", "points ahead of training less", "further ahead than if augmentation stops",
+        "times cheaper at equal accuracy, by FLOPs", "by time", "store, MB", "building it, % of the time",
     ]  # fmt: skip
     lines, suite = [line(head), line(["---"] * len(head))], read_experiment(name)
     networks = sorted(cells["model"].unique())
     parts = {model: cells[cells["model"] == model] for model in networks}
     parts |= {"all": cells} if len(networks) > 1 else {}
-    found = {model: {(one.method, one.policy): one for one in ranking(some)} for model, some in parts.items()}
+    found = {model: _Part.of(some) for model, some in parts.items()}
     for arm in SUITES[name]:
-        method, options = ARMS[arm][0], options_of(suite, arm)
-        policy, stops = canonical(options | ARMS[arm][2]), (suite["claims"]["method"], canonical(options))
-        for model, rules in found.items():
-            if (method, policy) in rules:
-                lines.append(line([arm, model, *_row(rules[method, policy], rules.get(stops), parts[model])]))
+        options = canonical(options_of(suite, arm))
+        rule = ARMS[arm][0], canonical(options_of(suite, arm) | ARMS[arm][2])
+        for model, part in found.items():
+            if rule in part.rules:
+                lines.append(line([arm, model, *part.row(rule, options)]))
     return lines
 
 
-def _row(one: Overall, stops: Overall | None, cells: pd.DataFrame) -> list[str]:
-    """An arm's figures, beside the arm with the same timetable whose augmentation stops."""
-    lead, compared = _leads(one), stops is not None and stops is not one
-    other = _leads(stops) if stops is not None else {}
-    gained = t_interval(lead[seed] - other[seed] for seed in sorted(lead.keys() & other.keys()))
-    row = figures(one) | columns("lead", t_interval(lead.values())) | columns("gained", gained)
-    texts = [str(len(lead)), spanned(row, "to_full")]
-    texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
-    texts += [spanned(row, "lead"), spanned(row, "gained") if compared else "-"]
-    texts += [cheaper(row, axis) for axis in AXES]
-    runs = cells[(cells["method"] == one.method) & (cells["policy"] == one.policy)]
-    building = (runs["cache_build_seconds"] / runs["train_seconds"]).mean()
-    return [*texts, f"{runs['store_bytes'].mean() / 1e6:.0f}", f"{100 * building:.1f}"]
+@dataclass(frozen=True)
+class _Part:
+    """The runs of one network, or of all.
+
+    Attributes:
+        points: by rule what its runs reached, in percent.
+        ahead: by rule how many points its runs are ahead of training less, by FLOPs.
+    """
+
+    cells: pd.DataFrame
+    rules: Mapping[Rule, Overall]
+    points: Mapping[Rule, Mapping[Place, float]]
+    ahead: Mapping[Rule, Mapping[Place, float]]
+
+    @classmethod
+    def of(cls, cells: pd.DataFrame) -> _Part:
+        points: dict[Rule, dict[Place, float]] = defaultdict(dict)
+        for run in cells.itertuples():
+            place = Place(str(run.model), str(run.dataset), str(run.scenario), int(run.seed))
+            points[str(run.method), str(run.policy)][place] = 100 * float(run.test_accuracy)
+        rules = {(one.method, one.policy): one for one in ranking(cells)}
+        return cls(cells, rules, points, leads_of_all(cells, "flops"))
+
+    def row(self, rule: Rule, options: str) -> list[str]:
+        """A rule's figures, beside what drops by the same timetable and augments to the end, or not at all any more."""
+        one = self.rules[rule]
+        lead = t_interval(100 * float(lead) for lead in one.leads["flops"].differences)
+        row = figures(one) | columns("lead", lead)
+        texts = [str(len(one.leads["flops"].seeds)), spanned(row, "to_full")]
+        texts += [_difference(self.points, rule, ("paced+freeze", options))]
+        texts += [spanned(row, f"share_{axis}", "") for axis in AXES]
+        texts += [spanned(row, "lead"), _difference(self.ahead, rule, ("paced", options))]
+        texts += [cheaper(row, axis) for axis in AXES]
+        runs = self.cells[(self.cells["method"] == one.method) & (self.cells["policy"] == one.policy)]
+        building = (runs["cache_build_seconds"] / runs["train_seconds"]).mean()
+        return [*texts, f"{runs['store_bytes'].mean() / 1e6:.0f}", f"{100 * building:.1f}"]
 
 
-def _leads(one: Overall) -> dict[int, float]:
-    """By seed how many points it is ahead of training less, by FLOPs."""
-    of = one.leads["flops"]
-    return {seed: 100 * float(lead) for seed, lead in zip(of.seeds, of.differences, strict=True)}
+def _difference(of: Mapping[Rule, Mapping[Place, float]], rule: Rule, other: Rule) -> str:
+    if rule == other or other not in of:
+        return "-"
+    return spanned(columns("by", mean_difference(of[rule], of[other])), "by")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -75,15 +75,22 @@ def test_the_table_has_a_row_for_each_arm_and_network_with_what_was_stored(tmp_p
             write(model, "paced", seed, 0.5, above + 0.001 * seed, store_bytes=2e6, cache_build_seconds=1.0, **stored)
             stored |= {"cache_views": 4, "store_bytes": 8e6, "cache_build_seconds": 4.0}
             write(model, "paced", seed, 0.5, above / 2 + 0.001 * seed, **stored)
+            write(model, "paced+freeze", seed, 0.5, above + 0.02, policy=timetable)
     (tmp_path / "experiment.json").write_text("{}")
     rows = [row.strip("| ").split(" | ") for row in augmented.table("evidence-augment", load_results(tmp_path))]
     assert [row[:3] for row in rows[2:]] == [
-        [arm, network, "3"] for arm in ("augmentation stops", "4 views") for network in ("resnet18", "vgg11_bn", "all")
+        [arm, network, "3"]
+        for arm in ("augmentation stops", "4 views", "no store, augmentation throughout")
+        for network in ("resnet18", "vgg11_bn", "all")
     ]
     assert len({len(row) for row in rows}) == 1
-    assert [row[-2:] for row in rows[2:]] == [["2", "2.0"]] * 3 + [["8", "8.0"]] * 3
-    assert [row[6].split(" ")[0] for row in rows[2:]] == ["+1.10", "+3.10", "+2.10", "+0.60", "+1.60", "+1.10"]
-    assert [row[7].split(" ")[0] for row in rows[2:]] == ["-", "-", "-", "-0.50", "-1.50", "-1.00"]
+    stops, views, throughout = (rows[at : at + 3] for at in (2, 5, 8))
+    assert [row[4].split(" ")[0] for row in (*stops, *views, *throughout)] == (
+        ["-1.90"] * 3 + ["-2.40", "-3.40", "-2.90"] + ["-"] * 3
+    )
+    assert [row[-2:] for row in rows[2:8]] == [["2", "2.0"]] * 3 + [["8", "8.0"]] * 3
+    assert [row[7].split(" ")[0] for row in rows[2:8]] == ["+1.10", "+3.10", "+2.10", "+0.60", "+1.60", "+1.10"]
+    assert [row[8].split(" ")[0] for row in rows[2:]] == ["-"] * 3 + ["-0.50", "-1.50", "-1.00"] + ["+1.90"] * 3
 
 
 def test_the_table_of_what_is_exact_has_a_row_for_each_cut() -> None:
