@@ -59,7 +59,6 @@ ARMS: dict[str, tuple[str, dict[str, float], dict[str, Any]]] = {
     "rectangles of maps cut out": ("paced", {}, {"change_features": ["cutout=0.1"]}),
     "channels dropped": ("paced", {}, {"change_features": ["dropout=0.1"]}),
     "channels scaled": ("paced", {}, {"change_features": ["contrast=0.2"]}),
-    "channels made brighter or darker": ("paced", {}, {"change_features": ["brightness=0.1"]}),
     "stored activations mixed": ("paced", {}, {"change_features": ["mixup=0.5"]}),
 }
 # By suite the arms that are run.
