@@ -24,7 +24,7 @@ from ldbench.records.declared import Declared
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIGURE = re.compile(r"(?:[≥≤] )?[+-]?\d+\.\d\dx? \[[^\]]+\]")
-TABLE = re.compile(r"<!-- [\w ]+ table -->\n(.*?)<!-- end -->", re.DOTALL)
+TABLE = re.compile(r"<!-- [\w -]+ table -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def test_the_default_is_one_and_the_same_everywhere() -> None:
         assert re.search(rf"`{re.escape(DEFAULT_METHOD)}`,? the default", text)
 
 
-@pytest.mark.parametrize("name", ["cpu", "confirm", "long"])
+@pytest.mark.parametrize("name", ["cpu", "confirm", "long", "augment"])
 def test_what_a_suite_claims_is_what_its_committed_runs_were_made_under(name: str) -> None:
     cells = evidence(name)
     declared, asked = cells.attrs["declared"], experiment_from_dict(read_experiment(f"evidence-{name}"))
@@ -121,6 +121,24 @@ def test_every_quoted_figure_is_in_a_line_of_its_method(name: str) -> None:
         )
     ]
     assert wrong == []
+
+
+NETWORKS = {"VGG-11": "vgg11_bn", "ResNet-18": "resnet18", "both networks": "all"}
+
+
+def test_every_figure_of_the_page_on_augmentation_is_in_a_line_of_its_network() -> None:
+    page = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for text in TABLE.findall(page) for line in text.splitlines()]
+    wrong, quotes = [], 0
+    for paragraph in re.split(r"\n\s*\n|\n(?=\* )", TABLE.sub("", page)):
+        flat = " ".join(paragraph.split())
+        for match in FIGURE.finditer(flat):
+            named = re.findall("|".join(NETWORKS), flat[: match.start()])
+            network, quotes = NETWORKS[named[-1]] if named else "", quotes + 1
+            if not any(row[1:2] == [network] and match[0] in row for row in lines):
+                wrong.append((network, match[0]))
+    assert wrong == []
+    assert quotes >= 5
 
 
 def _named(cell: str, method: str) -> bool:

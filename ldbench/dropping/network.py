@@ -103,7 +103,7 @@ def check_changes(
     if moved and not any(len(shape) == 3 for shape in shapes[:-1]):
         raise UserError(f"{moved} changes maps [C, H, W], and no stage of this network gives one: leave it out")
     for name, stage, shape in zip(stages._modules, stages, shapes, strict=True):
-        if changes.of_channels and _channels_behind(cast(fx.GraphModule, stage), shape):
+        if moved and _channels_behind(cast(fx.GraphModule, stage), shape):
             raise UserError(
                 f"the output of {name} has its channels last, {list(shape)} a sample: stored features are changed for "
                 "networks whose maps are [C, H, W]; leave it out, and store more views"

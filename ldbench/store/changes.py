@@ -2,8 +2,7 @@
 
 Images are augmented before the dropped stages see them; what these made of them can only be changed as it is. Which
 changes are like an image's is known for few (a mirror image's activations are not the mirrored activations of a
-network whose filters have a direction); what each is worth is measured, see ``docs/augmentation.md``. Channel-wise
-changes follow FroFA (Bär et al., 2024, arXiv:2403.10519).
+network whose filters have a direction); what each is worth is measured, see ``docs/augmentation.md``.
 """
 
 from __future__ import annotations
@@ -80,20 +79,12 @@ class Changes:
                     places = moved if places is None else _one_after_the_other(places, moved)
                 continue
             x, places = _taken(x, places), None
-            if kind == "mixup":
-                x, y = _mixup(x, y, strength, seed)
-            else:
-                x = _OF_FEATURES[kind](x, strength, seed)
+            x, y = _mixup(x, y, strength, seed) if kind == "mixup" else (_cutout(x, strength, seed), y)
         return _taken(x, places), y
 
     @property
     def of_planes(self) -> list[str]:
         """Those that have to do with where on a map something is, and do nothing to features without one."""
-        return [kind for kind in self.strengths if kind in (*_OF_PLACES, "cutout")]
-
-    @property
-    def of_channels(self) -> list[str]:
-        """Those that have to know which axis is that of the channels."""
         return [kind for kind in self.strengths if kind != "mixup"]
 
 
@@ -101,33 +92,6 @@ def _uniform(seed: int, *shape: int) -> Tensor:
     """Numbers in [0, 1), float32 on the CPU."""
     count = int(np.prod(shape))
     return torch.from_numpy((random_words(count, seed) >> np.uint64(40)).astype(np.float32) / 2.0**24).view(shape)
-
-
-def _per_channel(x: Tensor, numbers: Tensor) -> Tensor:
-    """[B, C] numbers, fit to be used with ``x``."""
-    shape = (len(x), -1, 1, 1) if x.dim() == 4 else (len(x), *[1] * (x.dim() - 2), -1)
-    return numbers.view(shape).to(x)
-
-
-def _channels(x: Tensor) -> int:
-    return x.shape[1] if x.dim() == 4 else x.shape[-1]
-
-
-def _contrast(x: Tensor, strength: float, seed: int) -> Tensor:
-    """Every channel of every sample times a number in 1 +- strength."""
-    return x * _per_channel(x, 1 + strength * (2 * _uniform(seed, len(x), _channels(x)) - 1))
-
-
-def _brightness(x: Tensor, strength: float, seed: int) -> Tensor:
-    """To every channel of every sample up to +- strength times that sample's largest magnitude there is added."""
-    shift = _per_channel(x, strength * (2 * _uniform(seed, len(x), _channels(x)) - 1))
-    largest = x.abs().amax(dim=(2, 3), keepdim=True) if x.dim() == 4 else x.abs()
-    return x + shift * largest
-
-
-def _dropout(x: Tensor, strength: float, seed: int) -> Tensor:
-    """A share of the channels of every sample is zero, the others are scaled so that the mean stays."""
-    return x * _per_channel(x, (_uniform(seed, len(x), _channels(x)) >= strength).float() / (1 - strength))
 
 
 def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
@@ -201,10 +165,7 @@ def _mixup(x: Tensor, y: Tensor, strength: float, seed: int) -> tuple[Tensor, Te
     return torch.lerp(x, x[other.to(x.device)], part), y[taken]
 
 
-_OF_FEATURES: Mapping[str, Callable[[Tensor, float, int], Tensor]] = MappingProxyType({
-    "contrast": _contrast, "brightness": _brightness, "dropout": _dropout, "cutout": _cutout,
-})  # fmt: skip
 _OF_PLACES: Mapping[str, Callable[[int, int, int, float, int], Tensor]] = MappingProxyType({
     "shift": _shift, "mirror": _mirror,
 })  # fmt: skip
-KINDS = (*_OF_FEATURES, *_OF_PLACES, "mixup")
+KINDS = (*_OF_PLACES, "cutout", "mixup")

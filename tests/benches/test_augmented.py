@@ -49,7 +49,7 @@ def test_every_arm_is_run_with_the_seeds_rates_and_controls_of_the_suite(name: s
         for cell in planned:
             if cell.method not in ("full", "short"):
                 whole.setdefault(told(cell), set()).add((cell.model, cell.seed))
-    assert len(whole) == len(augmented.SUITES[name])
+    assert len(whole) == len(set(augmented.SUITES[name]) - set(augmented.GONE))
     assert len({tuple(sorted(some)) for some in whole.values()}) == 1
     assert len(next(iter(whole.values()))) == len(asked[0].model) * len(asked[0].seeds)
 

@@ -272,9 +272,9 @@ def test_views_that_make_no_sense_are_refused(data: Any, options: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
-    [("swin_t", "mirror", r"channels last, \[8, 8, 96\]"), ("swin_t", "contrast", "channels last"), ("swin_t", "mixup", ""),
+    [("swin_t", "mirror", r"channels last, \[8, 8, 96\]"), ("swin_t", "cutout", "channels last"), ("swin_t", "mixup", ""),
      ("convnext_tiny", "mirror", ""), ("densenet121", "mirror", ""), ("vit_b_16", "shift", "no stage of this network"),
-     ("vit_b_16", "dropout", "")],
+     ("vit_b_16", "mixup", "")],
 )  # fmt: skip
 def test_features_are_changed_where_the_change_does_what_it_says(name: str, kind: str, said: str) -> None:
     size = {"image_size": 32} if name.startswith("vit") else {}
