@@ -63,8 +63,7 @@ HELP: dict[str, str] = {
     "cache_views": "Augmented views of each sample that a store holds; a step reads one of them. 1 by default: the image "
     "as it is.",
     "refresh_views": "Share of these views that is made anew in every epoch.",
-    "change_features": "Random changes of stored activations, KIND=STRENGTH, such as mirror=0.5: mirror, shift, cutout, "
-    "mixup.",
+    "change_features": "Random changes of stored maps, KIND=STRENGTH, such as mirror=0.5: mirror, shift, cutout.",
     "check_every": "Steps between two checks of the scores.",
     "cost_table": "Results folder of an earlier run (or one table in its costs folder) whose cost tables to decide by.",
     "checkpoint_minutes": "Minutes between checkpoints; by default 5, or more where writing one takes over 1 % of the "

@@ -241,7 +241,7 @@ class LayerDropper:
             with preserved_streams():
                 x, y = given.images.batch(torch.arange(1))
             flops = count_stage_flops(self.stages, x.shape[1:])
-            check_changes(changes, self.stages, flops, y.shape[1:], pruned=pruning is not None)
+            check_changes(changes, self.stages, flops, y.shape[1:])
         self.stream = stream or Stream.whole(len(given.images))
         size = batch_size or given.batch_size
         if size is None:

@@ -125,7 +125,7 @@ class Minibatches:
         if self.activations.chain:
             with self.account.reading():
                 x, y = self.activations.batch(indices, number=self.handed.next_number)
-                return self.changes(x, y, self.handed.next_number)
+                return self.changes(x, self.handed.next_number), y
         draw = None if self.augment is None else self.augment.draw(self.handed.next_number, len(indices))
         began = time.perf_counter()
         batch = self.activations.batch(indices, draw)

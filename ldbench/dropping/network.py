@@ -77,24 +77,14 @@ def check_changes(
     stages: nn.Sequential,
     flops: Sequence[StageFlops],
     target_shape: Sequence[int] = (),
-    *,
-    pruned: bool,
 ) -> None:
     """Raise ``UserError`` where changes of stored features would do something else than they say, or nothing.
 
     Args:
         flops: of the stages, which know what shape each gives.
         target_shape: of one target.
-        pruned: samples sit epochs out by their losses.
     """
-    if pruned and "mixup" in changes.strengths:
-        raise UserError(
-            "mixup trains a sample on another one's target: its loss does not say which samples may sit out"
-        )
-    moved, shapes = (
-        ", ".join(changes.of_planes),
-        [count.output_shape for count in flops],
-    )
+    moved, shapes = ", ".join(changes.strengths), [count.output_shape for count in flops]
     if moved and len(target_shape) > 1:
         raise UserError(
             f"{moved} changes maps, and not targets such as {list(target_shape)} with them: leave it out, and store more "
@@ -105,7 +95,7 @@ def check_changes(
     for name, stage, shape in zip(stages._modules, stages, shapes, strict=True):
         if moved and _channels_behind(cast(fx.GraphModule, stage), shape):
             raise UserError(
-                f"the output of {name} has its channels last, {list(shape)} a sample: stored features are changed for "
+                f"the output of {name} has its channels last, {list(shape)} a sample: {moved} is for "
                 "networks whose maps are [C, H, W]; leave it out, and store more views"
             )
 

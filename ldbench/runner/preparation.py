@@ -212,11 +212,8 @@ class Preparation:
         if policy.image_side(0.0, 64) is not None:
             self._check_resizing(cell, policy)
         if cell.change_features is not None:
-            stages, changes = (
-                split_stages(build_model(model_spec(cell, data.dataset))),
-                Changes.named(cell.change_features),
-            )
-            check_changes(changes, stages, flops, pruned=method.prunes is not None)
+            stages = split_stages(build_model(model_spec(cell, data.dataset)))
+            check_changes(Changes.named(cell.change_features), stages, flops)
         if policy.survival(0.0, 1) is not None:
             random_depth(split_stages(build_model(model_spec(cell, data.dataset))), cell.seed, cell.compile)
         if method.execution == "store" and method.stops:

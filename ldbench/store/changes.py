@@ -1,4 +1,4 @@
-"""Random changes of stored activations, in place of the augmentation of the images they were made of.
+"""Random changes of stored maps, in place of the augmentation of the images they were made of.
 
 Images are augmented before the dropped stages see them; what these made of them can only be changed as it is. Which
 changes are like an image's is known for few (a mirror image's activations are not the mirrored activations of a
@@ -20,7 +20,7 @@ from ldbench.seeds import derive_seed, random_words
 
 
 class Changes:
-    """Changes of minibatches of activations, each a pure function of seed and minibatch, drawn on the CPU.
+    """Changes of minibatches of maps, each a pure function of seed and minibatch, drawn on the CPU.
 
     Args:
         strengths: change -> its strength, a number in (0, 1); in the order in which they are made. See ``KINDS``.
@@ -61,31 +61,20 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.strengths)
 
-    def __call__(self, x: Tensor, y: Tensor, minibatch: int) -> tuple[Tensor, Tensor]:
-        """Activations [B, C, H, W], or [B, ..., D] without a plane, and targets [B, ...], changed: tensors of the same
-        shapes and dtypes.
+    def __call__(self, x: Tensor, minibatch: int) -> Tensor:
+        """Maps [B, C, H, W] changed, a tensor of the same shape and dtype; activations without a plane as they are.
 
         Args:
             minibatch: its number in the run.
         """
-        places: Tensor | None = (
-            None  # of each place of the maps the one it is taken from: read once for all that move them
-        )
+        if x.dim() != 4:
+            return x
+        places: Tensor | None = None  # of each place the one it is taken from: maps are read once for all changes
         for kind, strength in self.strengths.items():
             seed = derive_seed(self.seed, f"features: {kind}", minibatch)
-            if kind in _OF_PLACES:
-                if x.dim() == 4:
-                    moved = _OF_PLACES[kind](len(x), x.shape[2], x.shape[3], strength, seed)
-                    places = moved if places is None else _one_after_the_other(places, moved)
-                continue
-            x, places = _taken(x, places), None
-            x, y = _mixup(x, y, strength, seed) if kind == "mixup" else (_cutout(x, strength, seed), y)
-        return _taken(x, places), y
-
-    @property
-    def of_planes(self) -> list[str]:
-        """Those that have to do with where on a map something is, and do nothing to features without one."""
-        return [kind for kind in self.strengths if kind != "mixup"]
+            then = _PLACES[kind](len(x), x.shape[2], x.shape[3], strength, seed)
+            places = then if places is None else _one_after_the_other(places, then)
+        return x if places is None else _taken(x, places)
 
 
 def _uniform(seed: int, *shape: int) -> Tensor:
@@ -94,20 +83,17 @@ def _uniform(seed: int, *shape: int) -> Tensor:
     return torch.from_numpy((random_words(count, seed) >> np.uint64(40)).astype(np.float32) / 2.0**24).view(shape)
 
 
-def _cutout(x: Tensor, strength: float, seed: int) -> Tensor:
+def _cutout(batch: int, height: int, width: int, strength: float, seed: int) -> Tensor:
     """A rectangle of a share of each map's area is zero, the same one in all channels of a sample; none where its sides
     are less than half a place.
     """
-    sides = [round(strength**0.5 * side) for side in x.shape[2:]]
-    if x.dim() != 4 or not all(sides):
-        return x
     inside = []
-    for axis, corners in enumerate(_uniform(seed, len(x), 2).unbind(1)):
-        first = (corners * (x.shape[2 + axis] - sides[axis] + 1)).long()[:, None]
-        at = torch.arange(x.shape[2 + axis])
-        inside.append((at >= first) & (at < first + sides[axis]))
-    keep: Tensor = ~(inside[0][:, :, None] & inside[1][:, None, :])
-    return x.masked_fill(~keep[:, None].to(x.device), 0)
+    for side, corners in zip((height, width), _uniform(seed, batch, 2).unbind(1), strict=True):
+        cut, at = round(strength**0.5 * side), torch.arange(side)
+        first = (corners * (side - cut + 1)).long()[:, None]
+        inside.append((at >= first) & (at < first + cut))
+    gone = inside[0][:, :, None] & inside[1][:, None, :]
+    return torch.where(gone, -1, torch.arange(height * width).view(height, width)).flatten(1)
 
 
 def _shift(batch: int, height: int, width: int, strength: float, seed: int) -> Tensor:
@@ -137,10 +123,10 @@ def _one_after_the_other(first: Tensor, then: Tensor) -> Tensor:
     return torch.where(then < 0, -1, first.gather(1, then.clamp_min(0)))
 
 
-def _taken(x: Tensor, places: Tensor | None) -> Tensor:
+def _taken(x: Tensor, places: Tensor) -> Tensor:
     """Maps [B, C, H, W] that take each place from another, int64 [B, H W] on the CPU, or are zero there (-1)."""
-    if places is None:
-        return x
+    if bool(((places < 0) | (places == torch.arange(places.shape[1]))).all()):  # nothing moves
+        return x.masked_fill((places < 0).view(len(x), 1, *x.shape[2:]).to(x.device), 0)
     places = places.to(x.device)
     behind = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     flat = x.permute(0, 2, 3, 1).flatten(1, 2) if behind else x.flatten(2)
@@ -152,20 +138,7 @@ def _taken(x: Tensor, places: Tensor | None) -> Tensor:
     return taken.view(x.shape)
 
 
-def _mixup(x: Tensor, y: Tensor, strength: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Every sample is mixed with another one, whose share is drawn from 0 to strength; the target is the other's with
-    that probability, so that in expectation the loss, whichever it is, is that of mixup (Zhang et al., 2018,
-    arXiv:1710.09412), its targets mixed alike.
-    """
-    order, shares, chances = _uniform(seed, 3, len(x)).unbind(0)
-    other = order.argsort()
-    share = strength * shares
-    taken = torch.where(chances < share, other, torch.arange(len(x))).to(y.device)
-    part = share.view(-1, *[1] * (x.dim() - 1)).to(x)
-    return torch.lerp(x, x[other.to(x.device)], part), y[taken]
-
-
-_OF_PLACES: Mapping[str, Callable[[int, int, int, float, int], Tensor]] = MappingProxyType({
-    "shift": _shift, "mirror": _mirror,
+_PLACES: Mapping[str, Callable[[int, int, int, float, int], Tensor]] = MappingProxyType({
+    "mirror": _mirror, "shift": _shift, "cutout": _cutout,
 })  # fmt: skip
-KINDS = (*_OF_PLACES, "cutout", "mixup")
+KINDS = tuple(_PLACES)

@@ -16,10 +16,7 @@ SHAPES = [(5, 3, 6, 4), (5, 7), (5, 4, 6), (1, 1, 1, 1)]
 
 
 def changed_by(changes: Changes, x: torch.Tensor, minibatch: int) -> torch.Tensor:
-    y = torch.arange(len(x))
-    changed, targets = changes(x, y, minibatch)
-    assert "mixup" in changes.strengths or torch.equal(targets, y)
-    return changed
+    return changes(x, minibatch)
 
 
 def maps(*shape: int) -> torch.Tensor:
@@ -44,6 +41,7 @@ def test_a_change_is_a_function_of_seed_and_minibatch_and_keeps_shape_and_dtype(
     assert (changed.shape, changed.dtype) == (x.shape, x.dtype)
     assert bool(changed.isfinite().all())
     assert torch.equal(x, before)
+    assert len(shape) == 4 or torch.equal(changed, x)  # without a plane there is nothing to move
     assert torch.equal(changed_by(Changes(dict.fromkeys(kinds, strength), seed=4), x, minibatch), changed)
 
 
@@ -129,23 +127,3 @@ def test_wrong_changes_are_refused(strengths: Any, said: str) -> None:
 def test_a_change_that_is_asked_for_twice_is_refused() -> None:
     with pytest.raises(UserError, match="mirror is asked for twice"):
         Changes.named(["mirror=0.5", "shift=0.1", "mirror=0.2"])
-
-
-@pytest.mark.parametrize("shape", [(4000, 6), (4000, 2, 3, 5)])
-def test_mixup_mixes_pairs_and_takes_the_others_target_as_often_as_its_share_says(shape: tuple[int, ...]) -> None:
-    x = torch.zeros(shape)
-    x.view(len(x), -1)[torch.arange(len(x)), torch.arange(len(x)) % 6] = 1.0  # one-hot by class
-    y = torch.arange(len(x)) % 6
-    mixed, targets = Changes({"mixup": 0.8})(x, y, 2)
-    shares = mixed.view(len(x), -1)[:, :6]
-    torch.testing.assert_close(shares.sum(1), torch.ones(len(x)))
-    assert int((shares > 0).sum(1).max()) == 2
-    own = shares[torch.arange(len(x)), y]
-    assert 0.2 <= float(own.min()) < 0.25
-    apart = own < 1  # pairs of one class cannot be told
-    assert bool((shares[torch.arange(len(x)), targets] > 0).all())
-    expected = float((1 - own[apart]).mean())
-    assert abs(float((targets != y)[apart].float().mean()) - expected) < 0.03
-    assert abs(expected - 0.4) < 0.03
-    high, low = (own < 0.5) & apart, (own > 0.8) & apart
-    assert float((targets != y)[high].float().mean()) > 0.5 > 0.25 > float((targets != y)[low].float().mean())

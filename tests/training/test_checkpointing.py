@@ -115,7 +115,7 @@ def test_several_views_resume_to_the_same_bits(options: dict[str, object], bench
             "cache_views": 2,
             "refresh_views": 0.1,
             "cache_dtype": "int8",
-            "change_features": ["mixup=0.5", "cutout=0.1"],
+            "change_features": ["mirror=0.5", "cutout=0.1"],
         },
     ],
 )
