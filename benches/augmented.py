@@ -66,7 +66,7 @@ GONE = ("channels dropped", "channels scaled", "stored activations mixed")
 # By suite the arms that were run.
 SUITES: dict[str, tuple[str, ...]] = {
     "evidence-augment": tuple(ARMS),
-    "evidence-photographs": ("augmentation stops", "4 views", "maps mirrored and shifted", "begun earlier"),
+    "evidence-photographs": ("augmentation stops", "4 views", "rectangles of maps cut out"),
 }
 
 
