@@ -84,16 +84,18 @@ def check_changes(
         flops: of the stages, which know what shape each gives.
         target_shape: of one target.
     """
+    if not changes:
+        return
     moved, shapes = ", ".join(changes.strengths), [count.output_shape for count in flops]
-    if moved and len(target_shape) > 1:
+    if len(target_shape) > 1:
         raise UserError(
             f"{moved} changes maps, and not targets such as {list(target_shape)} with them: leave it out, and store more "
             "views"
         )
-    if moved and not any(len(shape) == 3 for shape in shapes[:-1]):
+    if not any(len(shape) == 3 for shape in shapes[:-1]):
         raise UserError(f"{moved} changes maps [C, H, W], and no stage of this network gives one: leave it out")
     for name, stage, shape in zip(stages._modules, stages, shapes, strict=True):
-        if moved and _channels_behind(cast(fx.GraphModule, stage), shape):
+        if _channels_behind(cast(fx.GraphModule, stage), shape):
             raise UserError(
                 f"the output of {name} has its channels last, {list(shape)} a sample: {moved} is for "
                 "networks whose maps are [C, H, W]; leave it out, and store more views"
