@@ -93,7 +93,7 @@ def test_the_default_is_one_and_the_same_everywhere() -> None:
         assert re.search(rf"`{re.escape(DEFAULT_METHOD)}`,? the default", text)
 
 
-@pytest.mark.parametrize("name", ["cpu", "confirm", "long", "augment"])
+@pytest.mark.parametrize("name", ["cpu", "confirm", "long", "augment", "photographs"])
 def test_what_a_suite_claims_is_what_its_committed_runs_were_made_under(name: str) -> None:
     cells = evidence(name)
     declared, asked = cells.attrs["declared"], experiment_from_dict(read_experiment(f"evidence-{name}"))
