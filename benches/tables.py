@@ -1,11 +1,11 @@
 """Refreshes the README's tables, and pages and figures, from the result files that a lab brought home.
 
-    python -m benches.tables            # rewrites README.md, docs/augmentation.md, results/evidence-*.md and the figures
+    python -m benches.tables            # rewrites README.md, pages of docs, results/evidence-*.md and the figures
     python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
 Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``), ``results/equivariance.json`` (of
-``benches.equivariance``) and ``results/evidence-*.jsonl`` (of the evidence suites, packed by ``ldbench pack``), whose pages
-and figures in ``results`` are made too.
+``benches.equivariance``), ``results/paper-cpu.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
+pack``), whose pages and figures in ``results`` are made too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from ldbench.reporting.summary import Tables, tabulate
 ROOT = Path(__file__).parents[1]
 # In this order; those whose claims were declared. Every file has a page of its own.
 IN_README = ("evidence-cpu", "evidence-confirm", "evidence-long")
+PAPER = "paper-cpu.jsonl"
+NO_PAPER = "No figures yet; `ldbench run paper-cpu --out DIR` and `ldbench pack DIR --brief --out results/paper-cpu.jsonl` make them."
 NO_EVIDENCE = (
     "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` and `ldbench pack results/evidence-cpu` make "
     "them."
@@ -174,6 +176,31 @@ def augmentation_tables() -> dict[str, str]:
     return told
 
 
+def paper_tables() -> dict[str, str]:
+    """Those of the page beside the Learn&Drop paper, and the README's one of them."""
+    from ldbench.records.stored import stored
+    from ldbench.reporting import beside_paper as beside
+
+    file, told = (
+        ROOT / "results" / PAPER,
+        dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short"), NO_PAPER),
+    )
+    if file.exists():
+        cells, tables = read(file)
+        head = _stands_on(file, cells, tables)
+        told["paper"] = "\n".join([*head, "", *_markdown(beside.HEAD, beside.rows_beside(tables.lines))])
+        told["paper setup"] = "\n".join(_markdown(beside.SETUP_HEAD, beside.setup_rows(cells)))
+        told["paper stages"] = "\n".join(
+            _markdown(beside.STAGE_HEAD, beside.stage_rows(beside.cost_tables(stored(file))))
+        )
+        told["paper in short"] = "\n".join([*head, "", *_markdown(beside.SHORT_HEAD, beside.short_rows(tables.lines))])
+    return told
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [line(head), line(["---"] * len(head)), *map(line, rows)]
+
+
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
     """``text`` with what stands between ``<!-- NAME table -->`` and ``<!-- end -->`` replaced.
 
@@ -203,7 +230,11 @@ def main() -> int:
         "step": step_table(labs),
         "energy": energy_table(labs),
     }
+    beside = paper_tables()
+    tables["paper"] = beside.pop("paper in short")
     made = {readme: refreshed(readme.read_text(encoding="utf-8"), tables)}
+    paper = ROOT / "docs" / "paper.md"
+    made[paper] = refreshed(paper.read_text(encoding="utf-8"), beside)
     made[page] = refreshed(page.read_text(encoding="utf-8"), augmentation_tables())
     for file in evidence:
         made[file.with_suffix(".md")] = f"# {file.stem}\n\n{evidence_table([file])}\n"
@@ -219,6 +250,10 @@ def main() -> int:
         return int(bool(stale))
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
+    if (file := ROOT / "results" / PAPER).exists():
+        from ldbench.reporting.beside_paper import depth_picture
+
+        file.with_suffix(".svg").write_text(depth_picture(read(file)[1].lines))
     for file in evidence:
         file.with_suffix(".svg").write_text(evidence_figure(file))
     return 0

@@ -44,7 +44,7 @@ def profile_command(experiment: Experiment, out: Path | None, *, as_json: bool, 
         torch.set_num_threads(experiment.threads)
     with scratch_folder() as folder:
         preparation = Preparation(experiment, folder, device)
-        data = preparation.data(cell.dataset)
+        data = preparation.data(cell)
         table = preparation.costs(cell)
         budget = resolve_budget(cell.cache_budget, device, folder)
     model = build_model(model_spec(cell, data.dataset)).to(device)

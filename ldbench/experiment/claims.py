@@ -125,6 +125,8 @@ def claims_digest(experiment: Experiment) -> str | None:
     if experiment.pretrain_dataset is not None:
         sources = [own_name(name) for name in experiment.pretrain_dataset]
         declared["pretrain_dataset"] = sources if len(sources) > 1 else sources[0]
+    if not experiment.for_model:
+        declared.pop("for_model", None)
     declared["policy"] = experiment.policy.get(experiment.claims["method"], {})
     text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

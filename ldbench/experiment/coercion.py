@@ -75,6 +75,23 @@ def tune_table(name: str, value: Any, hints: Mapping[str, Any]) -> dict[str, tup
     return table
 
 
+def model_tables(name: str, value: Any, hints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of single models, a table by name or pattern, as the types ``hints`` declare. Raises ``UserError``."""
+    if not isinstance(value, dict) or not all(isinstance(options, dict) for options in value.values()):
+        raise UserError(f'{name} must be a table, one sub-table per model, such as "resnet*", not {shown(value)}')
+    tables: dict[str, dict[str, Any]] = {}
+    for pattern, options in value.items():
+        for key in options:
+            if key not in hints:
+                raise UserError(
+                    f"{name}: {shown(pattern)}: {shown(key)} is the same for all models: {nearest(key, hints)}"
+                )
+        tables[pattern] = {
+            key: coerce(f"{name}: {pattern}: {key}", option, hints[key]) for key, option in options.items()
+        }
+    return tables
+
+
 def _one_of(name: str, value: Any, options: list[Any]) -> Any:
     if len(options) == 1:
         return coerce(name, value, options[0])

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ldbench.policies.base import DEFAULT_METHOD
@@ -15,6 +16,7 @@ OF_RECIPE = (
     "batch_size",
 )  # fmt: skip
 FIRST_TUNE_SEED = 1000
+OF_MODELS = ("image_size", "width", "dropout", "epochs", *OF_RECIPE)  # what may differ from model to model
 OF_TUNING = ("init", "pretrain_dataset", "pretrain_epochs", "pretrain_size")
 OF_STREAMS = ("chunks", "memory", "stream", "stream_schedule")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -35,7 +37,8 @@ class Experiment:
 
     ``None`` in a field of the recipe means the model family's default. ``tune`` holds the values of the recipe's fields
     that are tried for each method, the best of which its cells are run with. ``pretrain_dataset`` is one for all data sets, or
-    one for each of them.
+    one for each of them. ``for_model`` holds fields of ``OF_MODELS`` for models by name or shell pattern (``resnet*``); of several
+    that fit, the later one has the say.
     """
 
     model: tuple[str, ...] = ("resnet18",)
@@ -93,11 +96,13 @@ class Experiment:
     tune_seeds: tuple[int, ...] | None = None
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, Any] | None = None
+    for_model: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/TOML values; feeding them back through ``experiment_from_dict`` gives this object again."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         plain["tune"] = {key: list(tried) for key, tried in self.tune.items()} or None
+        plain["for_model"] = self.for_model or None
         return {key: value for key, value in plain.items() if value is not None}
 
     @property
@@ -111,6 +116,11 @@ class Experiment:
         if sources is None:
             return None
         return sources[self.dataset.index(dataset)] if len(sources) > 1 else sources[0]
+
+    def options_for(self, model: str) -> dict[str, Any]:
+        """What ``for_model`` says of a model."""
+        fitting = (options for pattern, options in self.for_model.items() if fnmatchcase(model, pattern))
+        return {key: value for options in fitting for key, value in options.items()}
 
     @property
     def seeds_to_tune(self) -> tuple[int, ...]:

@@ -31,13 +31,13 @@ def cells(experiment: Experiment, recipe_of: typing.Callable[[str], Recipe]) -> 
     ):
         if method in of_streams and not SCENARIOS[scenario].streamed:
             continue  # there it is short
-        values = {name: getattr(experiment, name) for name in shared}
+        values = {name: getattr(experiment, name) for name in shared} | experiment.options_for(model)
         recipe = recipe_of(model)
         if not SCENARIOS[scenario].tuned:
             values |= dict.fromkeys(OF_TUNING)
         elif (source := experiment.pretrain_source(dataset)) is not None:
             values["pretrain_dataset"] = own_name(source)
-            values["pretrain_epochs"] = experiment.pretrain_epochs or experiment.epochs
+            values["pretrain_epochs"] = experiment.pretrain_epochs or values["epochs"]
         if SCENARIOS[scenario].streamed:
             values |= {"chunks": experiment.chunks or CHUNKS, "stream": experiment.stream or STREAMS[0]}
             values["stream_schedule"] = experiment.stream_schedule or STREAM_SCHEDULES[0]

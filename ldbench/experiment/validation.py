@@ -6,13 +6,14 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ldbench.data.names import augmentation_parts, check_one_path_each
 from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.claims import claims_table, resolved_claims
-from ldbench.experiment.coercion import coerce, seed_list, tune_table
-from ldbench.experiment.config import CHOICES, FIRST_TUNE_SEED, OF_STREAMS, Experiment
+from ldbench.experiment.coercion import coerce, model_tables, seed_list, tune_table
+from ldbench.experiment.config import CHOICES, FIRST_TUNE_SEED, OF_MODELS, OF_STREAMS, Experiment
 from ldbench.experiment.scenarios import SCENARIOS
 from ldbench.policies.registry import shortened_methods, stream_controls
 
@@ -80,6 +81,20 @@ def check_experiment(experiment: Experiment, origin: str) -> None:
         if value is not None and value > most:
             raise UserError(f"{origin}: {key} {value} is beyond what this tool can run (at most {most})")
     _check_tuning(experiment, origin)
+    _check_models(experiment, origin)
+
+
+def _check_models(experiment: Experiment, origin: str) -> None:
+    """What is said of single models is said of models that are run, and could be said of all."""
+    for pattern, options in experiment.for_model.items():
+        fitting = [model for model in experiment.model if fnmatchcase(model, pattern)]
+        if not fitting:
+            raise UserError(f"{origin}: for_model {shown(pattern)} fits no model: {nearest(pattern, experiment.model)}")
+        for key in options:
+            if key in experiment.tune:
+                raise UserError(f"{origin}: for_model {shown(pattern)}: {key} is to be tuned: give only one")
+        alone = dataclasses.replace(experiment, tune={}, tune_seeds=None, for_model={}, **options)
+        check_experiment(alone, f"{origin}: for_model {shown(pattern)}")
 
 
 def _check_tuning(experiment: Experiment, origin: str) -> None:
@@ -151,6 +166,9 @@ def experiment_from_dict(values: Mapping[str, Any], origin: str = "experiment") 
             value = str(value)  # how many stages, where a name could stand
         if key == "claims":
             known[key] = claims_table(name, value)
+            continue
+        if key == "for_model":
+            known[key] = model_tables(name, value, {of: hints[of] for of in OF_MODELS})
             continue
         known[key] = tune_table(name, value, hints) if key == "tune" else coerce(name, value, hints[key])
     experiment = Experiment(**known)

@@ -13,6 +13,7 @@ from ldbench.errors import clean
 from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_object
 from ldbench.records.stored import Stored
+from ldbench.reporting.beside_paper import beside_paper, cost_tables
 from ldbench.reporting.chunks import chunk_section
 from ldbench.reporting.comparisons import (
     BETWEEN,
@@ -71,6 +72,7 @@ def build_page(place: Stored, cells: pd.DataFrame, tables: Tables, *, all_figure
         everything = all_figures or len(groups) <= MOST_COMPLETE
         sections.append(_comparison(place, number, rows, of_these, everything))
     sections += [
+        beside_paper(cells, summary, cost_tables(place)),
         tuning_section(place),
         _left_out(cells, left_out),
         _environment(cells),

@@ -59,6 +59,15 @@ class Bar(NamedTuple):
     beside: Mapping[str, float]
 
 
+class Saving(NamedTuple):
+    """Percent saved of a network of so many layers: the mean and its interval (NaN where there is none)."""
+
+    layers: int
+    mean: float
+    low: float
+    high: float
+
+
 def plain(text: str, width: int = 60) -> str:
     """A name for a figure: harmless, short, and with no mathematics in its dollar signs."""
     return textwrap.shorten(clean(text), width, placeholder="…").replace("$", r"\$") or "…"
@@ -185,6 +194,41 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
         axes.set_title(f"live stages of {stages}", loc="left")
         axes.locator_params(integer=True, nbins=7)
         return _finished(axes)
+
+
+def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: Mapping[int, float], title: str) -> str:
+    """What is saved against depth: a panel for each data set, in it a line for each label, and ``claims`` (layers -> percent)."""
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    told, width, height, below = "claimed by the paper", 4.4, 2.6, 0.55 + 0.19 * (len(labels) // 3 + 2)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width * len(panels), height + below + 0.35))
+        whole, styles, shown = figure.get_figheight(), _styles(labels), dict[str, Any]()
+        for place, (name, curves) in enumerate(panels.items()):
+            spot = ((place + 0.13) / len(panels), below / whole, 0.84 / len(panels), height / whole)
+            axes = figure.add_axes(spot)
+            for label, points in curves.items():
+                x, y = [point.layers for point in points], np.array([point.mean for point in points])
+                bars = np.nan_to_num([y - [point.low for point in points], [point.high for point in points] - y])
+                colour, marker = styles[label]
+                style: dict[str, Any] = {
+                    "marker": marker,
+                    "ms": 6,
+                    "mec": "white",
+                    "mew": 0.6,
+                    "lw": 1.4,
+                    "elinewidth": 1.2,
+                }
+                axes.errorbar(x, y, yerr=bars, color=colour, label=plain(label), **style)
+            axes.plot(list(claims), list(claims.values()), "*", ms=11, mfc="none", mec="black", label=told)
+            layers = sorted({point.layers for points in curves.values() for point in points} | set(claims))
+            axes.set_xscale("log")
+            axes.set_xticks(layers, [str(number) for number in layers], rotation=45, fontsize=7.5)
+            axes.minorticks_off()
+            axes.set(xlabel="weight layers", ylim=(0, 100))
+            axes.set_title(plain(f"{title}, {name}"), loc="left")
+            shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=2 * len(panels), handlelength=1.6)
+        return render(figure)
 
 
 def score_figure(title: str, names: Sequence[str], steps: Sequence[int], scores: Scores, *, logarithmic: bool) -> str:

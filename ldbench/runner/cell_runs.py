@@ -139,7 +139,7 @@ class CellRuns:
         """Results over different data must never be compared: raises ``UserError`` when the files changed between
         runs.
         """
-        now = self.preparation.data(cell.dataset).dataset.fingerprint
+        now = self.preparation.data(cell).dataset.fingerprint
         for runs in (self, *([self.before] if self.before is not None else [])):
             for other in runs.planned:
                 status, _, seen = runs.found[other.cell_id]
@@ -165,7 +165,7 @@ class CellRuns:
         return result
 
     def _train(self, cell: Cell, folder: Path, checkpointer: Checkpointer) -> dict[str, Any]:
-        data = self.preparation.data(cell.dataset).dataset
+        data = self.preparation.data(cell).dataset
         config = dataclasses.asdict(cell)
         config |= {"channels": data.channels, "classes": data.classes, "image_size": data.image_size}
         write_sealed(folder / "config.json", config)
@@ -180,7 +180,7 @@ class CellRuns:
         try:
             run = run_cell(
                 cell,
-                self.preparation.data(cell.dataset),
+                self.preparation.data(cell),
                 self.preparation.costs(cell),
                 folder,
                 device=self.preparation.device,

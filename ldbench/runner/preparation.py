@@ -58,28 +58,24 @@ class Preparation:
     ) -> None:
         self.experiment, self.folder, self.device, self.note = experiment, folder, device, note
         self._given = {own_name(text): text for text in experiment.datasets_named}
-        self._data: dict[str, Resident] = {}
+        self._data: dict[tuple[str, int | None], Resident] = {}  # by name and size of the images
         self._flops: dict[tuple[str, str, str], list[StageFlops]] = {}
         self._resized: set[tuple[Any, ...]] = set()  # for which networks it is known that they take smaller images
         self._pretrained: dict[str, Pretrained] = {}
 
-    def data(self, name: str) -> Resident:
-        """The splits of a data set, resident on the device."""
-        if name not in self._data:
-            self._data.clear()  # one data set at a time: cells of one data set follow each other
-            options = self.experiment
-            self._data[name] = self._resident(
-                name,
-                image_size=options.image_size,
-                train_size=options.train_size,
-                test_size=options.test_size,
-                val_size=options.val_size,
-            )
-        return self._data[name]
+    def data(self, cell: Cell) -> Resident:
+        """The splits of a cell's data set, resident on the device."""
+        sizes = {name: getattr(cell, name) for name in ("image_size", "train_size", "test_size", "val_size")}
+        key = cell.dataset, cell.image_size
+        if key not in self._data:
+            for other in [held for held in self._data if held[0] != cell.dataset]:
+                del self._data[other]  # one data set at a time: cells of one data set follow each other
+            self._data[key] = self._resident(cell.dataset, **sizes)
+        return self._data[key]
 
     def epoch_lengths(self, cell: Cell) -> list[int]:
         """Steps of an epoch over each chunk of a cell's data. Raises ``UserError`` where a chunk fills no minibatch."""
-        return epoch_lengths(stream_of(cell, self.data(cell.dataset).dataset), cell.batch_size)
+        return epoch_lengths(stream_of(cell, self.data(cell).dataset), cell.batch_size)
 
     def _load(self, name: str, **sizes: Any) -> Dataset:
         options = self.experiment
@@ -112,7 +108,7 @@ class Preparation:
             return None
         if cell.pretrain_dataset is None:
             return self._given_weights(cell)
-        target = self.data(cell.dataset).dataset
+        target = self.data(cell).dataset
         source = source_cell(cell, target.image_size)
         if source.cell_id not in self._pretrained:
             self._pretrained.clear()  # a seed's cells follow each other
@@ -130,7 +126,7 @@ class Preparation:
 
     def _check_beginning(self, cell: Cell, model: torch.nn.Module) -> None:
         """Hold the weights a cell would begin with against its network, made or not. Raises ``UserError``."""
-        dataset = self.data(cell.dataset).dataset
+        dataset = self.data(cell).dataset
         if cell.pretrain_dataset is None:
             weights = self._given_weights(cell)
         else:
@@ -143,7 +139,7 @@ class Preparation:
 
     def costs(self, cell: Cell) -> CostTable:
         """The cost table of a cell: from the results folder if it was measured there, else measured."""
-        data = self.data(cell.dataset)
+        data = self.data(cell)
         machine = {
             key: value
             for key, value in environment(self.device).items()
@@ -192,7 +188,7 @@ class Preparation:
 
     def check(self, cell: Cell) -> list[StageFlops]:
         """Build a cell's network and count its FLOPs, so that what cannot run is said before anything runs."""
-        data = self.data(cell.dataset)
+        data = self.data(cell)
         stream = stream_of(cell, data.dataset)
         key = cell.model, cell.dataset, cell.scenario  # what methods share, and what takes seconds
         if key not in self._flops:
@@ -233,7 +229,7 @@ class Preparation:
         """Refuse a network that cannot be trained on smaller images, once for all seeds. Raises ``UserError``."""
         key = cell.model, cell.dataset, cell.method, str(cell.policy), cell.compile
         if key not in self._resized:
-            spec = model_spec(cell, self.data(cell.dataset).dataset)
+            spec = model_spec(cell, self.data(cell).dataset)
             shape = spec.channels, spec.image_size, spec.image_size
             Resizing(split_stages(build_model(spec)), shape, policy.image_side, cell.compile)
             self._resized.add(key)

@@ -78,6 +78,8 @@ def test_what_is_left_out_is_spelled_out_and_reads_back() -> None:
         ({"seeds": [0, 1, 2, 3, 5]}, False),
         ({"short_budgets": [0.1, 0.25, 0.375, 0.5, 0.75]}, False),
         ({"lr": 0.1}, False),
+        ({"for_model": {"vgg11": {"lr": 0.1}}}, False),
+        ({"for_model": {}}, True),
         ({"epochs": 13}, False),
         ({"policy": {"learn-and-drop": {"patience": 3}}}, False),
         ({"claims": {"method": "learn-and-drop", "axes": ["flops"]}}, False),

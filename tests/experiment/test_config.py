@@ -40,6 +40,12 @@ from ldbench.runner.plan import plan
         ({"device": "tpu"}, ["device", "cuda:N"]),
         ({"dropout": 1.0}, ["dropout", "below 1"]),
         ({"policy": {"learn-and-drop": 3}}, ["policy", "table"]),
+        ({"for_model": {"vgg*": {"width": 0.5}}}, ["for_model", "vgg*", "fits no model"]),
+        ({"for_model": {"resnet18": 3}}, ["for_model", "table"]),
+        ({"for_model": {"resnet18": {"augment": "flip"}}}, ["for_model", "augment", "same for all models"]),
+        ({"for_model": {"resnet18": {"width": "wide"}}}, ["for_model: resnet18: width", "a number"]),
+        ({"for_model": {"resnet18": {"width": 0}}}, ["for_model", "resnet18", "width", "above 0"]),
+        ({"for_model": {"*": {"lr": 1}}, "tune": {"lr": [1, 2]}, "val_size": 9}, ["for_model", "lr", "tuned"]),
     ],
 )
 def test_a_wrong_table_is_refused_with_key_and_cure(table: dict[str, object], words: list[str]) -> None:
@@ -58,6 +64,7 @@ def test_a_resolved_experiment_feeds_back_unchanged_through_json() -> None:
             "lr": 1,
             "eval_every": "last",
             "policy": {"schedule": {"drops": [[0.5, 2]]}},
+            "for_model": {"vgg*": {"epochs": 3}},
         }
     )
     assert first.seeds == (0, 1, 2)
@@ -126,6 +133,17 @@ def test_the_hash_follows_every_field_that_decides_numbers_and_no_other() -> Non
         tuned | {"scenario": "online-fine-tune"},
     ]
     assert len({first_hash(**change) for change in changes}) == len(changes)
+
+
+def test_models_may_have_options_of_their_own_and_the_later_table_has_the_say() -> None:
+    of_models = {"resnet*": {"image_size": 16, "lr": 0.2}, "resnet5?": {"lr": 0.1}, "vgg11": {"batch_size": 8}}
+    table = {"model": ["vgg11", "resnet18", "resnet50"], "method": "full", "image_size": 32, "for_model": of_models}
+    planned = {cell.model: cell for cell in cells(experiment_from_dict(table), default_recipe)}
+    assert {name: cell.image_size for name, cell in planned.items()} == {"vgg11": 32, "resnet18": 16, "resnet50": 16}
+    assert {name: cell.lr for name, cell in planned.items()} == {"vgg11": 0.05, "resnet18": 0.2, "resnet50": 0.1}
+    assert planned["vgg11"].batch_size == 8
+    alone = experiment_from_dict({"model": "resnet50", "method": "full", "image_size": 16, "lr": 0.1})
+    assert next(cells(alone, default_recipe)).cell_id == planned["resnet50"].cell_id
 
 
 @pytest.mark.parametrize("name", suite_names())

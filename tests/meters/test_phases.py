@@ -27,7 +27,7 @@ def record_of(cell: Cell) -> CellRun:
     experiment = experiment_from_dict({"train_size": cell.train_size, "test_size": cell.test_size})
     preparation = Preparation(experiment, Path("nowhere"), torch.device("cpu"))
     costs = CostTable.untimed(preparation.check(cell), cell.batch_size)
-    return run_cell(cell, preparation.data(cell.dataset), costs, Path("nowhere"), device=torch.device("cpu"))
+    return run_cell(cell, preparation.data(cell), costs, Path("nowhere"), device=torch.device("cpu"))
 
 
 def phases_on(clock: Clock, gpu: Gpu, least: float = 0.0, edges: list[list[float]] | None = None) -> PhaseMeters:

@@ -225,7 +225,7 @@ def test_a_checkpoint_that_began_with_other_weights_is_not_gone_on_with(
 def test_who_comes_second_waits_and_begins_with_the_weights_of_the_first(tmp_path: Path) -> None:
     cell = plan(experiment_from_dict(TABLE))[0]
     preparation = Preparation(experiment_from_dict(TABLE), tmp_path, torch.device("cpu"))
-    preparation.data(cell.dataset)
+    preparation.data(cell)
     said: list[list[str]] = [[], []]
 
     def weights(number: int) -> InitialWeights:

@@ -126,7 +126,8 @@ def test_new_samples_pass_once_through_the_dropped_stages_and_join_the_store(tie
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Data of the online cells, and a table in which every drop pays."""
     made = Bench(tmp_path_factory.mktemp("bench"))
-    made.data = Preparation(experiment_from_dict(TABLE | ONLINE), made.folder / "online", CPU).data("digits")
+    online = experiment_from_dict(TABLE | ONLINE)
+    made.data = Preparation(online, made.folder / "online", CPU).data(plan(online)[0])
     return made
 
 

@@ -83,8 +83,8 @@ def test_a_shared_parameter_is_optimized_once_with_the_last_stage_that_uses_it()
 
 
 def test_accuracy_and_loss_are_those_of_the_whole_split(tmp_path: Path) -> None:
-    with prepared(tmp_path) as (_, preparation):
-        data = preparation.data("digits")
+    with prepared(tmp_path) as ((full, _), preparation):
+        data = preparation.data(full)
         model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
         accuracy, loss, correct = evaluate(model, data.test, contextlib.nullcontext, batch_size=7)
         x, y = data.test.batch(torch.arange(60))
@@ -98,7 +98,7 @@ def test_accuracy_and_loss_are_those_of_the_whole_split(tmp_path: Path) -> None:
 
 def test_augmentation_stops_at_the_drop_and_the_record_says_so(tmp_path: Path) -> None:
     with prepared(tmp_path, augment="flip+crop") as ((full, schedule), preparation):
-        data = preparation.data("digits")
+        data = preparation.data(full)
         costs = dataclasses.replace(
             preparation.costs(full),
             tiers={
@@ -121,7 +121,7 @@ def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, m
         raise RuntimeError("the disk fell off")
 
     with prepared(tmp_path, cache_budget="0,0,100MB") as ((full, schedule), preparation):
-        data, costs = preparation.data("digits"), preparation.costs(full)
+        data, costs = preparation.data(full), preparation.costs(full)
         costs = dataclasses.replace(
             costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
         )  # so that the drop pays
@@ -136,7 +136,7 @@ def test_a_run_that_fails_in_the_middle_leaves_no_store_behind(tmp_path: Path, m
 )
 def test_other_layouts_precisions_and_stores_train_to_the_end(options: dict[str, object], tmp_path: Path) -> None:
     with prepared(tmp_path, **options) as ((full, schedule), preparation):
-        data, costs = preparation.data("digits"), preparation.costs(full)
+        data, costs = preparation.data(full), preparation.costs(full)
         costs = dataclasses.replace(
             costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
         )
@@ -164,7 +164,7 @@ def test_synthetic_images_show_no_accuracy(tmp_path: Path) -> None:
         preparation,
     ):
         result = run_cell(
-            cells[0], preparation.data(cells[0].dataset), preparation.costs(cells[0]), tmp_path, device=CPU
+            cells[0], preparation.data(cells[0]), preparation.costs(cells[0]), tmp_path, device=CPU
         ).result
         assert result["test_accuracy"] is None
         assert not result["at_chance"]
@@ -175,7 +175,7 @@ def test_freezeout_gives_each_stage_its_own_rate_and_freezes_in_order(tmp_path: 
         (cell,),
         preparation,
     ):
-        result = run_cell(cell, preparation.data("digits"), preparation.costs(cell), tmp_path, device=CPU).result
+        result = run_cell(cell, preparation.data(cell), preparation.costs(cell), tmp_path, device=CPU).result
         cuts = [drop["cut"] for drop in result["drops"]]
         assert cuts
         assert cuts == sorted(cuts)
@@ -190,7 +190,7 @@ def test_steps_and_building_are_the_time_that_training_took(
     """With every step as long as it was, so that this holds on a busy machine too."""
     monkeypatch.setattr(step_times, "FEWEST_STEPS", 10**9)
     with prepared(tmp_path, method=[method], epochs=6) as ((cell,), preparation):
-        data, costs = preparation.data("digits"), preparation.costs(cell)
+        data, costs = preparation.data(cell), preparation.costs(cell)
         costs = dataclasses.replace(
             costs, inference=[0.0] * 10, forward=[0.0] * 10, steps=[10.0 - c for c in range(10)]
         )  # so that the drop pays

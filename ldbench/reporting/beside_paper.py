@@ -1,0 +1,253 @@
+"""The Learn&Drop paper's architectures in a report: what dropping saves of each, beside what the paper claims of its own.
+
+The claims are those of the public text (Cruciata et al. 2024, abstract; arXiv 2604.23403): forward FLOPs reduced by 17.83 % on
+VGG-11 to 83.74 % on ResNet-152, training time more than halved, accuracy lower by 0.26 to 2.38 % on VGGs and by 0.4 to 3.2 % on
+ResNets. What it has of the other architectures is not public.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ldbench.costs.table import CostTable
+from ldbench.errors import clean
+from ldbench.io.checksums import Damaged
+from ldbench.records.results import bounded, read_object
+from ldbench.records.stored import Stored
+from ldbench.reporting.comparisons import Record, records_of
+from ldbench.reporting.formatting import quantity, spanned, speed_up
+from ldbench.reporting.markup import Html, picture, table, tag
+from ldbench.reporting.plots import Saving, depth_figure
+
+ARCHITECTURES = (
+    "vgg11", "vgg13", "vgg16", "vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+)  # fmt: skip
+FORWARD = {"vgg11": 17.83, "resnet152": 83.74}  # percent of the forward FLOPs, the two ends that the abstract names
+LOSS = {"VGG": (0.26, 2.38), "ResNet": (0.4, 3.2)}  # points of accuracy, least and most of a family
+HEAD = (
+    "architecture", "data set", "rule", "n", "forward FLOPs - %", "the paper's, %", "time ÷ full", "points to full", "the paper's, points",
+    "training less at the same FLOPs, points to full", "times cheaper at equal accuracy, by FLOPs", "by time",
+    "realised ÷ predicted",
+)  # fmt: skip
+SHORT_HEAD = (
+    "architecture", "rule", "n", "forward FLOPs - %", "the paper's, %", "time ÷ full", "points to full, by data set", "the paper's, points",
+    "training less at the same FLOPs, points to full",
+)  # fmt: skip
+SETUP_HEAD = (
+    "architecture", "weight layers", "stages", "width", "pixels", "stem", "forward MFLOPs per image", "images", "epochs",
+    "learning rates",
+)  # fmt: skip
+STAGE_HEAD = ("architecture", "stage", "FLOPs of a step, %", "time of a step, %", "times slower than the mean stage")
+BOUND = 2.0  # a stage that takes so many times the share of time that it has of the FLOPs is listed
+LEAST = 0.01  # and at least this share of the step
+WHAT_DIFFERS = (
+    "What differs from the paper, as far as its public text tells: these networks may be narrower, images smaller, runs shorter "
+    "and data fewer (the table says how far); VGGs run with and without BatchNorm; ResNets have a 3 x 3 stem on small images; recipes are this "
+    "project's, rates tuned on validation images; layers are dropped by stage (a VGG's convolution or linear layer, a ResNet's block); scores, "
+    "pace and store are this project's own formulation; FLOPs include building the store. The paper has no shortened training "
+    "beside it; here it stands in every line."
+)
+
+
+def family(model: str) -> str:
+    """``VGG`` or ``ResNet`` of one of the paper's architectures, with or without BatchNorm; "" of any other."""
+    name = model.removesuffix("_bn")
+    return ("VGG" if name.startswith("vgg") else "ResNet") if name in ARCHITECTURES else ""
+
+
+def depth(model: str) -> int:
+    """Weight layers, as the architecture's name counts them."""
+    found = re.search(r"\d+", model)
+    return int(found[0]) if found else 0
+
+
+def is_beside_paper(lines: pd.DataFrame) -> bool:
+    """Whether a report has two depths of one of the paper's families, so that they can be told apart by depth."""
+    here = {(family(row["model"]), depth(row["model"])) for row in _rules(lines)}
+    return len(here) > len({of for of, _ in here})
+
+
+def _rules(lines: pd.DataFrame) -> list[Record]:
+    """The rows of everything that drops layers, of the paper's architectures, by family, norm and depth."""
+    rows = [row for row in records_of(lines) if row["verdict"] != "control" and family(row["model"]) and row["runs"]]
+    return sorted(rows, key=lambda row: (*_order(row["model"]), row["dataset"], row["label"]))
+
+
+def _order(model: str) -> tuple[bool, bool, int]:
+    return family(model) != "VGG", model.endswith("_bn"), depth(model)
+
+
+def rows_beside(lines: pd.DataFrame) -> list[list[str]]:
+    """A line of ``HEAD`` for each architecture, data set and rule."""
+    found = []
+    for row in _rules(lines):
+        least, most = LOSS[family(row["model"])]
+        name = row["model"].removesuffix("_bn")
+        theirs = f"{FORWARD[name]:.2f}" if name in FORWARD else "not public"
+        less = float(row["difference_to_full_points_mean"]) - float(row["difference_at_equal_flops_points_mean"])
+        found.append(
+            [
+                clean(row["model"]), clean(row["dataset"]), clean(row["label"]), str(row["runs"]),
+                spanned(row, "forward_flops_reduction_percent", "", 1), theirs,
+                spanned(row, "train_time_ratio", ""),
+                spanned(row, "difference_to_full_points"), f"-{least:g} to -{most:g}",
+                f"{less:+.2f}" if math.isfinite(less) else "-",
+                speed_up(row, "flops"), speed_up(row, "time"), spanned(row, "realised_over_predicted", ""),
+            ]
+        )  # fmt: skip
+    return found
+
+
+def short_rows(lines: pd.DataFrame) -> list[list[str]]:
+    """A line of ``SHORT_HEAD`` for each architecture and rule: means over the data sets, without intervals."""
+    by_rule: dict[tuple[str, str], list[Record]] = {}
+    for row in _rules(lines):
+        by_rule.setdefault((row["model"], row["label"]), []).append(row)
+    found = []
+    for (model, label), rows in by_rule.items():
+        least, most = LOSS[family(model)]
+        name = model.removesuffix("_bn")
+        theirs = f"{FORWARD[name]:.2f}" if name in FORWARD else "not public"
+        saved, ratio, lost, ahead = (
+            [float(row[f"{column}_mean"]) for row in rows]
+            for column in (
+                "forward_flops_reduction_percent", "train_time_ratio", "difference_to_full_points", "difference_at_equal_flops_points",
+            )
+        )  # fmt: skip
+        each = [f"{value:+.1f}" for value in lost]
+        less = [f"{of - lead:+.1f}" for of, lead in zip(lost, ahead, strict=True)]
+        texts = [
+            clean(model),
+            clean(label),
+            str(min(row["runs"] for row in rows)),
+            f"{sum(saved) / len(saved):.1f}",
+            theirs,
+        ]
+        texts += [f"{sum(ratio) / len(ratio):.2f}", " and ".join(each), f"-{least:g} to -{most:g}", " and ".join(less)]
+        found.append(texts)
+    return found
+
+
+def setup_rows(cells: pd.DataFrame) -> list[list[str]]:
+    """A line of ``SETUP_HEAD`` for each architecture of these runs: how it was trained."""
+    found = []
+    here = cells[(cells["status"] == "finished") & cells["model"].map(lambda name: bool(family(name)))]
+    for model in sorted(set(here["model"]), key=_order):
+        some = here[here["model"] == model]
+        full = some[some["method"] == "full"]
+        settings = [json.loads(text) for text in some["setting"]]
+        images = (bounded(value) for value in full["forward_flops_full"] / (full["steps"] * full["batch_size"]))
+        mega = {f"{value / 1e6:.1f}" for value in images if math.isfinite(value)}
+        rates = {text for text in map(_rate, some["tuned"], settings) if text}
+        texts = [model, str(depth(model)), _all(some["stage_count"]), _all(some["width"]), _all(some["image_size"])]
+        texts += [_all(some["stem"]), ", ".join(sorted(mega)), _all(some["train_size"]), _all(full["epochs"])]
+        found.append([*texts, ", ".join(sorted(rates, key=float))])
+    return found
+
+
+def _rate(tuned: str, setting: Mapping[str, Any]) -> str:
+    value = json.loads(tuned).get("lr", setting.get("lr"))
+    return f"{value:g}" if isinstance(value, int | float) else ""
+
+
+def _all(values: pd.Series) -> str:
+    known = [value for value in dict.fromkeys(values) if isinstance(value, str) or math.isfinite(bounded(value))]
+    return ", ".join(clean(value) if isinstance(value, str) else f"{float(value):g}" for value in known) or "-"
+
+
+def cost_tables(place: Stored) -> list[dict[str, Any]]:
+    """The cost tables that lie with the results, those that can be read."""
+    found = []
+    for name in place.files("costs"):
+        try:
+            found.append(read_object(place, name))
+        except Damaged:
+            continue  # said where gaps are
+    return found
+
+
+def stage_rows(tables: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line of ``STAGE_HEAD`` for every stage whose share of a step's time is ``BOUND`` times its share of the FLOPs or more.
+
+    Such a stage is bound by memory or overhead: dropping it saves more time than FLOPs, and keeping it the other way round.
+
+    Args:
+        tables: cost tables as they are kept in a results folder, with ``what`` they were measured for.
+    """
+    found = []
+    for model, shares in sorted(_shares(tables).items(), key=lambda item: _order(item[0])):
+        for name, flops, seconds in shares:
+            if flops > 0 and seconds >= LEAST and seconds / flops >= BOUND:
+                texts = [f"{100 * flops:.2f}", f"{100 * seconds:.2f}", quantity(seconds / flops, 2)]
+                found.append([model, clean(name), *texts])
+    return found
+
+
+def _shares(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, float, float]]]:
+    """By model its stages: name, share of the FLOPs and of the seconds of a step, means over the tables there are."""
+    by_model: dict[str, list[list[tuple[str, float, float]]]] = {}
+    for saved in tables:
+        try:
+            model, told = str(saved["what"]["model"]), CostTable.from_dict(saved["table"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # another program's, or one that was damaged
+        flops = [stage.forward + stage.backward for stage in told.flops]
+        seconds = [ahead + back for ahead, back in zip(told.forward, told.backward, strict=True)]
+        if family(model) and sum(flops) > 0 and sum(seconds) > 0:
+            share = zip(told.stages, flops, seconds, strict=True)
+            by_model.setdefault(model, []).append(
+                [(name, of / sum(flops), took / sum(seconds)) for name, of, took in share]
+            )
+    return {
+        model: [
+            (same[0][0], *(sum(part) / len(same) for part in list(zip(*same, strict=True))[1:]))
+            for same in zip(*some, strict=True)
+        ]
+        for model, some in by_model.items()
+    }
+
+
+def depth_panels(lines: pd.DataFrame) -> dict[str, dict[str, list[Saving]]]:
+    """What ``depth_figure`` draws: by data set, and in it by family and rule, the forward FLOPs saved at each depth."""
+    panels: dict[str, dict[str, list[Saving]]] = {}
+    for row in _rules(lines):
+        norm = " with BatchNorm" if row["model"].endswith("_bn") else ""
+        label = f"{family(row['model'])}{norm}, {row['label']}"
+        saved = (float(row[f"forward_flops_reduction_percent_{part}"]) for part in ("mean", "low", "high"))
+        panels.setdefault(row["dataset"], {}).setdefault(label, []).append(Saving(depth(row["model"]), *saved))
+    return panels
+
+
+def depth_picture(lines: pd.DataFrame) -> str:
+    """The figure, as SVG."""
+    claims = {depth(model): percent for model, percent in FORWARD.items()}
+    return depth_figure(depth_panels(lines), claims, "forward FLOPs saved, %")
+
+
+def beside_paper(cells: pd.DataFrame, lines: pd.DataFrame, tables: Sequence[Mapping[str, Any]]) -> Html:
+    """The section of the report; nothing where no family is there at two depths."""
+    if not is_beside_paper(lines):
+        return tag("div")
+    caption = (
+        "Forward FLOPs saved, building the store counted, against weight layers; bars: 95 % intervals over the seeds."
+    )
+    slow = stage_rows(tables)
+    return tag(
+        "section",
+        tag("h2", "Beside the Learn&Drop paper"),
+        tag("p", WHAT_DIFFERS),
+        table(HEAD, [("open", row) for row in rows_beside(lines)]),
+        picture([depth_picture(lines)], "forward FLOPs saved against depth", caption, "wide"),
+        tag("h3", "How they were trained"),
+        table(SETUP_HEAD, [("open", row) for row in setup_rows(cells)]),
+        [tag("h3", "Stages that take more time than arithmetic"), table(STAGE_HEAD, [("open", row) for row in slow])]
+        if slow
+        else "",
+        id="beside-paper",
+    )

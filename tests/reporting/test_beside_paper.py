@@ -1,0 +1,130 @@
+"""The Learn&Drop paper's architectures in a report, beside what the paper claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.report_records import make_record, write_cell, write_grid
+
+from ldbench.io.checksums import write_sealed
+from ldbench.records.results import load_results
+from ldbench.records.stored import stored
+from ldbench.reporting.beside_paper import (
+    ARCHITECTURES,
+    FORWARD,
+    HEAD,
+    SETUP_HEAD,
+    SHORT_HEAD,
+    cost_tables,
+    depth,
+    depth_panels,
+    depth_picture,
+    family,
+    is_beside_paper,
+    rows_beside,
+    setup_rows,
+    short_rows,
+    stage_rows,
+)
+from ldbench.reporting.report import write_report
+from ldbench.reporting.summary import tabulate
+
+SECTION = "Beside the Learn&amp;Drop paper"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("paper")
+    for model in ("resnet152", "vgg11_bn", "vgg11", "resnet18", "mobilenet_v2"):
+        write_grid(out, methods=["freeze", "learn-and-drop"], model=model, stem="3x3 stride 1")
+    return out
+
+
+def table(flops: list[int], seconds: list[float], **changes: Any) -> dict[str, Any]:
+    stages = [{"forward": some, "backward": 0, "backward_first": 0, "output_shape": [1]} for some in flops]
+    told = {
+        "stages": [f"stage {number}" for number in range(len(flops))],
+        "batch_size": 8,
+        "steps": seconds,
+        "forward": seconds,
+        "backward": [0.0] * len(flops),
+        "inference": seconds,
+        "input_seconds": 0.0,
+        "tiers": {},
+        "flops": stages,
+        "normalised": [False] * len(flops),
+    }
+    return {"what": {"model": "vgg11"}, "table": told | changes}
+
+
+def test_families_and_depths_are_those_of_the_names() -> None:
+    assert [family(name) for name in ("vgg16_bn", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vgg", "densenet121")] == [
+        "VGG", "ResNet", "", "", "", "",
+    ]  # fmt: skip
+    assert [depth(name) for name in ARCHITECTURES] == [11, 13, 16, 19, 18, 34, 50, 101, 152]
+
+
+def test_every_architecture_of_the_paper_has_its_lines_in_order_and_no_other_has(grid: Path) -> None:
+    lines = tabulate(load_results(grid)).lines
+    rows = [dict(zip(HEAD, row, strict=True)) for row in rows_beside(lines)]
+    assert [row["architecture"] for row in rows[::2]] == ["vgg11", "vgg11_bn", "resnet18", "resnet152"]
+    assert {(row[HEAD[5]], row[HEAD[8]]) for row in rows if row["architecture"] == "vgg11_bn"} == {
+        ("17.83", "-0.26 to -2.38")
+    }
+    assert {row[HEAD[5]] for row in rows if row["architecture"] == "resnet18"} == {"not public"}
+    assert {row[HEAD[5]] for row in rows if row["architecture"] == "resnet152"} == {f"{FORWARD['resnet152']}"}
+    found = next(row for row in rows if row["rule"] == "learn-and-drop")
+    assert found["forward FLOPs - %"].startswith("40.0")  # it takes 0.6 of full's
+    # What it lost less what it is ahead of training less is what training less lost.
+    line = next(row for row in lines.to_dict("records") if row["label"] == "learn-and-drop" and row["model"] == "vgg11")
+    less = line["difference_to_full_points_mean"] - line["difference_at_equal_flops_points_mean"]
+    assert found[HEAD[9]] == f"{less:+.2f}"
+    short = [dict(zip(SHORT_HEAD, row, strict=True)) for row in short_rows(lines)]
+    assert [row["forward FLOPs - %"] for row in short if row["rule"] == "learn-and-drop"] == ["40.0"] * 4
+
+
+def test_how_they_were_trained_is_told_once_for_each(grid: Path) -> None:
+    rows = [dict(zip(SETUP_HEAD, row, strict=True)) for row in setup_rows(load_results(grid))]
+    assert [row["architecture"] for row in rows] == ["vgg11", "vgg11_bn", "resnet18", "resnet152"]
+    images = 1200 * 128
+    assert rows[0]["forward MFLOPs per image"] == f"{1e13 / images / 1e6:.1f}"
+    assert [rows[0][name] for name in ("width", "pixels", "stem", "images", "epochs", "learning rates")] == [
+        "0.5", "32", "3x3 stride 1", "12800", "12", "0.1",
+    ]  # fmt: skip
+
+
+def test_a_stage_that_takes_more_of_the_time_than_of_the_flops_is_named() -> None:
+    rows = stage_rows([table([10, 80, 10], [3.0, 6.0, 1.0]), table([10, 80, 10], [5.0, 4.0, 1.0])])
+    assert rows == [["vgg11", "stage 0", "10.00", "40.00", "4.0"]]
+    assert (
+        stage_rows([table([0, 0], [1.0, 1.0]), {"what": 3}, {}, table([1], [1.0]) | {"what": {"model": "alexnet"}}])
+        == []
+    )
+
+
+def test_what_is_drawn_is_what_was_saved_at_each_depth(grid: Path) -> None:
+    lines = tabulate(load_results(grid)).lines
+    panels = depth_panels(lines)
+    assert list(panels) == ["fashion-mnist"]
+    resnets = panels["fashion-mnist"]["ResNet, learn-and-drop"]
+    assert [(point.layers, point.mean) for point in resnets] == [(18, pytest.approx(40.0)), (152, pytest.approx(40.0))]
+    assert depth_picture(lines).startswith("<?xml")
+
+
+def test_the_section_is_there_where_depths_can_be_told_apart(grid: Path, tmp_path: Path) -> None:
+    costs = grid / "costs"
+    costs.mkdir(exist_ok=True)
+    write_sealed(costs / "a.json", table([10, 90], [5.0, 5.0]))
+    (costs / "b.json").write_text("{")
+    assert len(cost_tables(stored(grid))) == 1
+    page = write_report(grid).read_text(encoding="utf-8")
+    assert SECTION in page
+    assert "Stages that take more time than arithmetic" in page
+    for model in ("vgg11_bn", "resnet18"):
+        write_grid(tmp_path, seeds=range(2), methods=["learn-and-drop"], model=model)
+    assert not is_beside_paper(tabulate(load_results(tmp_path)).lines)
+    assert SECTION not in write_report(tmp_path).read_text(encoding="utf-8")
+    write_cell(tmp_path, make_record("learn-and-drop", 0, model="vgg13"))
+    assert SECTION in write_report(tmp_path).read_text(encoding="utf-8")

@@ -1,0 +1,35 @@
+"""Options of single models, in runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ldbench.cli.progress import ConsoleProgress
+from ldbench.experiment.validation import experiment_from_dict
+from ldbench.records.results import load_results
+from ldbench.runner.run_grid import run_experiment
+
+TABLE = {
+    "model": ["resnet18", "vgg11_bn"],
+    "method": ["full", "paced"],
+    "width": 0.0625,
+    "image_size": 16,
+    "train_size": 64,
+    "test_size": 32,
+    "epochs": 2,
+    "batch_size": 16,
+    "threads": 1,
+    "device": "cpu",
+    "for_model": {"vgg*": {"image_size": 32, "epochs": 3}},
+}
+
+
+def test_each_model_trains_on_images_of_its_own_size(tmp_path: Path) -> None:
+    run_experiment(experiment_from_dict(TABLE), tmp_path, ConsoleProgress(Console(), quiet=True))
+    cells = load_results(tmp_path)
+    assert set(cells["status"]) == {"finished"}
+    sizes = cells.groupby("model")[["image_size", "epochs"]].agg(["min", "max"])
+    assert sizes.loc["resnet18"].tolist() == [16, 16, 2, 2]
+    assert sizes.loc["vgg11_bn"].tolist() == [32, 32, 3, 3]
