@@ -76,6 +76,21 @@ def test_a_paced_timetable_by_hand() -> None:
     assert Paced(pace=1e6, earliest=0.0).stopped(Observation(1, 60, 0, 10)) == 9
 
 
+def test_of_a_deep_network_stages_leave_in_proportion_faster() -> None:
+    # 22 stages at a pace for 11: floor(2 x 1.5 x p x 22), so 13 of them after a fifth of the run, and of 11 floor(1.5 x p x 11)
+    assert [Paced().stopped(Observation(12, 60, 0, stages)) for stages in (10, 11, 22)] == [3, 3, 13]
+    assert Paced(pace_depth=22).stopped(Observation(12, 60, 0, 22)) == 6
+    assert Paced().leaves(21 - 6, 22) == pytest.approx(16 / 22 / 3)
+    hurried, steady = (LearnAndDrop(patience=1, earliest=0.0, pace_depth=depth) for depth in (11, 22))
+    for policy, most in ((hurried, 13), (steady, 6)):
+        policy.stopped(seen(5, [1.0] * 22, [1.0] * 22))
+        assert policy.stopped(seen(20, [0.0] * 22, [1.0] * 22)) == most
+        assert f"at most {most} of 22" in " ".join(policy.why(seen(20, [0.0] * 22, [1.0] * 22)))
+    for wrong in (0, 1.5, True):
+        with pytest.raises(UserError, match="pace_depth is a whole number from 1 up"):
+            Paced(pace_depth=wrong)  # type: ignore[arg-type]
+
+
 @given(pace=st.floats(0.0, 20.0), earliest=st.floats(0.0, 1.0), stages=st.integers(2, 60), total=st.integers(1, 500))
 def test_a_paced_stage_leaves_at_the_first_step_after_its_time(
     pace: float, earliest: float, stages: int, total: int
