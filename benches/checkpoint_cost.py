@@ -69,7 +69,7 @@ def main() -> None:
         folder = Path(name)
         preparation, [cell] = Preparation(experiment, folder, device), plan(experiment)
         measured = Measured(folder, after=8, rounds=options.rounds)
-        data, costs = preparation.data(cell.dataset), preparation.costs(cell)
+        data, costs = preparation.data(cell), preparation.costs(cell)
         with contextlib.suppress(Interrupted):
             run_cell(cell, data, costs, folder, device=device, checkpointer=measured)
         size = (folder / CHECKPOINT).stat().st_size

@@ -126,7 +126,7 @@ def main() -> None:
         folder = Path(name)
         preparation = Preparation(experiment, folder, device)
         full, schedule = plan(experiment)
-        data, costs = preparation.data(full.dataset), preparation.costs(full)
+        data, costs = preparation.data(full), preparation.costs(full)
 
         def engine(cell: Cell) -> float:
             return float(run_cell(cell, data, costs, folder, device=device).result["train_seconds"])

@@ -206,7 +206,7 @@ def test_in_a_stream_images_grow_over_what_the_learning_rate_spans(
     [cell] = plan(experiment)
     preparation = Preparation(experiment, tmp_path, CPU)
     (tmp_path / "cell").mkdir()
-    run = run_cell(cell, preparation.data("digits"), preparation.costs(cell), tmp_path / "cell", device=CPU)
+    run = run_cell(cell, preparation.data(cell), preparation.costs(cell), tmp_path / "cell", device=CPU)
     ends = [0, *(chunk["step"] for chunk in run.result["chunks"])]
     assert len(seen) == run.result["steps"] == ends[-1]
     assert [sorted(set(seen[a:b])) for a, b in itertools.pairwise(ends)] == sides

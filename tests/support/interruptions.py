@@ -62,7 +62,7 @@ class Bench:
         self.folder, self.table = folder, TABLE | {"model": model}
         cell = self.cell("full")
         preparation = Preparation(experiment_from_dict(self.table), folder, CPU)
-        self.data: Resident = preparation.data("digits")
+        self.data: Resident = preparation.data(cell)
         measured = preparation.costs(cell)
         count = len(measured.stages)
         tiers = {
@@ -80,7 +80,8 @@ class Bench:
     def online(self) -> Bench:
         """The same with data that are enough for cells of ``ONLINE``."""
         made = copy.copy(self)
-        made.data = Preparation(experiment_from_dict(self.table | ONLINE), self.folder / "online", CPU).data("digits")
+        experiment = experiment_from_dict(self.table | ONLINE)
+        made.data = Preparation(experiment, self.folder / "online", CPU).data(plan(experiment)[0])
         return made
 
     def cell(self, method: str, **options: Any) -> Cell:
