@@ -4,7 +4,7 @@
     python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
 Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``), ``results/equivariance.json`` (of
-``benches.equivariance``), ``results/paper-cpu.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
+``benches.equivariance``), ``results/paper-*.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
 pack``), whose pages and figures in ``results`` are made too.
 """
 
@@ -28,7 +28,7 @@ from ldbench.reporting.summary import Tables, tabulate
 ROOT = Path(__file__).parents[1]
 # In this order; those whose claims were declared. Every file has a page of its own.
 IN_README = ("evidence-cpu", "evidence-confirm", "evidence-long")
-PAPER = "paper-cpu.jsonl"
+PAPER, BEYOND = "paper-cpu.jsonl", "paper-beyond.jsonl"
 NO_PAPER = "No figures yet; `ldbench run paper-cpu --out DIR` and `ldbench pack DIR --brief --out results/paper-cpu.jsonl` make them."
 NO_EVIDENCE = (
     "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` and `ldbench pack results/evidence-cpu` make "
@@ -183,7 +183,7 @@ def paper_tables() -> dict[str, str]:
 
     file, told = (
         ROOT / "results" / PAPER,
-        dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short"), NO_PAPER),
+        dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short", "beyond"), NO_PAPER),
     )
     if file.exists():
         cells, tables = read(file)
@@ -194,6 +194,11 @@ def paper_tables() -> dict[str, str]:
             _markdown(beside.STAGE_HEAD, beside.stage_rows(beside.cost_tables(stored(file))))
         )
         told["paper in short"] = "\n".join([*head, "", *_markdown(beside.SHORT_HEAD, beside.short_rows(tables.lines))])
+    if (file := ROOT / "results" / BEYOND).exists():
+        cells, tables = read(file)
+        told["beyond"] = "\n".join(
+            [*_stands_on(file, cells, tables), "", *_markdown(beside.BEYOND_HEAD, beside.beyond_rows(tables.lines))]
+        )
     return told
 
 

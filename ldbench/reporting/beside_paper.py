@@ -35,6 +35,8 @@ HEAD = (
     "training less at the same FLOPs, points to full", "times cheaper at equal accuracy, by FLOPs", "by time",
     "realised ÷ predicted",
 )  # fmt: skip
+_CLAIMS = ("the paper's, %", "the paper's, points")
+BEYOND_HEAD = (*(title for title in HEAD if title not in _CLAIMS), "stages")
 SHORT_HEAD = (
     "architecture", "rule", "n", "forward FLOPs - %", "the paper's, %", "time ÷ full", "points to full, by data set", "the paper's, points",
     "training less at the same FLOPs, points to full",
@@ -84,24 +86,38 @@ def _order(model: str) -> tuple[bool, bool, int]:
 
 
 def rows_beside(lines: pd.DataFrame) -> list[list[str]]:
-    """A line of ``HEAD`` for each architecture, data set and rule."""
+    """A line of ``HEAD`` for each of the paper's architectures, data set and rule."""
     found = []
     for row in _rules(lines):
-        least, most = LOSS[family(row["model"])]
-        name = row["model"].removesuffix("_bn")
-        theirs = f"{FORWARD[name]:.2f}" if name in FORWARD else "not public"
-        less = float(row["difference_to_full_points_mean"]) - float(row["difference_at_equal_flops_points_mean"])
-        found.append(
-            [
-                clean(row["model"]), clean(row["dataset"]), clean(row["label"]), str(row["runs"]),
-                spanned(row, "forward_flops_reduction_percent", "", 1), theirs,
-                spanned(row, "train_time_ratio", ""),
-                spanned(row, "difference_to_full_points"), f"-{least:g} to -{most:g}",
-                f"{less:+.2f}" if math.isfinite(less) else "-",
-                speed_up(row, "flops"), speed_up(row, "time"), spanned(row, "realised_over_predicted", ""),
-            ]
-        )  # fmt: skip
+        forward, points = _claimed(row["model"])
+        texts = _measured(row)
+        found.append([*texts[:5], forward, *texts[5:7], points, *texts[7:]])
     return found
+
+
+def beyond_rows(lines: pd.DataFrame) -> list[list[str]]:
+    """A line of ``BEYOND_HEAD`` for every other architecture, data set and rule."""
+    rows = [
+        row for row in records_of(lines) if row["verdict"] != "control" and not family(row["model"]) and row["runs"]
+    ]
+    return [[*_measured(row), f"{row['stage_count_max']:.0f}"] for row in rows]
+
+
+def _measured(row: Record) -> list[str]:
+    """What is said of a rule on a network, what the paper claims left out."""
+    less = float(row["difference_to_full_points_mean"]) - float(row["difference_at_equal_flops_points_mean"])
+    return [
+        clean(row["model"]), clean(row["dataset"]), clean(row["label"]), str(row["runs"]),
+        spanned(row, "forward_flops_reduction_percent", "", 1), spanned(row, "train_time_ratio", ""),
+        spanned(row, "difference_to_full_points"), f"{less:+.2f}" if math.isfinite(less) else "-",
+        speed_up(row, "flops"), speed_up(row, "time"), spanned(row, "realised_over_predicted", ""),
+    ]  # fmt: skip
+
+
+def _claimed(model: str) -> tuple[str, str]:
+    """What the paper's public text claims of an architecture: percent of the forward FLOPs, points of accuracy."""
+    name, (least, most) = model.removesuffix("_bn"), LOSS[family(model)]
+    return f"{FORWARD[name]:.2f}" if name in FORWARD else "not public", f"-{least:g} to -{most:g}"
 
 
 def short_rows(lines: pd.DataFrame) -> list[list[str]]:
@@ -111,9 +127,7 @@ def short_rows(lines: pd.DataFrame) -> list[list[str]]:
         by_rule.setdefault((row["model"], row["label"]), []).append(row)
     found = []
     for (model, label), rows in by_rule.items():
-        least, most = LOSS[family(model)]
-        name = model.removesuffix("_bn")
-        theirs = f"{FORWARD[name]:.2f}" if name in FORWARD else "not public"
+        forward, points = _claimed(model)
         saved, ratio, lost, ahead = (
             [float(row[f"{column}_mean"]) for row in rows]
             for column in (
@@ -127,9 +141,9 @@ def short_rows(lines: pd.DataFrame) -> list[list[str]]:
             clean(label),
             str(min(row["runs"] for row in rows)),
             f"{sum(saved) / len(saved):.1f}",
-            theirs,
+            forward,
         ]
-        texts += [f"{sum(ratio) / len(ratio):.2f}", " and ".join(each), f"-{least:g} to -{most:g}", " and ".join(less)]
+        texts += [f"{sum(ratio) / len(ratio):.2f}", " and ".join(each), points, " and ".join(less)]
         found.append(texts)
     return found
 

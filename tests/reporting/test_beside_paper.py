@@ -13,10 +13,12 @@ from ldbench.records.results import load_results
 from ldbench.records.stored import stored
 from ldbench.reporting.beside_paper import (
     ARCHITECTURES,
+    BEYOND_HEAD,
     FORWARD,
     HEAD,
     SETUP_HEAD,
     SHORT_HEAD,
+    beyond_rows,
     cost_tables,
     depth,
     depth_panels,
@@ -83,6 +85,15 @@ def test_every_architecture_of_the_paper_has_its_lines_in_order_and_no_other_has
     assert found[HEAD[9]] == f"{less:+.2f}"
     short = [dict(zip(SHORT_HEAD, row, strict=True)) for row in short_rows(lines)]
     assert [row["forward FLOPs - %"] for row in short if row["rule"] == "learn-and-drop"] == ["40.0"] * 4
+
+
+def test_other_networks_have_their_lines_without_the_paper(grid: Path) -> None:
+    rows = [dict(zip(BEYOND_HEAD, row, strict=True)) for row in beyond_rows(tabulate(load_results(grid)).lines)]
+    assert [(row["architecture"], row["rule"], row["stages"]) for row in rows] == [
+        ("mobilenet_v2", "learn-and-drop", "8"),
+        ("mobilenet_v2", "freeze", "8"),
+    ]
+    assert rows[0]["forward FLOPs - %"].startswith("40.0")
 
 
 def test_how_they_were_trained_is_told_once_for_each(grid: Path) -> None:
