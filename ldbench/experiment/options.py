@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def experiment_from_options(source: str | None, options: dict[str, Any], setting
     table = dict(read_experiment(source)) if source is not None else {}
     table |= {key: _option(key, value) for key, value in options.items()}
     _narrow(table, options)
+    _narrow_models(table, options)
     if settings:
         experiment_from_dict({"policy": table.get("policy", {})})  # before anything is laid over it
         policy = {name: dict(entry) for name, entry in table.get("policy", {}).items()}
@@ -62,6 +64,19 @@ def _narrow(table: dict[str, Any], options: dict[str, Any]) -> None:
     for key in unused:
         if key not in options:
             table.pop(key, None)
+
+
+def _narrow_models(table: dict[str, Any], options: dict[str, Any]) -> None:
+    """What the command line says holds for all models; where it chooses some, leave out what the file says of others."""
+    of_models = table.get("for_model")
+    if not isinstance(of_models, dict) or not all(isinstance(entry, dict) for entry in of_models.values()):
+        return  # refused by name later
+    given = options.keys() | {word.partition("=")[0] for word in options.get("tune", ())}
+    table["for_model"] = {
+        pattern: {key: value for key, value in entry.items() if key not in given}
+        for pattern, entry in of_models.items()
+        if "model" not in options or any(fnmatchcase(model, pattern) for model in options["model"])
+    }
 
 
 def _setting(text: str) -> tuple[str, str, Any]:

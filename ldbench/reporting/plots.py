@@ -208,7 +208,10 @@ def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: M
             axes = figure.add_axes(spot)
             for label, points in curves.items():
                 x, y = [point.layers for point in points], np.array([point.mean for point in points])
-                bars = np.nan_to_num([y - [point.low for point in points], [point.high for point in points] - y])
+                ends = np.array([(point.low, point.high) for point in points]).T
+                bars = np.maximum(
+                    np.nan_to_num([y - ends[0], ends[1] - y]), 0.0
+                )  # rounding may put an end beyond the mean
                 colour, marker = styles[label]
                 style: dict[str, Any] = {
                     "marker": marker,

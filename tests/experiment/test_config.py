@@ -11,6 +11,7 @@ from ldbench.errors import UserError
 from ldbench.experiment.config import Experiment
 from ldbench.experiment.files import read_experiment, suite_names
 from ldbench.experiment.grid import cells
+from ldbench.experiment.options import experiment_from_options
 from ldbench.experiment.validation import experiment_from_dict
 from ldbench.models.recipes import default_recipe
 from ldbench.policies import registry
@@ -146,12 +147,29 @@ def test_models_may_have_options_of_their_own_and_the_later_table_has_the_say() 
     assert next(cells(alone, default_recipe)).cell_id == planned["resnet50"].cell_id
 
 
+def test_what_the_command_line_says_holds_for_every_model(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        'model = ["vgg11", "resnet18"]\n[for_model."resnet*"]\nimage_size = 16\nlr = 0.2\n[for_model.vgg11]\nlr = 0.3'
+    )
+
+    def of_models(**options: object) -> dict[str, dict[str, object]]:
+        return experiment_from_options(str(file), dict(options), [])[0].for_model
+
+    assert of_models() == {"resnet*": {"image_size": 16, "lr": 0.2}, "vgg11": {"lr": 0.3}}
+    assert of_models(image_size=32) == {"resnet*": {"lr": 0.2}, "vgg11": {"lr": 0.3}}
+    assert of_models(model=["vgg11"]) == {"vgg11": {"lr": 0.3}}
+    assert of_models(tune=["lr=0.1,0.2"], val_size=9) == {"resnet*": {"image_size": 16}, "vgg11": {}}
+
+
 @pytest.mark.parametrize("name", suite_names())
 def test_shipped_suites_are_valid_by_every_spelling(name: str) -> None:
     tables = [read_experiment(spelling) for spelling in (name, f"{name}.toml", f"suites/{name}.toml")]
     assert tables[0] == tables[1] == tables[2]
     experiment = experiment_from_dict(tables[0])
     assert isinstance(experiment, Experiment)
+    if any(model.startswith("timm:") for model in experiment.model):
+        pytest.importorskip("timm", reason="the suite has a network of timm's")
     assert len({cell.cell_id for cell in plan(experiment)}) >= 3
 
 

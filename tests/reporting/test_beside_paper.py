@@ -122,6 +122,9 @@ def test_what_is_drawn_is_what_was_saved_at_each_depth(grid: Path) -> None:
     resnets = panels["fashion-mnist"]["ResNet, learn-and-drop"]
     assert [(point.layers, point.mean) for point in resnets] == [(18, pytest.approx(40.0)), (152, pytest.approx(40.0))]
     assert depth_picture(lines).startswith("<?xml")
+    name = "forward_flops_reduction_percent"
+    odd = lines.assign(**{f"{name}_low": lines[f"{name}_mean"] + 1e-12, f"{name}_high": float("nan")})
+    assert depth_picture(odd).startswith("<?xml")
 
 
 def test_the_section_is_there_where_depths_can_be_told_apart(grid: Path, tmp_path: Path) -> None:
