@@ -143,7 +143,9 @@ class CellRuns:
         for runs in (self, *([self.before] if self.before is not None else [])):
             for other in runs.planned:
                 status, _, seen = runs.found[other.cell_id]
-                if other.dataset == cell.dataset and status in ("finished", "diverged") and seen not in (None, now):
+                if (other.dataset, other.image_size) != (cell.dataset, cell.image_size):
+                    continue  # images of another size are other pixels of the same files
+                if status in ("finished", "diverged") and seen not in (None, now):
                     raise UserError(
                         f"{cell.dataset}: its files have changed since {other.cell_id} was run in {runs.place}; "
                         "restore them, or choose another --out"

@@ -33,3 +33,11 @@ def test_each_model_trains_on_images_of_its_own_size(tmp_path: Path) -> None:
     sizes = cells.groupby("model")[["image_size", "epochs"]].agg(["min", "max"])
     assert sizes.loc["resnet18"].tolist() == [16, 16, 2, 2]
     assert sizes.loc["vgg11_bn"].tolist() == [32, 32, 3, 3]
+
+
+def test_what_was_interrupted_goes_on_where_models_see_other_sizes(tmp_path: Path) -> None:
+    quiet = ConsoleProgress(Console(), quiet=True)
+    run_experiment(experiment_from_dict(TABLE | {"method": ["full"]}), tmp_path, quiet)
+    run_experiment(experiment_from_dict(TABLE), tmp_path, quiet)
+    cells = load_results(tmp_path)
+    assert sorted(cells["method"]) == ["full", "full", "paced", "paced"]
