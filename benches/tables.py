@@ -28,8 +28,10 @@ from ldbench.reporting.summary import Tables, tabulate
 ROOT = Path(__file__).parents[1]
 # In this order; those whose claims were declared. Every file has a page of its own.
 IN_README = ("evidence-cpu", "evidence-confirm", "evidence-long")
-PAPER, BEYOND = "paper-cpu.jsonl", "paper-beyond.jsonl"
-NO_PAPER = "No figures yet; `ldbench run paper-cpu --out DIR` and `ldbench pack DIR --brief --out results/paper-cpu.jsonl` make them."
+PAPER, BEYOND = "paper-cpu", "paper-beyond"
+NO_PAPER = (
+    "No figures yet; `ldbench run {0} --out DIR` and `ldbench pack DIR --brief --out results/{0}.jsonl` make them."
+)
 NO_EVIDENCE = (
     "No figures yet; `ldbench run evidence-cpu --out results/evidence-cpu` and `ldbench pack results/evidence-cpu` make "
     "them."
@@ -181,11 +183,9 @@ def paper_tables() -> dict[str, str]:
     from ldbench.records.stored import stored
     from ldbench.reporting import beside_paper as beside
 
-    file, told = (
-        ROOT / "results" / PAPER,
-        dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short", "beyond"), NO_PAPER),
-    )
-    if file.exists():
+    told = dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short"), NO_PAPER.format(PAPER))
+    told["beyond"] = NO_PAPER.format(BEYOND)
+    if (file := ROOT / "results" / f"{PAPER}.jsonl").exists():
         cells, tables = read(file)
         head = _stands_on(file, cells, tables)
         told["paper"] = "\n".join([*head, "", *_markdown(beside.HEAD, beside.rows_beside(tables.lines))])
@@ -194,7 +194,7 @@ def paper_tables() -> dict[str, str]:
             _markdown(beside.STAGE_HEAD, beside.stage_rows(beside.cost_tables(stored(file))))
         )
         told["paper in short"] = "\n".join([*head, "", *_markdown(beside.SHORT_HEAD, beside.short_rows(tables.lines))])
-    if (file := ROOT / "results" / BEYOND).exists():
+    if (file := ROOT / "results" / f"{BEYOND}.jsonl").exists():
         cells, tables = read(file)
         told["beyond"] = "\n".join(
             [*_stands_on(file, cells, tables), "", *_markdown(beside.BEYOND_HEAD, beside.beyond_rows(tables.lines))]
@@ -255,7 +255,7 @@ def main() -> int:
         return int(bool(stale))
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
-    if (file := ROOT / "results" / PAPER).exists():
+    if (file := ROOT / "results" / f"{PAPER}.jsonl").exists():
         from ldbench.reporting.beside_paper import depth_picture
 
         file.with_suffix(".svg").write_text(depth_picture(read(file)[1].lines))

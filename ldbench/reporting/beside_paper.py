@@ -21,7 +21,7 @@ from ldbench.io.checksums import Damaged
 from ldbench.records.results import bounded, read_object
 from ldbench.records.stored import Stored
 from ldbench.reporting.comparisons import Record, records_of
-from ldbench.reporting.formatting import quantity, spanned, speed_up
+from ldbench.reporting.formatting import quantity, runs, spanned, speed_up
 from ldbench.reporting.markup import Html, picture, table, tag
 from ldbench.reporting.plots import Saving, depth_figure
 
@@ -50,8 +50,8 @@ BOUND = 2.0  # a stage that takes so many times the share of time that it has of
 LEAST = 0.01  # and at least this share of the step
 WHAT_DIFFERS = (
     "What differs from the paper, as far as its public text tells: these networks may be narrower, images smaller, runs shorter "
-    "and data fewer (the table says how far); VGGs run with and without BatchNorm; ResNets have a 3 x 3 stem on small images; recipes are this "
-    "project's, rates tuned on validation images; layers are dropped by stage (a VGG's convolution or linear layer, a ResNet's block); scores, "
+    "and data fewer (the table says how far); VGGs may have BatchNorm; ResNets have a 3 x 3 stem on small images; recipes are this "
+    "project's; layers are dropped by stage (a VGG's convolution or linear layer, a ResNet's block); scores, "
     "pace and store are this project's own formulation; FLOPs include building the store. The paper has no shortened training "
     "beside it; here it stands in every line."
 )
@@ -105,13 +105,20 @@ def beyond_rows(lines: pd.DataFrame) -> list[list[str]]:
 
 def _measured(row: Record) -> list[str]:
     """What is said of a rule on a network, what the paper claims left out."""
-    less = float(row["difference_to_full_points_mean"]) - float(row["difference_at_equal_flops_points_mean"])
+    less = _less(row)
     return [
-        clean(row["model"]), clean(row["dataset"]), clean(row["label"]), str(row["runs"]),
+        clean(row["model"]), clean(row["dataset"]), clean(row["label"]), runs(row),
         spanned(row, "forward_flops_reduction_percent", "", 1), spanned(row, "train_time_ratio", ""),
         spanned(row, "difference_to_full_points"), f"{less:+.2f}" if math.isfinite(less) else "-",
         speed_up(row, "flops"), speed_up(row, "time"), spanned(row, "realised_over_predicted", ""),
     ]  # fmt: skip
+
+
+def _less(row: Record) -> float:
+    """What training less comes to at the rule's FLOPs, in points to full training; NaN where the two are not of the same seeds."""
+    to_full, lead = "difference_to_full_points", "difference_at_equal_flops_points"
+    same = row[f"{to_full}_n"] == row[f"{lead}_n"]
+    return float(row[f"{to_full}_mean"]) - float(row[f"{lead}_mean"]) if same else math.nan
 
 
 def _claimed(model: str) -> tuple[str, str]:
@@ -128,24 +135,21 @@ def short_rows(lines: pd.DataFrame) -> list[list[str]]:
     found = []
     for (model, label), rows in by_rule.items():
         forward, points = _claimed(model)
-        saved, ratio, lost, ahead = (
-            [float(row[f"{column}_mean"]) for row in rows]
-            for column in (
-                "forward_flops_reduction_percent", "train_time_ratio", "difference_to_full_points", "difference_at_equal_flops_points",
-            )
-        )  # fmt: skip
-        each = [f"{value:+.1f}" for value in lost]
-        less = [f"{of - lead:+.1f}" for of, lead in zip(lost, ahead, strict=True)]
-        texts = [
-            clean(model),
-            clean(label),
-            str(min(row["runs"] for row in rows)),
-            f"{sum(saved) / len(saved):.1f}",
-            forward,
-        ]
-        texts += [f"{sum(ratio) / len(ratio):.2f}", " and ".join(each), points, " and ".join(less)]
+        saved, ratio = (_mean(rows, name) for name in ("forward_flops_reduction_percent", "train_time_ratio"))
+        lost = (_points(float(row["difference_to_full_points_mean"])) for row in rows)
+        texts = [clean(model), clean(label), str(min(row["runs"] for row in rows)), quantity(saved), forward]
+        texts += [quantity(ratio), " and ".join(lost), points, " and ".join(_points(_less(row)) for row in rows)]
         found.append(texts)
     return found
+
+
+def _mean(rows: Sequence[Record], name: str) -> float:
+    known = [value for row in rows if math.isfinite(value := float(row[f"{name}_mean"]))]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f}" if math.isfinite(value) else "-"
 
 
 def setup_rows(cells: pd.DataFrame) -> list[list[str]]:
@@ -205,26 +209,23 @@ def stage_rows(tables: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _shares(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, float, float]]]:
     """By model its stages: name, share of the FLOPs and of the seconds of a step, means over the tables there are."""
-    by_model: dict[str, list[list[tuple[str, float, float]]]] = {}
+    alike: dict[tuple[str, tuple[str, ...]], list[list[tuple[float, float]]]] = {}
     for saved in tables:
         try:
             model, told = str(saved["what"]["model"]), CostTable.from_dict(saved["table"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            flops = [stage.forward + stage.backward for stage in told.flops]
+            seconds = [ahead + back for ahead, back in zip(told.forward, told.backward, strict=True)]
+            whole, took = sum(flops), sum(seconds)
+            shares = [(of / whole, time / took) for of, time in zip(flops, seconds, strict=True)]
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             continue  # another program's, or one that was damaged
-        flops = [stage.forward + stage.backward for stage in told.flops]
-        seconds = [ahead + back for ahead, back in zip(told.forward, told.backward, strict=True)]
-        if family(model) and sum(flops) > 0 and sum(seconds) > 0:
-            share = zip(told.stages, flops, seconds, strict=True)
-            by_model.setdefault(model, []).append(
-                [(name, of / sum(flops), took / sum(seconds)) for name, of, took in share]
-            )
-    return {
-        model: [
-            (same[0][0], *(sum(part) / len(same) for part in list(zip(*same, strict=True))[1:]))
-            for same in zip(*some, strict=True)
-        ]
-        for model, some in by_model.items()
-    }
+        if family(model) and len(told.stages) == len(shares):
+            alike.setdefault((model, tuple(told.stages)), []).append(shares)
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for (model, names), some in alike.items():
+        means = [[sum(part) / len(part) for part in zip(*same, strict=True)] for same in zip(*some, strict=True)]
+        found.setdefault(model, []).extend((name, of, time) for name, (of, time) in zip(names, means, strict=True))
+    return found
 
 
 def depth_panels(lines: pd.DataFrame) -> dict[str, dict[str, list[Saving]]]:

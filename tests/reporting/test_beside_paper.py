@@ -44,19 +44,19 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def table(flops: list[int], seconds: list[float], **changes: Any) -> dict[str, Any]:
-    stages = [{"forward": some, "backward": 0, "backward_first": 0, "output_shape": [1]} for some in flops]
+def table(counts: list[int], seconds: list[float], **changes: Any) -> dict[str, Any]:
+    stages = [{"forward": some, "backward": 0, "backward_first": 0, "output_shape": [1]} for some in counts]
     told = {
-        "stages": [f"stage {number}" for number in range(len(flops))],
+        "stages": [f"stage {number}" for number in range(len(counts))],
         "batch_size": 8,
         "steps": seconds,
         "forward": seconds,
-        "backward": [0.0] * len(flops),
+        "backward": [0.0] * len(counts),
         "inference": seconds,
         "input_seconds": 0.0,
         "tiers": {},
         "flops": stages,
-        "normalised": [False] * len(flops),
+        "normalised": [False] * len(counts),
     }
     return {"what": {"model": "vgg11"}, "table": told | changes}
 
@@ -113,6 +113,24 @@ def test_a_stage_that_takes_more_of_the_time_than_of_the_flops_is_named() -> Non
         stage_rows([table([0, 0], [1.0, 1.0]), {"what": 3}, {}, table([1], [1.0]) | {"what": {"model": "alexnet"}}])
         == []
     )
+
+
+@pytest.mark.parametrize(
+    "damage", [{"forward": [1.0]}, {"forward": [None, 1.0, 1.0]}, {"stages": []}, {"flops": [{"forward": "x"}]}]
+)
+def test_a_cost_table_that_does_not_fit_itself_is_passed_over(damage: dict[str, Any]) -> None:
+    whole = table([10, 80, 10], [4.0, 5.0, 1.0])
+    assert stage_rows([table([10, 80, 10], [4.0, 5.0, 1.0], **damage), whole]) == stage_rows([whole])
+    other = table([10, 90], [4.0, 6.0])  # of the same network, divided otherwise
+    assert len(stage_rows([whole, other])) == 2
+
+
+def test_training_less_is_not_told_from_means_over_other_seeds(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=range(3), methods=["learn-and-drop"], model="vgg11")
+    for path in tmp_path.glob("cells/vgg11-fashion-mnist-full-None-2*/result.json"):
+        path.unlink()
+    lines = tabulate(load_results(tmp_path)).lines
+    assert [row[9] for row in rows_beside(lines)] == ["-"]
 
 
 def test_what_is_drawn_is_what_was_saved_at_each_depth(grid: Path) -> None:
