@@ -66,6 +66,7 @@ class ResidentSplit:
 
     Attributes:
         tier: "device" or "pinned".
+        device_bytes: what its images take of a GPU's memory; 0 where they don't lie there.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ResidentSplit:
         self.tier: Literal["device", "pinned"] = "device" if fits else "pinned"
         self._rows = rows.to(self.device) if fits else rows.pin_memory()
         self._labels = split.labels.to(self.device)
+        self.device_bytes = rows.numel() if self.device.type == "cuda" and fits else 0
 
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
         bias = -255 * torch.tensor(mean, dtype=torch.float64) * scale

@@ -125,8 +125,9 @@ def claims_digest(experiment: Experiment) -> str | None:
     if experiment.pretrain_dataset is not None:
         sources = [own_name(name) for name in experiment.pretrain_dataset]
         declared["pretrain_dataset"] = sources if len(sources) > 1 else sources[0]
-    if not experiment.for_model:
-        declared.pop("for_model", None)
+    declared.pop("for_model", None)
+    if of_models := {model: said for model in experiment.model if (said := experiment.options_for(model))}:
+        declared["for_model"] = of_models  # what it comes to: of several patterns that fit, the later one has the say
     declared["policy"] = experiment.policy.get(experiment.claims["method"], {})
     text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -81,6 +81,9 @@ def model_tables(name: str, value: Any, hints: Mapping[str, Any]) -> dict[str, d
         raise UserError(f'{name} must be a table, one sub-table per model, such as "resnet*", not {shown(value)}')
     tables: dict[str, dict[str, Any]] = {}
     for pattern, options in value.items():
+        for named in (pattern, *options):
+            if not isinstance(named, str):
+                raise UserError(f"{name}: models and options are named by text, not by {shown(named)}")
         for key in options:
             if key not in hints:
                 raise UserError(

@@ -37,9 +37,9 @@ def _key(experiment: Experiment) -> dict[str, Any]:
     """What decides the cells of a plan: the experiment, the weights it begins with, and the default recipes."""
     recipes = (resources.files("ldbench.models") / "recipes.py").read_bytes()
     init = init_identity(experiment.init)
-    whole: dict[str, Any] = plain(
-        {"experiment": experiment.to_dict(), "init": init, "recipes": hashlib.sha256(recipes).hexdigest()}
-    )
+    of_models = {model: experiment.options_for(model) for model in experiment.model}  # the order of its patterns counts
+    told = {"experiment": experiment.to_dict(), "for_model": of_models, "init": init}
+    whole: dict[str, Any] = plain(told | {"recipes": hashlib.sha256(recipes).hexdigest()})
     return whole
 
 

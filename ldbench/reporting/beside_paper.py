@@ -77,8 +77,18 @@ def is_beside_paper(lines: pd.DataFrame) -> bool:
 
 def _rules(lines: pd.DataFrame) -> list[Record]:
     """The rows of everything that drops layers, of the paper's architectures, by family, norm and depth."""
-    rows = [row for row in records_of(lines) if row["verdict"] != "control" and family(row["model"]) and row["runs"]]
-    return sorted(rows, key=lambda row: (*_order(row["model"]), row["dataset"], row["label"]))
+    rows = [row for row in _from_scratch(lines) if family(row["model"])]
+    return sorted(rows, key=lambda row: (*_order(row["model"]), _data(row), row["label"]))
+
+
+def _from_scratch(lines: pd.DataFrame) -> list[Record]:
+    """The rows of what drops layers of networks trained from scratch, as the paper's are; those that did not finish too."""
+    return [row for row in records_of(lines) if row["verdict"] != "control" and row["scenario"] == "scratch"]
+
+
+def _data(row: Record) -> str:
+    """The data set, and where a network was run on it in several settings which one."""
+    return ", ".join(text for text in (row["dataset"], row["setting_label"]) if text)
 
 
 def _order(model: str) -> tuple[bool, bool, int]:
@@ -97,17 +107,15 @@ def rows_beside(lines: pd.DataFrame) -> list[list[str]]:
 
 def beyond_rows(lines: pd.DataFrame) -> list[list[str]]:
     """A line of ``BEYOND_HEAD`` for every other architecture, data set and rule."""
-    rows = [
-        row for row in records_of(lines) if row["verdict"] != "control" and not family(row["model"]) and row["runs"]
-    ]
-    return [[*_measured(row), f"{row['stage_count_max']:.0f}"] for row in rows]
+    rows = [row for row in _from_scratch(lines) if not family(row["model"])]
+    return [[*_measured(row), f"{row['stage_count_max']:.0f}" if row["runs"] else "-"] for row in rows]
 
 
 def _measured(row: Record) -> list[str]:
     """What is said of a rule on a network, what the paper claims left out."""
     less = _less(row)
     return [
-        clean(row["model"]), clean(row["dataset"]), clean(row["label"]), runs(row),
+        clean(row["model"]), clean(_data(row)), clean(row["label"]), runs(row),
         spanned(row, "forward_flops_reduction_percent", "", 1), spanned(row, "train_time_ratio", ""),
         spanned(row, "difference_to_full_points"), f"{less:+.2f}" if math.isfinite(less) else "-",
         speed_up(row, "flops"), speed_up(row, "time"), spanned(row, "realised_over_predicted", ""),
@@ -232,10 +240,12 @@ def depth_panels(lines: pd.DataFrame) -> dict[str, dict[str, list[Saving]]]:
     """What ``depth_figure`` draws: by data set, and in it by family and rule, the forward FLOPs saved at each depth."""
     panels: dict[str, dict[str, list[Saving]]] = {}
     for row in _rules(lines):
+        if not row["runs"]:
+            continue
         norm = " with BatchNorm" if row["model"].endswith("_bn") else ""
         label = f"{family(row['model'])}{norm}, {row['label']}"
         saved = (float(row[f"forward_flops_reduction_percent_{part}"]) for part in ("mean", "low", "high"))
-        panels.setdefault(row["dataset"], {}).setdefault(label, []).append(Saving(depth(row["model"]), *saved))
+        panels.setdefault(_data(row), {}).setdefault(label, []).append(Saving(depth(row["model"]), *saved))
     return panels
 
 

@@ -196,6 +196,13 @@ def stages_figure(curves: Mapping[str, Curve], stages: int, methods: Sequence[st
         return _finished(axes)
 
 
+def lowest_shown(panels: Mapping[str, Mapping[str, Sequence[Saving]]]) -> float:
+    """The lower end of the percent axis: 0, or the ten below the lowest end of an interval where something cost more than it saved."""
+    points = [point for curves in panels.values() for some in curves.values() for point in some]
+    ends = [end for point in points for end in (point.mean, point.low) if math.isfinite(end)]
+    return min(0.0, *(10.0 * math.floor(end / 10) for end in ends)) if ends else 0.0
+
+
 def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: Mapping[int, float], title: str) -> str:
     """What is saved against depth: a panel for each data set, in it a line for each label, and ``claims`` (layers -> percent)."""
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
@@ -203,6 +210,7 @@ def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: M
     with rc_context(STYLE):
         figure = Figure(figsize=(width * len(panels), height + below + 0.35))
         whole, styles, shown = figure.get_figheight(), _styles(labels), dict[str, Any]()
+        lowest = lowest_shown(panels)
         for place, (name, curves) in enumerate(panels.items()):
             spot = ((place + 0.13) / len(panels), below / whole, 0.84 / len(panels), height / whole)
             axes = figure.add_axes(spot)
@@ -227,7 +235,7 @@ def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: M
             axes.set_xscale("log")
             axes.set_xticks(layers, [str(number) for number in layers], rotation=45, fontsize=7.5)
             axes.minorticks_off()
-            axes.set(xlabel="weight layers", ylim=(0, 100))
+            axes.set(xlabel="weight layers", ylim=(lowest, 100))
             axes.set_title(plain(f"{title}, {name}"), loc="left")
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=2 * len(panels), handlelength=1.6)

@@ -88,12 +88,16 @@ class Preparation:
     def _resident(self, name: str, **sizes: Any) -> Resident:
         began = time.perf_counter()
         dataset, layout = self._load(name, **sizes), self.experiment.channels_last
-        budget = int(torch.cuda.mem_get_info(self.device)[0] * 0.4) if self.device.type == "cuda" else None
+        here = [split for held in self._data.values() for split in (held.train, held.val, held.test) if split]
 
         def resident(split: Any) -> ResidentSplit:
-            return ResidentSplit(
-                split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=budget
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+            room = room_for_images(free, sum(some.device_bytes for some in here))
+            made = ResidentSplit(
+                split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=room
             )
+            here.append(made)
+            return made
 
         val = resident(dataset.val) if len(dataset.val.labels) else None
         splits = resident(dataset.train), val, resident(dataset.test)
@@ -233,6 +237,15 @@ class Preparation:
             shape = spec.channels, spec.image_size, spec.image_size
             Resizing(split_stages(build_model(spec)), shape, policy.image_side, cell.compile)
             self._resized.add(key)
+
+
+def room_for_images(free: int, held: int) -> int:
+    """Bytes of a GPU that further images may take: 40 % of what they and training share, less what images ``held`` take of it.
+
+    Args:
+        free: bytes that are free on the device now.
+    """
+    return max(int(0.4 * (free + held)) - held, 0)
 
 
 def _read(data: Resident, indices: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:

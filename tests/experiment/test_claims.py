@@ -80,6 +80,7 @@ def test_what_is_left_out_is_spelled_out_and_reads_back() -> None:
         ({"lr": 0.1}, False),
         ({"for_model": {"vgg11": {"lr": 0.1}}}, False),
         ({"for_model": {}}, True),
+        ({"for_model": {"vgg*": {}, "resnet18": {}}}, True),
         ({"epochs": 13}, False),
         ({"policy": {"learn-and-drop": {"patience": 3}}}, False),
         ({"claims": {"method": "learn-and-drop", "axes": ["flops"]}}, False),
@@ -92,6 +93,15 @@ def test_more_seeds_or_another_recipe_is_another_declaration_and_more_methods_ar
     changes: dict[str, Any], same: bool
 ) -> None:
     assert (claims_digest(experiment_from_dict(GRID | changes)) == claims_digest(experiment_from_dict(GRID))) == same
+
+
+def test_of_patterns_that_both_fit_their_order_is_part_of_the_declaration() -> None:
+    def digest(*patterns: str) -> str | None:
+        of_models = {pattern: {"lr": 0.1 if pattern == "*" else 0.2} for pattern in patterns}
+        return claims_digest(experiment_from_dict(GRID | {"for_model": of_models}))
+
+    assert digest("*", "vgg11") != digest("vgg11", "*")
+    assert digest("vgg11", "resnet18") == digest("resnet18", "vgg11")
 
 
 def test_the_digest_stays_what_it_was() -> None:

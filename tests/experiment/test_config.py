@@ -45,6 +45,8 @@ from ldbench.runner.plan import plan
         ({"for_model": {"resnet18": 3}}, ["for_model", "table"]),
         ({"for_model": {"resnet18": {"augment": "flip"}}}, ["for_model", "augment", "same for all models"]),
         ({"for_model": {"resnet18": {"width": "wide"}}}, ["for_model: resnet18: width", "a number"]),
+        ({"for_model": {18: {"width": 0.5}}}, ["for_model", "named by text", "18"]),
+        ({"for_model": {"resnet18": {3: 0.5}}}, ["for_model", "named by text", "3"]),
         ({"for_model": {"resnet18": {"width": 0}}}, ["for_model", "resnet18", "width", "above 0"]),
         ({"for_model": {"*": {"lr": 1}}, "tune": {"lr": [1, 2]}, "val_size": 9}, ["for_model", "lr", "tuned"]),
     ],
