@@ -31,7 +31,7 @@ HELP: dict[str, str] = {
     "method": "full, short, learn-and-drop, freeze, paced, schedule; freezeout, freezeout-linear, autofreeze, egeria, apf, "
     "linear-freezing, simfreeze, each also as NAME+store; stochastic-depth, progressive-depth, resize; infobatch; every rule "
     "that drops also as NAME+infobatch.",
-    "seeds": "How many seeds (0, 1, ...), or the seeds themselves: 3,5,7.",
+    "seeds": "How many seeds (0, 1, ...), or the seeds themselves: 3,5,7 (one alone: 7,).",
     "tune": "Values of the recipe to try for each method, such as lr=0.025,0.05,0.1; its cells take what does best on "
     "the validation images.",
     "tune_seeds": "How many seeds (1000, 1001, ...) to try them with, or the seeds themselves; 2 by default.",

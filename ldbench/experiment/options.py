@@ -122,15 +122,16 @@ def _option(key: str, value: Any) -> Any:
         return value
     kind = float if key == "short_budgets" else int
     try:
-        numbers = [kind(part) for part in value.split(",")]
+        several = value if key == "eval_every" else value.removesuffix(",")
+        numbers = [kind(part) for part in several.split(",")]
     except ValueError:
         name = f"--{key.replace('_', '-')}"
         raise UserError(f"{name} {shown(value)} is not understood: write {AS_TEXT[key]}") from None
     if key == "short_budgets":
         return numbers
     of_seeds = key in ("seeds", "tune_seeds")
-    if of_seeds and len(numbers) > 1:
-        return numbers
+    if of_seeds and "," in value:
+        return numbers  # "7," is seed 7 alone, as 7 says how many
     if of_seeds and not 0 < numbers[0] <= MOST_SEEDS:
         raise UserError(
             f"--{key.replace('_', '-')} {shown(value)}: at least one seed and at most {MOST_SEEDS} are needed"

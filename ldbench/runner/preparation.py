@@ -93,9 +93,7 @@ class Preparation:
         def resident(split: Any) -> ResidentSplit:
             free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
             room = room_for_images(free, sum(some.device_bytes for some in here))
-            made = ResidentSplit(
-                split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=room
-            )
+            made = ResidentSplit(split, dataset.mean, dataset.std, self.device, channels_last=layout, budget_bytes=room)
             here.append(made)
             return made
 

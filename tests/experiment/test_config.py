@@ -164,6 +164,16 @@ def test_what_the_command_line_says_holds_for_every_model(tmp_path: Path) -> Non
     assert of_models(tune=["lr=0.1,0.2"], val_size=9) == {"resnet*": {"image_size": 16}, "vgg11": {}}
 
 
+@pytest.mark.parametrize(("said", "seeds"), [("2", (0, 1)), ("7,", (7,)), ("7,2", (7, 2)), ("7,2,", (7, 2))])
+def test_a_number_says_how_many_seeds_and_a_comma_which(said: str, seeds: tuple[int, ...]) -> None:
+    assert experiment_from_options(None, {"seeds": said}, [])[0].seeds == seeds
+    for odd in (",", "7,,", ",7", ""):
+        with pytest.raises(UserError, match="--seeds .* is not understood: write 5 or 3,5,7"):
+            experiment_from_options(None, {"seeds": odd}, [])
+    with pytest.raises(UserError, match="--eval-every"):
+        experiment_from_options(None, {"eval_every": "3,"}, [])
+
+
 @pytest.mark.parametrize("name", suite_names())
 def test_shipped_suites_are_valid_by_every_spelling(name: str) -> None:
     tables = [read_experiment(spelling) for spelling in (name, f"{name}.toml", f"suites/{name}.toml")]

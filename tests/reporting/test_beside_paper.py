@@ -30,6 +30,7 @@ from ldbench.reporting.beside_paper import (
     short_rows,
     stage_rows,
 )
+from ldbench.reporting.plots import Saving, lowest_shown
 from ldbench.reporting.report import write_report
 from ldbench.reporting.summary import tabulate
 
@@ -160,3 +161,52 @@ def test_the_section_is_there_where_depths_can_be_told_apart(grid: Path, tmp_pat
     assert SECTION not in write_report(tmp_path).read_text(encoding="utf-8")
     write_cell(tmp_path, make_record("learn-and-drop", 0, model="vgg13"))
     assert SECTION in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_only_training_from_scratch_stands_beside_the_paper(tmp_path: Path) -> None:
+    for model in ("vgg11", "vgg13"):
+        write_grid(tmp_path, seeds=range(2), methods=["learn-and-drop"], model=model)
+        for seed in range(2):
+            write_cell(
+                tmp_path, make_record("learn-and-drop", seed, model=model, scenario="fine-tune"), scenario="fine-tune"
+            )
+    lines = tabulate(load_results(tmp_path)).lines
+    assert set(lines["scenario"]) == {"scratch", "fine-tune"}
+    assert [row[0] for row in rows_beside(lines)] == ["vgg11", "vgg13"]
+    assert [row[2] for row in short_rows(lines)] == ["2", "2"]
+
+
+def test_settings_of_one_network_are_told_apart(tmp_path: Path) -> None:
+    for epochs in (12, 24):
+        for model in ("vgg11", "vgg13"):
+            for method in ("full", "learn-and-drop"):
+                write_cell(tmp_path, make_record(method, 0, model=model, epochs=epochs), epochs=epochs)
+    lines = tabulate(load_results(tmp_path)).lines
+    told = {(row[0], row[1]) for row in rows_beside(lines)}
+    assert told == {(f"vgg{depth}", f"fashion-mnist, epochs={epochs}") for depth in (11, 13) for epochs in (12, 24)}
+    panels = depth_panels(lines)
+    assert set(panels) == {"fashion-mnist, epochs=12", "fashion-mnist, epochs=24"}
+    assert [point.layers for point in panels["fashion-mnist, epochs=12"]["VGG, learn-and-drop"]] == [11, 13]
+
+
+def test_a_rule_all_of_whose_runs_failed_keeps_its_line(tmp_path: Path) -> None:
+    for model in ("vgg11", "vgg13", "alexnet"):
+        write_grid(tmp_path, seeds=range(2), methods=["freeze"], model=model)
+        for seed in range(2):
+            write_cell(
+                tmp_path, make_record("learn-and-drop", seed, model=model, status="failed", error="out of memory")
+            )
+    lines = tabulate(load_results(tmp_path)).lines
+    rows = [dict(zip(HEAD, row, strict=True)) for row in rows_beside(lines)]
+    assert [row["n"] for row in rows if row["rule"] == "learn-and-drop"] == ["0, 2 failed"] * 2
+    assert [row[2] for row in short_rows(lines) if row[1] == "learn-and-drop"] == ["0", "0"]
+    assert [row[3] for row in beyond_rows(lines) if row[2] == "learn-and-drop"] == ["0, 2 failed"]
+    assert list(depth_panels(lines)["fashion-mnist"]) == ["VGG, freeze"]
+    assert SECTION in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_rule_that_costs_more_than_it_saves_is_drawn() -> None:
+    assert lowest_shown({}) == 0
+    assert lowest_shown({"one": {"a": [Saving(11, 40.0, 30.0, 50.0)]}}) == 0
+    assert lowest_shown({"one": {"a": [Saving(11, -4.0, float("nan"), float("nan"))]}}) == -10
+    assert lowest_shown({"one": {"a": [Saving(11, 4.0, -21.0, 29.0), Saving(13, 4.0, 1.0, 9.0)]}}) == -30
