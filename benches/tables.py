@@ -4,7 +4,7 @@
     python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
 Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``), ``results/equivariance.json`` (of
-``benches.equivariance``), ``results/paper-*.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
+``benches.equivariance``), ``results/paper-cpu*.jsonl``, ``results/paper-beyond.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
 pack``), whose pages and figures in ``results`` are made too.
 """
 
@@ -178,6 +178,16 @@ def augmentation_tables() -> dict[str, str]:
     return told
 
 
+def paper_files() -> list[Path]:
+    """The packed runs of ``paper-cpu``, a file or several, such as one for each data set."""
+    return sorted((ROOT / "results").glob(f"{PAPER}*.jsonl"))
+
+
+def paper_lines(files: Sequence[Path]) -> pd.DataFrame:
+    """What the runs in these files come to, in one table."""
+    return pd.concat([read(file)[1].lines for file in files], ignore_index=True)
+
+
 def paper_tables() -> dict[str, str]:
     """Those of the page beside the Learn&Drop paper, and the README's one of them."""
     from ldbench.records.stored import stored
@@ -185,15 +195,17 @@ def paper_tables() -> dict[str, str]:
 
     told = dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short"), NO_PAPER.format(PAPER))
     told["beyond"] = NO_PAPER.format(BEYOND)
-    if (file := ROOT / "results" / f"{PAPER}.jsonl").exists():
-        cells, tables = read(file)
-        head = _stands_on(file, cells, tables)
-        told["paper"] = "\n".join([*head, "", *_markdown(beside.HEAD, beside.rows_beside(tables.lines))])
+    if files := paper_files():
+        parts = [read(file) for file in files]
+        heads = [line for file, part in zip(files, parts, strict=True) for line in _stands_on(file, *part)]
+        head = "\n\n".join(heads)
+        lines, cells = paper_lines(files), pd.concat([cells for cells, _ in parts])
+        costs = [table for file in files for table in beside.cost_tables(stored(file))]
+        told["paper"] = "\n".join([head, "", *_markdown(beside.HEAD, beside.rows_beside(lines))])
         told["paper setup"] = "\n".join(_markdown(beside.SETUP_HEAD, beside.setup_rows(cells)))
-        told["paper stages"] = "\n".join(
-            _markdown(beside.STAGE_HEAD, beside.stage_rows(beside.cost_tables(stored(file))))
-        )
-        told["paper in short"] = "\n".join([*head, "", *_markdown(beside.SHORT_HEAD, beside.short_rows(tables.lines))])
+        told["paper stages"] = "\n".join(_markdown(beside.STAGE_HEAD, beside.stage_rows(costs)))
+        own = lines[(lines["method"] == "learn-and-drop") | (lines["verdict"] == "control")]
+        told["paper in short"] = "\n".join([head, "", *_markdown(beside.SHORT_HEAD, beside.short_rows(own))])
     if (file := ROOT / "results" / f"{BEYOND}.jsonl").exists():
         cells, tables = read(file)
         told["beyond"] = "\n".join(
@@ -255,10 +267,11 @@ def main() -> int:
         return int(bool(stale))
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
-    if (file := ROOT / "results" / f"{PAPER}.jsonl").exists():
+    if packed := paper_files():
         from ldbench.reporting.beside_paper import depth_picture
 
-        file.with_suffix(".svg").write_text(depth_picture(read(file)[1].lines))
+        picture = ROOT / "results" / f"{PAPER}.svg"
+        picture.write_text(depth_picture(paper_lines(packed)), encoding="utf-8")
     for file in evidence:
         file.with_suffix(".svg").write_text(evidence_figure(file))
     return 0

@@ -63,11 +63,24 @@ def report(
     directory: Annotated[Path, typer.Argument(help=PLACE)],
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     all_figures: Annotated[bool, typer.Option("--all-figures", help="Draw every figure of a large grid.")] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Print the table alone, as latex, markdown, csv or json; nothing is written."),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of that table: accuracy,full,time; an unknown one names them all.")
+    ] = None,
 ) -> None:
     """Print the table of a results folder and write its HTML page and CSV files."""
-    from ldbench.cli.commands import report_command
+    from ldbench.cli.commands import export_command, report_command
 
-    raise typer.Exit(report_command(directory, as_json=json_, all_figures=all_figures))
+    if format_ is None and columns is None:
+        raise typer.Exit(report_command(directory, as_json=json_, all_figures=all_figures))
+    if json_ or all_figures:
+        raise UserError("--format prints one table and writes no page: leave out --json and --all-figures")
+    if format_ is None:
+        raise UserError("--columns goes with --format latex, markdown, csv or json")
+    raise typer.Exit(export_command(directory, format_, columns))
 
 
 @app.command()

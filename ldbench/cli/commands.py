@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ldbench.cli.progress import ConsoleProgress
-from ldbench.errors import UserError
+from ldbench.errors import UserError, nearest, shown
 from ldbench.experiment.config import Experiment
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 10
 
 
-def console() -> Console:
-    """Standard output; piped output is plain and not cut at 80 columns."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=160)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error; piped output is plain and not cut at 80 columns."""
+    made = Console(highlight=False, stderr=stderr)
+    return made if made.is_terminal else Console(highlight=False, stderr=stderr, width=160)
 
 
 def run_command(experiment: Experiment, out: Path, *, dry_run: bool, quiet: bool, as_json: bool) -> int:
@@ -132,6 +132,25 @@ def report_command(directory: Path, *, as_json: bool, all_figures: bool = False)
     print_table(screen, tables)
     _print_left_out(screen, results)
     screen.print(f"Report: {page}", markup=False, soft_wrap=True)
+    return 0
+
+
+def export_command(directory: Path, form: str, columns: str | None) -> int:
+    """The table of a results folder, or of a packed one, on standard output: for a paper or a program."""
+    from ldbench.records.results import load_results
+    from ldbench.records.stored import stored
+    from ldbench.reporting.exports import FORMATS, columns_named, export
+    from ldbench.reporting.summary import summarize
+
+    if form not in FORMATS:
+        raise UserError(f"--format {shown(form)} is unknown: {nearest(form, FORMATS)}")
+    names = columns_named(columns)
+    place = stored(directory)
+    results = load_results(place)
+    if results.empty:
+        raise UserError(f"{place.path}: no finished run to make a table of")
+    print(export(results, summarize(results), form, names), end="")
+    _print_left_out(console(stderr=True), results)
     return 0
 
 

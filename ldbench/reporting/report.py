@@ -18,6 +18,7 @@ from ldbench.records.results import load_results
 from ldbench.records.stored import Place, stored
 from ldbench.reporting.chunks import CHUNK_FIELDS, chunk_rows
 from ldbench.reporting.comparisons import BETWEEN, by_comparison, comparison_title, records_of
+from ldbench.reporting.exports import guarded_csv
 from ldbench.reporting.formatting import accuracy, frontier_check, plus_minus, recipe, runs, slope, spanned
 from ldbench.reporting.sentences import cheaper, family
 from ldbench.reporting.summary import Tables, tabulate
@@ -60,13 +61,13 @@ def write_report(
     streamed = by_comparison(cells[cells["chunks"].map(bool)].loc[:, list(CHUNK_FIELDS)])
     chunks = [row for _, group in sorted(streamed.items()) for row in chunk_rows(group)]
     files = {
-        "groups.csv": _csv(tables.groups),
-        "table.csv": _csv(tables.lines),
-        "cells.csv": _csv(named),
-        "drops.csv": _csv(pd.DataFrame(every)),
+        "groups.csv": guarded_csv(tables.groups),
+        "table.csv": guarded_csv(tables.lines),
+        "cells.csv": guarded_csv(named),
+        "drops.csv": guarded_csv(pd.DataFrame(every)),
     }
     if chunks:
-        files["chunks.csv"] = _csv(pd.DataFrame(chunks))
+        files["chunks.csv"] = guarded_csv(pd.DataFrame(chunks))
     files["index.html"] = build_page(place, cells, tables, all_figures=all_figures)
     folder = place.report_folder
     if folder.is_symlink():  # in somebody else's results it may lead anywhere
@@ -150,20 +151,3 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             yield f"{clean(row['label'])}: {clean(row['statement'])}", ""
     for note in rows[0]["warnings"].split(BETWEEN) if rows[0]["warnings"] else []:
         yield f"warning: {clean(note)}", "yellow"
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    """CSV text; a text that a spreadsheet would take for a formula gets a quote in front."""
-    guarded = frame.copy()
-    for name in guarded.columns:
-        if not pd.api.types.is_numeric_dtype(guarded[name]):
-            known = {value: _guarded(value) for value in guarded[name].unique()}  # texts repeat from run to run
-            guarded[name] = [known[value] for value in guarded[name]]
-    return guarded.to_csv(index=False, lineterminator="\n")
-
-
-def _guarded(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = clean(value)
-    return "'" + text if text.startswith(("=", "+", "-", "@")) else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_finished_cells_are_skipped_and_the_report_repeats_the_table(results: tu
     assert "learn-and-drop" in shown.stdout
 
 
+def test_a_table_for_a_paper_is_all_that_is_printed_and_nothing_is_written(
+    results: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(results[0], tmp_path / "results", ignore=shutil.ignore_patterns("report"))
+    done = ldbench("report", "results", "--format", "latex", "--columns", "n,time", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("% needs ")
+    assert done.stdout.endswith("\\end{longtable}\n")
+    assert not (tmp_path / "results" / "report").exists()
+
+
 def test_the_report_as_json_has_its_groups_first(results: tuple[Path, str], tmp_path: Path) -> None:
     shown = ldbench("report", results[0], "--json", folder=tmp_path)
     told = json.loads(shown.stdout)
@@ -219,6 +231,10 @@ def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Pat
             ["smaller than 32 x 32 pixels", "pools"],
         ),
         (["report", "absent"], ["absent", "cells"]),
+        (["report", "absent", "--format", "tex"], ["--format", "tex", "latex"]),
+        (["report", "absent", "--format", "csv", "--columns", "tim"], ["--columns", "tim", "time"]),
+        (["report", "absent", "--columns", "time"], ["--columns", "--format"]),
+        (["report", "absent", "--format", "csv", "--json"], ["--format", "--json"]),
         (["fly"], ["fly"]),
     ],
 )

@@ -168,7 +168,7 @@ def test_what_the_command_line_says_holds_for_every_model(tmp_path: Path) -> Non
 def test_a_number_says_how_many_seeds_and_a_comma_which(said: str, seeds: tuple[int, ...]) -> None:
     assert experiment_from_options(None, {"seeds": said}, [])[0].seeds == seeds
     for odd in (",", "7,,", ",7", ""):
-        with pytest.raises(UserError, match="--seeds .* is not understood: write 5 or 3,5,7"):
+        with pytest.raises(UserError, match=r"--seeds .* is not understood: write 5 or 3,5,7"):
             experiment_from_options(None, {"seeds": odd}, [])
     with pytest.raises(UserError, match="--eval-every"):
         experiment_from_options(None, {"eval_every": "3,"}, [])
