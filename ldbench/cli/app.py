@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report | verify | pack | profile | doctor``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | verify | pack | profile | list | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from ldbench.training.interrupts import Interrupted
 app = typer.Typer(
     name="ldbench",
     help="Train CNNs with and without layer dropping and measure what it saves: time, energy, FLOPs and accuracy.",
-    add_completion=False,
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -142,10 +141,34 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print the finding
     raise typer.Exit(doctor_command(as_json=json_))
 
 
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="models, datasets, methods or suites.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """What can be named: models, data sets, methods or suites, each with a line about it."""
+    from ldbench.cli.commands import list_command
+
+    raise typer.Exit(list_command(kind, as_json=json_))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ldbench import __version__
+
+        print(f"ldbench {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Options of every command."""
-    del debug  # read in main, where errors end up
+    del debug, version  # read in main, where errors end up, and by its callback
 
 
 def main() -> None:
@@ -154,6 +177,7 @@ def main() -> None:
     if any("\0" in argument for argument in sys.argv):
         sys.exit(_fail("an argument holds a NUL character", debug))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = arguments or ["--help"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path need not be text, nor the terminal able to show it
             stream.reconfigure(errors="backslashreplace")

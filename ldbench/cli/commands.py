@@ -206,6 +206,20 @@ def pack_command(directory: Path, out: Path | None, *, scores: bool, brief: bool
     return 1 if damaged else 0
 
 
+def list_command(kind: str, *, as_json: bool) -> int:
+    """Models, data sets, methods or suites with a line about each."""
+    from ldbench.cli.listing import entries
+
+    found = entries(kind)
+    if as_json:
+        print(json.dumps([{"name": name, "about": about} for name, about in found]))
+        return 0
+    width = max(len(name) for name, _ in found)
+    for name, about in found:
+        print(f"{name:<{width}}  {about}".rstrip())
+    return 0
+
+
 def doctor_command(*, as_json: bool) -> int:
     """What this machine can do. Exit code 0 when training works."""
     from ldbench.doctor.checks import doctor

@@ -1,8 +1,8 @@
 """The Learn&Drop paper's architectures in a report: what dropping saves of each, beside what the paper claims of its own.
 
-The claims are those of the public text (Cruciata et al. 2024, abstract; arXiv 2604.23403): forward FLOPs reduced by 17.83 % on
+The claims are those of its abstracts (Cruciata et al. 2024; arXiv 2604.23403); the full text was not at hand: forward FLOPs reduced by 17.83 % on
 VGG-11 to 83.74 % on ResNet-152, training time more than halved, accuracy lower by 0.26 to 2.38 % on VGGs and by 0.4 to 3.2 % on
-ResNets. What it has of the other architectures is not public.
+ResNets. What it has of the other architectures stands in the full text.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ STAGE_HEAD = ("architecture", "stage", "FLOPs of a step, %", "time of a step, %"
 BOUND = 2.0  # a stage that takes so many times the share of time that it has of the FLOPs is listed
 LEAST = 0.01  # and at least this share of the step
 WHAT_DIFFERS = (
-    "What differs from the paper, as far as its public text tells: these networks may be narrower, images smaller, runs shorter "
+    "What differs from the paper, as far as its abstract tells (the full text was not at hand): these networks may be narrower, images smaller, runs shorter "
     "and data fewer (the table says how far); VGGs may have BatchNorm; ResNets have a 3 x 3 stem on small images; recipes are this "
     "project's; layers are dropped by stage (a VGG's convolution or linear layer, a ResNet's block); scores, "
-    "pace and store are this project's own formulation; FLOPs include building the store. The paper has no shortened training "
-    "beside it; here it stands in every line."
+    "pace and store are this project's own formulation; FLOPs include building the store. Its abstract tells of no "
+    "shortened training; here it stands in every line."
 )
 
 
@@ -130,9 +130,9 @@ def _less(row: Record) -> float:
 
 
 def _claimed(model: str) -> tuple[str, str]:
-    """What the paper's public text claims of an architecture: percent of the forward FLOPs, points of accuracy."""
+    """What the paper's abstracts claim of an architecture: percent of the forward FLOPs, points of accuracy."""
     name, (least, most) = model.removesuffix("_bn"), LOSS[family(model)]
-    return f"{FORWARD[name]:.2f}" if name in FORWARD else "not public", f"-{least:g} to -{most:g}"
+    return f"{FORWARD[name]:.2f}" if name in FORWARD else "not at hand", f"-{least:g} to -{most:g}"
 
 
 def short_rows(lines: pd.DataFrame) -> list[list[str]]:

@@ -12,8 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from ldbench.experiment.files import read_experiment
+from ldbench import __version__
+from ldbench.cli.app import main
+from ldbench.cli.commands import list_command
+from ldbench.cli.listing import KINDS
+from ldbench.data.names import DATASET_FORMS, DATASET_NAMES
+from ldbench.experiment.files import read_experiment, suite_names
 from ldbench.experiment.validation import experiment_from_dict
+from ldbench.policies.registry import method_names
 
 SMALL = ["--dataset", "digits", "--model", "resnet18", "--width", "0.1", "--image-size", "16"]
 SMALL += ["--train-size", "200", "--test-size", "100", "--epochs", "4", "--batch-size", "50"]
@@ -236,6 +242,7 @@ def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Pat
         (["report", "absent", "--columns", "time"], ["--columns", "--format"]),
         (["report", "absent", "--format", "csv", "--json"], ["--format", "--json"]),
         (["fly"], ["fly"]),
+        (["list", "model"], ["model", "models"]),
     ],
 )
 def test_wrong_input_gets_one_line_exit_code_2_and_leaves_nothing(
@@ -379,3 +386,34 @@ def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--short-budgets" in done.stdout
+
+
+def test_alone_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for arguments in ([], ["-h"], ["--help"], ["--version"]):
+        monkeypatch.setattr(sys, "argv", ["ldbench", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
+    assert len(told[0].splitlines()) > 15
+    assert told[3] == f"ldbench {__version__}\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_can_be_named_is_listed_with_a_line_about_each(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list_command(kind, as_json=True) == 0
+    found = {entry["name"]: entry["about"] for entry in json.loads(capsys.readouterr().out)}
+    known = {
+        "models": {"resnet152", "vgg19_bn", "vit_b_16"},
+        "datasets": {*DATASET_NAMES, *DATASET_FORMS},
+        "methods": set(method_names()),
+        "suites": set(suite_names()),
+    }
+    assert known[kind] <= set(found)
+    if kind != "models":
+        assert all(20 < len(about) < 160 and about.count("(") == about.count(")") for about in found.values()), found
+    assert list_command(kind, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(found)

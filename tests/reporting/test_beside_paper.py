@@ -76,7 +76,7 @@ def test_every_architecture_of_the_paper_has_its_lines_in_order_and_no_other_has
     assert {(row[HEAD[5]], row[HEAD[8]]) for row in rows if row["architecture"] == "vgg11_bn"} == {
         ("17.83", "-0.26 to -2.38")
     }
-    assert {row[HEAD[5]] for row in rows if row["architecture"] == "resnet18"} == {"not public"}
+    assert {row[HEAD[5]] for row in rows if row["architecture"] == "resnet18"} == {"not at hand"}
     assert {row[HEAD[5]] for row in rows if row["architecture"] == "resnet152"} == {f"{FORWARD['resnet152']}"}
     found = next(row for row in rows if row["rule"] == "learn-and-drop")
     assert found["forward FLOPs - %"].startswith("40.0")  # it takes 0.6 of full's
