@@ -1,11 +1,11 @@
-"""Refreshes the README's tables, and pages and figures, from the result files that a lab brought home.
+"""Refreshes the tables of README.md and the pages, and the figures, from the result files that are committed.
 
     python -m benches.tables            # rewrites README.md, pages of docs, results/evidence-*.md and the figures
     python -m benches.tables --check    # exit code 1 if README.md or a page is out of date
 
 Read are ``results/gpu/*/lab.json`` (of ``benches.lab``, see ``benches.lab_tables``), ``results/equivariance.json`` (of
-``benches.equivariance``), ``results/paper-cpu*.jsonl``, ``results/paper-beyond.jsonl`` and ``results/evidence-*.jsonl`` (of these suites, packed by ``ldbench
-pack``), whose pages and figures in ``results`` are made too.
+``benches.equivariance``) and, of suites and packed by ``ldbench pack``, ``results/paper-cpu*.jsonl``,
+``results/paper-beyond.jsonl`` and ``results/evidence-*.jsonl``. Of the last there is a page and a figure each in ``results``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ldbench.reporting.summary import Tables, tabulate
 
 ROOT = Path(__file__).parents[1]
 # In this order; those whose claims were declared. Every file has a page of its own.
-IN_README = ("evidence-cpu", "evidence-confirm", "evidence-long")
+ON_THE_PAGE = ("evidence-cpu", "evidence-confirm", "evidence-long")
 PAPER, BEYOND = "paper-cpu", "paper-beyond"
 NO_PAPER = (
     "No figures yet; `ldbench run {0} --out DIR` and `ldbench pack DIR --brief --out results/{0}.jsonl` make them."
@@ -124,9 +124,9 @@ def verdict_table(files: Sequence[Path]) -> str:
         lines += [
             "Points of accuracy, of streams (online) the mean over the chunks; 95 % intervals over the seeds, each by itself. "
             "Comparison by comparison, with controls, accuracies, slopes and the frontiers' own check: "
-            f"[results/{name}.md](results/{name}.md).",
+            f"[results/{name}.md](../results/{name}.md).",
             "",
-            f"![Accuracy against the FLOPs of training, comparison by comparison](results/{name}.svg)",
+            f"![Accuracy against the FLOPs of training, comparison by comparison](../results/{name}.svg)",
             "",
         ]
     return "\n".join(lines).strip() or NO_EVIDENCE
@@ -237,22 +237,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    labs, readme = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "README.md"
-    page = ROOT / "docs" / "augmentation.md"
+    labs, docs = sorted((ROOT / "results" / "gpu").glob("*/lab.json")), ROOT / "docs"
     evidence = sorted((ROOT / "results").glob("evidence-*.jsonl"))
-    told = [file for name in IN_README for file in evidence if file.stem == name]
-    tables = {
-        "kernel": kernel_table(labs),
-        "evidence": verdict_table(told),
-        "step": step_table(labs),
-        "energy": energy_table(labs),
-    }
+    told = [file for name in ON_THE_PAGE for file in evidence if file.stem == name]
     beside = paper_tables()
-    tables["paper"] = beside.pop("paper in short")
-    made = {readme: refreshed(readme.read_text(encoding="utf-8"), tables)}
-    paper = ROOT / "docs" / "paper.md"
-    made[paper] = refreshed(paper.read_text(encoding="utf-8"), beside)
-    made[page] = refreshed(page.read_text(encoding="utf-8"), augmentation_tables())
+    tables = {
+        ROOT / "README.md": {"paper": beside.pop("paper in short")},
+        docs / "paper.md": beside,
+        docs / "evidence.md": {"evidence": verdict_table(told)},
+        docs / "kernels.md": {"kernel": kernel_table(labs)},
+        docs / "lab.md": {"step": step_table(labs), "energy": energy_table(labs)},
+        docs / "augmentation.md": augmentation_tables(),
+    }
+    made = {path: refreshed(path.read_text(encoding="utf-8"), some) for path, some in tables.items()}
     for file in evidence:
         made[file.with_suffix(".md")] = f"# {file.stem}\n\n{evidence_table([file])}\n"
     if options.check:

@@ -22,7 +22,7 @@ from ldbench.policies.registry import get_method
 from ldbench.records.declared import Declared
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, PAGE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evidence.md"))
 FIGURE = re.compile(r"(?:[≥≤] )?[+-]?\d+\.\d\dx? \[[^\]]+\]")
 TABLE = re.compile(r"<!-- [\w -]+ table -->\n(.*?)<!-- end -->", re.DOTALL)
 
@@ -34,8 +34,11 @@ def evidence(name: str) -> pd.DataFrame:
 
 def texts() -> dict[str, str]:
     """What speaks of measured results, tables and code aside."""
-    said = README.partition("\n## Does it beat training less?\n")[2].partition("\n## ")[0]
-    found = {"README": TABLE.sub("", said), "GUIDE": (ROOT / "GUIDE.md").read_text(encoding="utf-8")}
+    found = {
+        "README": TABLE.sub("", README),
+        "page": TABLE.sub("", PAGE),
+        "GUIDE": (ROOT / "GUIDE.md").read_text(encoding="utf-8"),
+    }
     for path in sorted((ROOT / "docs" / "methods").glob("*.md")):
         measured = path.read_text(encoding="utf-8").partition("\n## Measured\n")[2]
         found[f"card of {path.stem}"] = re.sub(r"<!-- verdict: ([a-z-]+) -->\n", r"\n\n`\1`: ", measured)
@@ -64,7 +67,7 @@ def _is_method(name: str) -> bool:
 def rows() -> list[list[str]]:
     """The rows of every table that was made from the records."""
     made = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "results").glob("evidence-*.md"))]
-    made += TABLE.findall(README)
+    made += TABLE.findall(PAGE)
     return [line.strip("| ").split(" | ") for text in made for line in text.splitlines() if line.startswith("| ")]
 
 
@@ -89,7 +92,7 @@ def test_the_default_is_one_and_the_same_everywhere() -> None:
     with ldbench.LayerDropper(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=4, epochs=1) as dropper:
         assert type(dropper.policy) is type(get_method(DEFAULT_METHOD).policy())
         assert dropper.execution == get_method(DEFAULT_METHOD).execution
-    for text in (README, texts()["GUIDE"]):
+    for text in (README, (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8"), texts()["GUIDE"]):
         assert re.search(rf"`{re.escape(DEFAULT_METHOD)}`,? the default", text)
 
 
@@ -148,7 +151,7 @@ def _named(cell: str, method: str) -> bool:
 
 
 def test_enough_is_quoted_for_the_tests_above_to_mean_something() -> None:
-    assert all(len(list(quoted(texts()[name]))) >= 5 for name in ("README", "GUIDE"))
+    assert all(len(list(quoted(texts()[name]))) >= 5 for name in ("README", "page", "GUIDE"))
     sample = "`paced` is cheaper, 1.10x\n[1.00, 1.20] at 0.34 [0.30, 0.40].\n* `freeze` by -0.50 [-0.70, -0.30], `short` too\n\n2.00x [1.00, > 3.00]"
     assert list(quoted(sample)) == [
         ("1.10x [1.00, 1.20]", "paced"), ("0.34 [0.30, 0.40]", "paced"), ("-0.50 [-0.70, -0.30]", "freeze"), ("2.00x [1.00, > 3.00]", ""),

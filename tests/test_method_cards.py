@@ -67,7 +67,9 @@ def test_a_card_says_source_options_and_what_was_measured(path: Path) -> None:
     assert CARDS[path].startswith(f"# {path.stem}") or path.stem == "controls"
 
 
-@pytest.mark.parametrize("path", [*CARDS, INDEX, ROOT / "README.md", ROOT / "GUIDE.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*CARDS, INDEX, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name
+)
 def test_links_to_files_lead_to_files(path: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", path.read_text(encoding="utf-8"))
     assert [link for link in links if not (path.parent / link).exists()] == []

@@ -11,13 +11,15 @@ from torch import nn
 
 import ldbench
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "GUIDE.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
-def block(marker: str) -> str:
-    text = README.read_text(encoding="utf-8")
+def block(marker: str, page: Path = README) -> str:
+    text = page.read_text(encoding="utf-8")
     match = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", text, re.DOTALL)
-    assert match, f"README has no block marked {marker!r}"
+    assert match, f"{page.name} has no block marked {marker!r}"
     return match[1]
 
 
@@ -62,18 +64,22 @@ def test_the_lines_for_data_that_arrive_over_time_train_on_every_set() -> None:
         "torch": torch, "ldbench": ldbench, "model": model, "images": images, "targets": targets, "epochs": 3,
         "optimizer": torch.optim.SGD(model.parameters(), 0.05), "criterion": nn.CrossEntropyLoss(),
     }  # fmt: skip
-    exec(block("stream lines"), scope)
+    exec(block("stream lines", ROOT / "docs" / "loops.md"), scope)
     dropper = scope["dropper"]
     assert isinstance(dropper, ldbench.LayerDropper)
     assert dropper.step_count == dropper.total_steps == 3 * (2 + 3)
     assert dropper.chunk == 1
 
 
-def test_the_method_that_the_readme_registers_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert README.stat().st_size < 10_000
+
+
+def test_the_method_that_the_page_registers_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     from ldbench.policies import registry
 
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     line = re.search(r"ldbench\.register_method\(.*\)", text)
     assert line
     exec(line[0], {"ldbench": ldbench})
@@ -88,11 +94,11 @@ def test_every_public_name_exists_and_is_listed() -> None:
         ldbench.nothing_of_the_kind  # noqa: B018
 
 
-def test_suites_and_options_that_the_readme_names_exist() -> None:
+def test_suites_and_options_that_readme_and_pages_name_exist() -> None:
     from ldbench.cli.app import app
     from ldbench.experiment.files import suite_names
 
-    text = README.read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert {"quickstart", "fashion", "paper"} <= set(suite_names())
     import typer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
-DEFAULT_METHOD = "paced"  # of those that drop layers the one that was most ahead, see the README's tables
+DEFAULT_METHOD = "paced"  # of those that drop layers the one that was most ahead, see docs/evidence.md
 
 
 def is_number(value: object) -> bool:

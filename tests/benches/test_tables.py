@@ -1,4 +1,4 @@
-"""The README's tables are what the result files say."""
+"""The tables of README and pages are what the result files say."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_the_verdicts_are_told_by_group_and_overall_and_say_what_they_rest_on(tm
     assert "All 2 comparisons together" in text
     assert sorted(row.split(" | ")[0] for row in overall) == ["| freezeout", "| learn-and-drop"]
     assert all("x [" in row for row in overall)
-    assert "(results/evidence-x.md)" in text
+    assert "(../results/evidence-x.md)" in text
     figure = tables.evidence_figure(folder)
     assert figure.startswith("<?xml")
     assert all(f"vgg11_bn, {name}, scratch" in figure for name in ("fashion-mnist", "colour"))
