@@ -1,4 +1,4 @@
-"""The command line: ``ldbench run | report | verify | pack | profile | list | doctor``. Torch is imported only by what trains."""
+"""The command line: ``ldbench run | report | compare | verify | pack | profile | list | doctor``. Torch is imported only by what trains."""
 
 from __future__ import annotations
 
@@ -83,6 +83,18 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help=PLACE)],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Hold two results folders against each other, method by method and seed by seed: the second against the first."""
+    from ldbench.cli.commands import compare_command
+
+    raise typer.Exit(compare_command(first, second, as_json=json_))
+
+
+@app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help=PLACE)],
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -154,9 +166,12 @@ def list_(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from ldbench import __version__
+        from importlib import metadata
 
-        print(f"ldbench {__version__}")
+        try:
+            print(f"ldbench {metadata.version('ldbench')}")
+        except metadata.PackageNotFoundError:
+            print("ldbench, from a folder that is not installed")
         raise typer.Exit
 
 

@@ -154,6 +154,29 @@ def export_command(directory: Path, form: str, columns: str | None) -> int:
     return 0
 
 
+def compare_command(first: Path, second: Path, *, as_json: bool) -> int:
+    """Two results folders, or packed ones, side by side."""
+    from ldbench.io.checksums import plain
+    from ldbench.records.results import load_results
+    from ldbench.records.stored import stored
+    from ldbench.reporting.side_by_side import print_side_by_side, side_by_side
+
+    places = [stored(folder) for folder in (first, second)]
+    results = [load_results(place) for place in places]
+    for place, cells in zip(places, results, strict=True):
+        if cells.empty:
+            raise UserError(f"{place.path}: no finished run to compare")
+    found = side_by_side(*results)
+    if as_json:
+        print(json.dumps(plain({"lines": found.lines.to_dict(orient="records"), "notes": found.notes})))
+        return 0
+    screen = console()
+    print_side_by_side(screen, found)
+    for cells in results:
+        _print_left_out(screen, cells)
+    return 0
+
+
 def verify_command(directory: Path, *, as_json: bool) -> int:
     """Check a results folder, or a packed one. Exit code 0 when every file is whole, 1 when one is not."""
     from ldbench.records.integrity import verify

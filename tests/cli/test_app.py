@@ -170,6 +170,14 @@ def test_a_table_for_a_paper_is_all_that_is_printed_and_nothing_is_written(
     assert not (tmp_path / "results" / "report").exists()
 
 
+def test_a_folder_beside_itself_is_the_same(results: tuple[Path, str], tmp_path: Path) -> None:
+    done = ldbench("compare", results[0], results[0], "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["notes"] == []
+    assert [line["same"] for line in told["lines"]] == [line["runs"] for line in told["lines"]]
+
+
 def test_the_report_as_json_has_its_groups_first(results: tuple[Path, str], tmp_path: Path) -> None:
     shown = ldbench("report", results[0], "--json", folder=tmp_path)
     told = json.loads(shown.stdout)
@@ -243,6 +251,7 @@ def test_two_runs_agree_in_everything_but_the_volatile_fields(results: tuple[Pat
         (["report", "absent", "--format", "csv", "--json"], ["--format", "--json"]),
         (["fly"], ["fly"]),
         (["list", "model"], ["model", "models"]),
+        (["compare", "absent", "absent"], ["absent", "cells"]),
     ],
 )
 def test_wrong_input_gets_one_line_exit_code_2_and_leaves_nothing(
