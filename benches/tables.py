@@ -193,7 +193,9 @@ def paper_tables() -> dict[str, str]:
     from ldbench.records.stored import stored
     from ldbench.reporting import beside_paper as beside
 
-    told = dict.fromkeys(("paper", "paper setup", "paper stages", "paper in short"), NO_PAPER.format(PAPER))
+    told = dict.fromkeys(
+        ("paper", "paper claims", "paper setup", "paper stages", "paper in short"), NO_PAPER.format(PAPER)
+    )
     told["beyond"] = NO_PAPER.format(BEYOND)
     if files := paper_files():
         parts = [read(file) for file in files]
@@ -202,6 +204,7 @@ def paper_tables() -> dict[str, str]:
         lines, cells = paper_lines(files), pd.concat([cells for cells, _ in parts])
         costs = [table for file in files for table in beside.cost_tables(stored(file))]
         told["paper"] = "\n".join([head, "", *_markdown(beside.HEAD, beside.rows_beside(lines))])
+        told["paper claims"] = "\n".join(_markdown(beside.CLAIM_HEAD, beside.claim_rows(lines)))
         told["paper setup"] = "\n".join(_markdown(beside.SETUP_HEAD, beside.setup_rows(cells)))
         told["paper stages"] = "\n".join(_markdown(beside.STAGE_HEAD, beside.stage_rows(costs)))
         own = lines[(lines["method"] == "learn-and-drop") | (lines["verdict"] == "control")]

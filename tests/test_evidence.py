@@ -145,6 +145,22 @@ def test_every_figure_of_the_page_on_augmentation_is_in_a_line_of_its_network() 
     assert quotes >= 5
 
 
+def test_every_figure_of_the_page_beside_the_paper_is_in_a_line_of_its_network() -> None:
+    """The network is the last one named before it in its paragraph, in backticks as in the tables."""
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for text in TABLE.findall(page) for line in text.splitlines()]
+    wrong, quotes = [], 0
+    for paragraph in re.split(r"\n\s*\n|\n(?=\* )", TABLE.sub("", page)):
+        flat = " ".join(paragraph.split())
+        for match in re.finditer(r"[+-]?\d+\.\d+x? \[[^\]]+\]", flat):
+            named = re.findall(r"`((?:vgg|resnet|convnext|efficientnet|timm:)[\w:]*)`", flat[: match.start()])
+            quotes += 1
+            if not any(named[-1:] == row[:1] and match[0] in row for row in lines):
+                wrong.append((named[-1:], match[0]))
+    assert wrong == []
+    assert quotes >= 5
+
+
 def _named(cell: str, method: str) -> bool:
     """Whether a cell of a table names a method, its options aside, or the other execution of one."""
     return cell.partition(" ")[0] in (method, f"{method}+store", f"{method}+freeze")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.report_records import make_record, write_cell, write_grid
+from support.report_records import costs, make_record, write_cell, write_grid
 
 from ldbench.io.checksums import write_sealed
 from ldbench.records.results import load_results
@@ -14,11 +14,13 @@ from ldbench.records.stored import stored
 from ldbench.reporting.beside_paper import (
     ARCHITECTURES,
     BEYOND_HEAD,
+    CLAIM_HEAD,
     FORWARD,
     HEAD,
     SETUP_HEAD,
     SHORT_HEAD,
     beyond_rows,
+    claim_rows,
     cost_tables,
     depth,
     depth_panels,
@@ -86,6 +88,30 @@ def test_every_architecture_of_the_paper_has_its_lines_in_order_and_no_other_has
     assert found[HEAD[9]] == f"{less:+.2f}"
     short = [dict(zip(SHORT_HEAD, row, strict=True)) for row in short_rows(lines)]
     assert [row["forward FLOPs - %"] for row in short if row["rule"] == "learn-and-drop"] == ["40.0"] * 4
+
+
+def test_each_claim_of_the_abstract_is_counted_over_the_architectures(tmp_path: Path) -> None:
+    for model, share in (("vgg11", 0.8), ("vgg13_bn", 0.45), ("vgg19_bn", 0.3), ("resnet152", 0.2)):
+        for seed in range(3):
+            write_cell(tmp_path, make_record("full", seed, model=model) | {"train_seconds": 100.0})
+            write_cell(tmp_path, make_record("short", seed, budget=0.2, model=model))
+            record = make_record("learn-and-drop", seed, model=model) | costs(share)
+            write_cell(tmp_path, record | {"train_seconds": 100 * share + seed})
+    lines = tabulate(load_results(tmp_path)).lines
+    rows = [dict(zip(CLAIM_HEAD, row, strict=True)) for row in claim_rows(lines)]
+    assert {(row["data set"], row["rule"]) for row in rows} == {("fashion-mnist", "learn-and-drop")}
+    halved, ends, deeper, lost, less = (row["here"] for row in rows)
+    assert halved == "on 3 of 4 architectures, surely on 3"
+    assert ends == "vgg11 20.0 %, resnet152 80.0 %"
+    assert deeper == "VGG with BatchNorm 55.0, 70.0 %"
+    means = lines[lines["label"] == "learn-and-drop"].set_index("model")
+    bounds = means.index.map(lambda model: -3.2 if "resnet" in model else -2.38)
+    within, sure = ((means[f"difference_to_full_points_{end}"] > bounds).sum() for end in ("mean", "low"))
+    assert lost == f"on {within} of 4 architectures, surely on {sure}"
+    assert within > 0
+    ahead = (means["difference_at_equal_flops_points_low"] > 0).sum()
+    behind = (means["difference_at_equal_flops_points_high"] < 0).sum()
+    assert less == f"surely on {ahead} of 4 architectures, surely worse on {behind}"
 
 
 def test_other_networks_have_their_lines_without_the_paper(grid: Path) -> None:
