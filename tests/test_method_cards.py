@@ -67,9 +67,18 @@ def test_a_card_says_source_options_and_what_was_measured(path: Path) -> None:
     assert CARDS[path].startswith(f"# {path.stem}") or path.stem == "controls"
 
 
-@pytest.mark.parametrize(
-    "path", [*CARDS, INDEX, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name
-)
-def test_links_to_files_lead_to_files(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+PAGES = [*CARDS, INDEX, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def headings(page: Path) -> set[str]:
+    """The names that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]*)(?:#([\w-]+))?\)", path.read_text(encoding="utf-8"))
+    assert [link for link, _ in links if not (path.parent / link).exists()] == []
+    named = [(path.parent / link if link else path, heading) for link, heading in links if heading]
+    assert [(page.name, heading) for page, heading in named if heading not in headings(page)] == []

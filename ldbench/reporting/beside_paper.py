@@ -42,8 +42,8 @@ SHORT_HEAD = (
     "training less at the same FLOPs, points to full",
 )  # fmt: skip
 SETUP_HEAD = (
-    "architecture", "weight layers", "stages", "width", "pixels", "stem", "forward MFLOPs per image", "images", "epochs",
-    "learning rates",
+    "architecture", "weight layers", "stages", "width", "pixels", "stem", "dropout", "forward MFLOPs per image", "images",
+    "epochs", "learning rates",
 )  # fmt: skip
 CLAIM_HEAD = ("data set", "rule", "what its abstract claims", "here")
 STAGE_HEAD = ("architecture", "stage", "FLOPs of a step, %", "time of a step, %", "times slower than the mean stage")
@@ -227,7 +227,14 @@ def setup_rows(cells: pd.DataFrame) -> list[list[str]]:
         mega = {f"{value / 1e6:.1f}" for value in images if math.isfinite(value)}
         rates = {text for text in map(_rate, some["tuned"], settings) if text}
         texts = [model, str(depth(model)), _all(some["stage_count"]), _all(some["width"]), _all(some["image_size"])]
-        texts += [_all(some["stem"]), ", ".join(sorted(mega)), _all(some["train_size"]), _all(full["epochs"])]
+        dropout = pd.Series([setting.get("dropout", "the network's own") for setting in settings])
+        texts += [
+            _all(some["stem"]),
+            _all(dropout),
+            ", ".join(sorted(mega)),
+            _all(some["train_size"]),
+            _all(full["epochs"]),
+        ]
         found.append([*texts, ", ".join(sorted(rates, key=float))])
     return found
 

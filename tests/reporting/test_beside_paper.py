@@ -128,9 +128,16 @@ def test_how_they_were_trained_is_told_once_for_each(grid: Path) -> None:
     assert [row["architecture"] for row in rows] == ["vgg11", "vgg11_bn", "resnet18", "resnet152"]
     images = 1200 * 128
     assert rows[0]["forward MFLOPs per image"] == f"{1e13 / images / 1e6:.1f}"
-    assert [rows[0][name] for name in ("width", "pixels", "stem", "images", "epochs", "learning rates")] == [
-        "0.5", "32", "3x3 stride 1", "12800", "12", "0.1",
+    assert [rows[0][name] for name in ("width", "pixels", "stem", "dropout", "images", "epochs", "learning rates")] == [
+        "0.5", "32", "3x3 stride 1", "the network's own", "12800", "12", "0.1",
     ]  # fmt: skip
+
+
+def test_dropout_that_was_set_is_told(tmp_path: Path) -> None:
+    for model, dropout in (("vgg11", 0.0), ("vgg13", 0.25)):
+        write_cell(tmp_path, make_record("full", 0, model=model), dropout=dropout)
+    rows = [dict(zip(SETUP_HEAD, row, strict=True)) for row in setup_rows(load_results(tmp_path))]
+    assert [row["dropout"] for row in rows] == ["0", "0.25"]
 
 
 def test_a_stage_that_takes_more_of_the_time_than_of_the_flops_is_named() -> None:
