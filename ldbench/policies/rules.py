@@ -8,7 +8,7 @@ Rules of other papers are in ``ldbench.policies.baselines`` and ``ldbench.polici
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +35,14 @@ def pace_at_depth(pace: float, pace_depth: int, stages: int) -> float:
     return pace * max(1.0, stages / pace_depth)
 
 
+def hold_at_depth(hold: float, pace_depth: int, stages: int) -> float:
+    """Share of the run that a stage of a network of ``stages`` stages may go on after its time by the pace: without end up to
+    ``pace_depth`` stages, then ``hold`` x ``pace_depth`` over the stages beyond, so that the more stages there are, the shorter a single one
+    can hold back all that are behind it.
+    """
+    return hold * pace_depth / (stages - pace_depth) if stages > pace_depth else math.inf
+
+
 def check_pace(method: str, pace: Any, pace_depth: Any) -> None:
     """Raises ``UserError`` unless both can be what they are called."""
     if not is_number(pace) or not 0 <= pace <= 1e6:
@@ -54,7 +62,8 @@ class LearnAndDrop(NeverDrop):
     ``patience`` calm checks in a row. Only a prefix of stopped stages may leave, none before ``earliest`` of the run,
     and after a share p of the run at most ``pace`` x p of all stages, of networks of more than ``pace_depth`` stages in
     proportion more (``pace_at_depth``): scores of neighbouring stages fall together, and what leaves all at once leaves
-    too early. Where data arrive in chunks they leave when the chunk is over, or at once
+    too early. In these deeper networks a stage that isn't calm leaves all the same ``hold_at_depth(hold, ...)`` after its time by the pace: a
+    prefix has to be calm from end to end, so that the more stages there are, the likelier one of them holds back all others. Where data arrive in chunks they leave when the chunk is over, or at once
     without ``waits``.
     """
 
@@ -68,6 +77,7 @@ class LearnAndDrop(NeverDrop):
         pace: float = 1.5,
         waits: bool = True,
         pace_depth: int = PACE_DEPTH,
+        hold: float = 0.2,
     ) -> None:
         if (
             not all(map(is_number, (remaining, patience, earliest)))
@@ -81,6 +91,9 @@ class LearnAndDrop(NeverDrop):
             )
         check_pace("learn-and-drop", pace, pace_depth)
         check_flag("learn-and-drop", waits=waits)
+        if not is_number(hold) or not 0 <= hold <= 1e6:
+            raise UserError(f"learn-and-drop: hold is a number from 0 up, not {shown(hold)}")
+        self.hold = hold
         self.remaining, self.patience, self.earliest, self.pace = remaining, patience, earliest, pace
         self.pace_depth = pace_depth
         self.waits = waits
@@ -97,7 +110,17 @@ class LearnAndDrop(NeverDrop):
                 continue
             self.peak[stage] = max(self.peak[stage], now)
             self.calm[stage] = self.calm[stage] + 1 if now <= self.remaining * self.peak[stage] else 0
-        return resting_prefix(seen, self.earliest, self._calm, self._most(seen))
+        return resting_prefix(seen, self.earliest, self._leaves(seen), self._most(seen))
+
+    def _leaves(self, seen: Observation) -> Callable[[int], bool]:
+        """Of a stage whether it is calm, or has been held back long enough."""
+        return lambda stage: self._calm(stage) or seen.progress >= self._latest(stage, seen.stages)
+
+    def _latest(self, stage: int, stages: int) -> float:
+        """The share of the run after which a stage (from 0) leaves, calm or not."""
+        pace = pace_at_depth(self.pace, self.pace_depth, stages)
+        due = max(self.earliest, (stage + 1) / stages / pace) if pace else math.inf
+        return due + hold_at_depth(self.hold, self.pace_depth, stages)
 
     def _calm(self, stage: int) -> bool:
         return self.calm[stage] >= self.patience
@@ -110,8 +133,8 @@ class LearnAndDrop(NeverDrop):
         return why_not_gone(
             seen,
             self.earliest,
-            self._calm,
-            lambda stage: self._lively(stage, useful[stage]),
+            self._leaves(seen),
+            lambda stage: self._lively(stage, useful[stage]) + self._at_the_latest(stage, seen.stages),
             resting="calm",
             most=most,
             limit=f"at most {most} of {seen.stages} stages may be gone after {now} of the run "
@@ -129,6 +152,10 @@ class LearnAndDrop(NeverDrop):
         share = now / self.peak[stage] if self.peak[stage] else 0.0
         said = f"useful change at {share:.3g} of its peak; stops at {self.remaining:g} or less"
         return said + in_a_row(self.patience, self.calm[stage])
+
+    def _at_the_latest(self, stage: int, stages: int) -> str:
+        latest = self._latest(stage, stages)
+        return f"; leaves after {percent(latest)} of the run at the latest" if latest < 1 and stage < stages - 1 else ""
 
     def state_dict(self) -> dict[str, Any]:
         return {"peak": list(self.peak), "calm": list(self.calm)}

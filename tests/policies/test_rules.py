@@ -14,7 +14,7 @@ from ldbench.policies import registry
 from ldbench.policies.base import NeverDrop, Observation, Policy
 from ldbench.policies.baselines import FreezeOut
 from ldbench.policies.registry import Method, build_policy, get_method, register_method
-from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay
+from ldbench.policies.rules import FixedSchedule, LearnAndDrop, Paced, Replay, hold_at_depth
 
 
 def seen(
@@ -89,6 +89,24 @@ def test_of_a_deep_network_stages_leave_in_proportion_faster() -> None:
     for wrong in (0, 1.5, True):
         with pytest.raises(UserError, match="pace_depth is a whole number from 1 up"):
             Paced(pace_depth=wrong)  # type: ignore[arg-type]
+
+
+def test_in_a_deep_network_no_stage_holds_back_the_others_for_long() -> None:
+    # 22 stages, none of them ever calm: due after a fifth of the run and (s + 1) / 22 / 3, and held 0.2 x 11 / 11 of the run beyond that.
+    policy, gone = LearnAndDrop(), [0]
+    for step in range(1, 101):
+        gone.append(policy.stopped(seen(step, [1.0] * 22, [1.0] * 22, dropped=gone[-1])))
+    for step, cut in enumerate(gone):
+        due = [stage for stage in range(21) if step / 100 >= max(0.2, (stage + 1) / 66) + 0.2]
+        assert cut == len(due), step
+    assert "; leaves after 40 % of the run at the latest" in policy.why(seen(30, [1.0] * 22, [1.0] * 22))[3]
+    for stages, hold in ((11, 0.2), (22, 1e6)):  # as deep as the pace was chosen for, or held without end
+        kept = LearnAndDrop(hold=hold)
+        assert all(kept.stopped(seen(step, [1.0] * stages, [1.0] * stages)) == 0 for step in range(1, 101))
+        assert "at the latest" not in " ".join(kept.why(seen(30, [1.0] * stages, [1.0] * stages)))
+    assert [hold_at_depth(0.2, 11, stages) for stages in (10, 11, 52)] == [math.inf, math.inf, pytest.approx(2.2 / 41)]
+    with pytest.raises(UserError, match="hold is a number from 0 up"):
+        LearnAndDrop(hold=-0.1)
 
 
 @given(pace=st.floats(0.0, 20.0), earliest=st.floats(0.0, 1.0), stages=st.integers(2, 60), total=st.integers(1, 500))

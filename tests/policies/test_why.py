@@ -25,6 +25,7 @@ RULES: dict[str, Callable[[], NeverDrop]] = {
     "full": NeverDrop,
     "depth": StochasticDepth,
     "learn-and-drop": lambda: LearnAndDrop(patience=1),
+    "learn-and-drop, deep": lambda: LearnAndDrop(patience=1, pace_depth=2),
     "learn-and-drop, slow": lambda: LearnAndDrop(earliest=0.0, pace=0.5),
     "schedule": FixedSchedule,
     "schedule with a gap": lambda: FixedSchedule([(0.4, 2)]),
