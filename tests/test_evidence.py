@@ -161,6 +161,17 @@ def test_every_figure_of_the_page_beside_the_paper_is_in_a_line_of_its_network()
     assert quotes >= 5
 
 
+def test_what_page_and_readme_count_beside_the_paper_is_what_the_table_counts() -> None:
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    counts = [line for line in page.splitlines() if line.startswith("| cifar10-jpeg | learn-and-drop | ")]
+    assert any("halved | on 13 of 13 architectures, surely on 12 |" in line for line in counts)
+    assert any("same FLOPs | surely on 8 of 13 architectures, surely worse on 0 |" in line for line in counts)
+    assert any("lower | on 2 of 13 architectures, surely on 1 |" in line for line in counts)
+    said = [" ".join(text.split()) for text in (page, README)]
+    assert all("surely better" in text and "on eight of thirteen" in text for text in said)
+    assert "more than halved on all thirteen**, surely on twelve" in said[0]
+
+
 def _named(cell: str, method: str) -> bool:
     """Whether a cell of a table names a method, its options aside, or the other execution of one."""
     return cell.partition(" ")[0] in (method, f"{method}+store", f"{method}+freeze")
