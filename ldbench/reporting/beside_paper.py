@@ -329,7 +329,9 @@ def beside_paper(cells: pd.DataFrame, lines: pd.DataFrame, tables: Sequence[Mapp
         tag("h2", "Beside the Learn&Drop paper"),
         tag("p", WHAT_DIFFERS),
         table(HEAD, [("open", row) for row in rows_beside(lines)]),
-        picture([depth_picture(lines)], "forward FLOPs saved against depth", caption, "wide"),
+        picture([depth_picture(lines)], "forward FLOPs saved against depth", caption, "wide")
+        if depth_panels(lines)
+        else "",
         tag("h3", "What of its claims holds here"),
         table(CLAIM_HEAD, [("open", row) for row in claim_rows(lines)]),
         tag("h3", "How they were trained"),

@@ -206,7 +206,12 @@ def lowest_shown(panels: Mapping[str, Mapping[str, Sequence[Saving]]]) -> float:
 def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: Mapping[int, float], title: str) -> str:
     """What is saved against depth: a panel for each data set, in it a line for each label, and ``claims`` (layers -> percent)."""
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-    told, width, height, below = "claimed by the paper", 4.4, 2.6, 0.55 + 0.19 * (len(labels) // 3 + 2)
+    told, width, height, below = (
+        "claimed by the paper",
+        4.4,
+        2.6,
+        0.6 + 0.19 * math.ceil((len(labels) + 1) / len(panels)),
+    )
     with rc_context(STYLE):
         figure = Figure(figsize=(width * len(panels), height + below + 0.35))
         whole, styles, shown = figure.get_figheight(), _styles(labels), dict[str, Any]()
@@ -233,13 +238,25 @@ def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: M
             axes.plot(list(claims), list(claims.values()), "*", ms=11, mfc="none", mec="black", label=told)
             layers = sorted({point.layers for points in curves.values() for point in points} | set(claims))
             axes.set_xscale("log")
-            axes.set_xticks(layers, [str(number) for number in layers], rotation=45, fontsize=7.5)
+            axes.set_xticks(layers, _apart(layers), rotation=45, fontsize=7.5)
             axes.minorticks_off()
             axes.set(xlabel="weight layers", ylim=(lowest, 100))
             axes.set_title(plain(f"{title}, {name}"), loc="left")
             shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=2 * len(panels), handlelength=1.6)
+        figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=len(panels), handlelength=1.6)
         return render(figure)
+
+
+def _apart(layers: Sequence[int]) -> list[str]:
+    """Labels of a logarithmic axis; neighbours too near for two share the first one's."""
+    labels: list[str] = []
+    for place, number in enumerate(layers):
+        near = place > 0 and number < 1.1 * layers[place - 1]
+        labels.append("" if near else str(number))
+        if near:
+            first = max(at for at in range(place) if labels[at])
+            labels[first] += f", {number}"
+    return labels
 
 
 def score_figure(title: str, names: Sequence[str], steps: Sequence[int], scores: Scores, *, logarithmic: bool) -> str:

@@ -32,7 +32,7 @@ from ldbench.reporting.beside_paper import (
     short_rows,
     stage_rows,
 )
-from ldbench.reporting.plots import Saving, lowest_shown
+from ldbench.reporting.plots import Saving, _apart, lowest_shown
 from ldbench.reporting.report import write_report
 from ldbench.reporting.summary import tabulate
 
@@ -236,6 +236,20 @@ def test_a_rule_all_of_whose_runs_failed_keeps_its_line(tmp_path: Path) -> None:
     assert [row[3] for row in beyond_rows(lines) if row[2] == "learn-and-drop"] == ["0, 2 failed"]
     assert list(depth_panels(lines)["fashion-mnist"]) == ["VGG, freeze"]
     assert SECTION in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_where_every_rule_failed_there_is_a_table_and_no_picture(tmp_path: Path) -> None:
+    for model in ("vgg11", "vgg13"):
+        write_cell(tmp_path, make_record("full", 0, model=model))
+        write_cell(tmp_path, make_record("learn-and-drop", 0, model=model, status="failed", error="out of memory"))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert SECTION in page
+    assert "forward FLOPs saved against depth" not in page
+
+
+def test_depths_too_near_for_two_labels_share_one() -> None:
+    assert _apart([11, 13, 16, 18, 19, 34, 152]) == ["11", "13", "16", "18, 19", "", "34", "152"]
+    assert _apart([100, 105, 110]) == ["100, 105, 110", "", ""]
 
 
 def test_a_rule_that_costs_more_than_it_saves_is_drawn() -> None:
