@@ -139,23 +139,17 @@ def export(cells: pd.DataFrame, lines: pd.DataFrame, form: str, names: Sequence[
 
 def protocol(cells: pd.DataFrame, lines: pd.DataFrame) -> str:
     """What the figures of a table are, in the sentences that a paper needs beside it."""
-    counts = sorted({int(row) for row in lines["runs"]} - {0})
-    seeds = (
-        "no finished run"
-        if not counts
-        else f"{counts[0]} seeds"
-        if len(counts) == 1
-        else f"{counts[0]} to {counts[-1]} seeds"
-    )
-    if counts == [1]:
-        seeds = "one seed, without intervals"
+    counts = sorted({int(row) for row in lines["runs"]} - {0}) or [0]
+    several = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
+    over = f"Mean and 95 % confidence interval (Student's t) over {several} seeds"
+    seeds = over if counts[-1] > 1 else "One seed, without intervals" if counts[-1] else "No run finished"
     images = sorted({int(some) for some in cells["test_images"].dropna() if some})
     tested = f"; accuracy on {' or '.join(f'{some:,}' for some in images)} test images" if images else ""
     where = _told(cells, "environment_gpu") or _told(cells, "environment_cpu") or ["hardware not recorded"]
     versions = [f"torch {', '.join(found)}" for found in [_told(cells, "environment_torch")] if found]
     streamed = ", in streams the mean over the chunks" if bool(lines["streamed"].any()) else ""
     return (
-        f"Mean and 95 % confidence interval (Student's t) over {seeds}{tested}{streamed}. Points: percentage points of accuracy, "
+        f"{seeds}{tested}{streamed}. Points: percentage points of accuracy, "
         "paired by seed. Times cheaper: what shortened training costs to reach the rule's accuracy over what the rule costs. "
         "FLOPs: two per multiply-add, those of building the activation store included; time: training with all that the rule "
         f"costs. Measured with ldbench on {'; '.join(where)}, {', '.join(versions) or 'versions not recorded'}."

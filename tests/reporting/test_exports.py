@@ -89,11 +89,19 @@ def test_numbers_with_a_sign_are_set_as_numbers() -> None:
 
 def test_what_a_paper_has_to_say_is_said(grid: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
     told = protocol(*grid)
-    assert "over 3 to 5 seeds; accuracy on 2,000 test images." in told
+    assert "interval (Student's t) over 3 to 5 seeds; accuracy on 2,000 test images." in told
     assert f"torch {ENVIRONMENT['torch']}" in told
     write_cell(tmp_path, make_record("full", 0))
     cells = load_results(tmp_path)
-    assert "over one seed, without intervals" in protocol(cells, summarize(cells))
+    assert protocol(cells, summarize(cells)).startswith("One seed, without intervals; accuracy on 2,000 test images. ")
+
+
+def test_where_no_run_finished_the_table_says_so(tmp_path: Path) -> None:
+    write_cell(tmp_path, make_record("full", 0, status="failed", error="out of memory"))
+    cells = load_results(tmp_path)
+    text = export(cells, summarize(cells), "markdown")
+    assert "| full | 0, 1 failed |" in text
+    assert "\nNo run finished" in text
 
 
 def test_columns_are_asked_for_by_name() -> None:
