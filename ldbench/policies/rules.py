@@ -35,6 +35,11 @@ def pace_at_depth(pace: float, pace_depth: int, stages: int) -> float:
     return pace * max(1.0, stages / pace_depth)
 
 
+def due_at(stage: int, stages: int, pace: float, earliest: float) -> float:
+    """The share of the run after which a pace lets a stage (from 0) go; infinite at a pace of 0."""
+    return max(earliest, (stage + 1) / stages / pace) if pace else math.inf
+
+
 def hold_at_depth(hold: float, pace_depth: int, stages: int) -> float:
     """Share of the run that a stage of a network of ``stages`` stages may go on after its time by the pace: without end up to
     ``pace_depth`` stages, then ``hold`` x ``pace_depth`` over the stages beyond, so that the more stages there are, the shorter a single one
@@ -119,8 +124,7 @@ class LearnAndDrop(NeverDrop):
     def _latest(self, stage: int, stages: int) -> float:
         """The share of the run after which a stage (from 0) leaves, calm or not."""
         pace = pace_at_depth(self.pace, self.pace_depth, stages)
-        due = max(self.earliest, (stage + 1) / stages / pace) if pace else math.inf
-        return due + hold_at_depth(self.hold, self.pace_depth, stages)
+        return due_at(stage, stages, pace, self.earliest) + hold_at_depth(self.hold, self.pace_depth, stages)
 
     def _calm(self, stage: int) -> bool:
         return self.calm[stage] >= self.patience
@@ -196,7 +200,7 @@ class Paced(NeverDrop):
 
     def leaves(self, stage: int, stages: int) -> float:
         """The share of the run after which a stage (from 0) of so many is gone; infinite where it stays to the end."""
-        at = max(self.earliest, (stage + 1) / stages / self.pace_of(stages)) if self.pace else math.inf
+        at = due_at(stage, stages, self.pace_of(stages), self.earliest)
         return at if at <= 1 and stage < stages - 1 else math.inf
 
     def why(self, seen: Observation) -> list[str]:

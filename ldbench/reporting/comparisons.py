@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ldbench.errors import clean
 from ldbench.policies.registry import shortened_methods
 
 BETWEEN = " | "  # separates the warnings of a comparison
@@ -80,12 +81,22 @@ def variant_order(name: Variant) -> tuple[int, str, float, str]:
     return first.index(name[0]) if name[0] in first else len(first), *name
 
 
+def machine(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The hardware that a run was timed on."""
+    return tuple(str(record.get(f"environment_{key}")) for key in HARDWARE)
+
+
+def values_seen(cells: pd.DataFrame, column: str) -> list[str]:
+    """What stands in a column of the runs, each value once, harmless to print."""
+    return sorted({clean(value) for value in cells[column].dropna()} - {""}) if column in cells else []
+
+
 def mixed_seeds(records: Sequence[Record]) -> set[int]:
     """Seeds whose runs were not all timed on the same hardware."""
     seen: dict[int, set[tuple[str, ...]]] = defaultdict(set)
     for record in records:
         if record["status"] == "finished":
-            seen[record["seed"]].add(tuple(str(record.get(f"environment_{key}")) for key in HARDWARE))
+            seen[record["seed"]].add(machine(record))
     return {seed for seed, machines in seen.items() if len(machines) > 1}
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ldbench.errors import UserError, clean, nearest, shown
 from ldbench.io.checksums import plain
-from ldbench.reporting.comparisons import Record, by_comparison, comparison_title
+from ldbench.reporting.comparisons import Record, by_comparison, comparison_title, values_seen
 from ldbench.reporting.formatting import Row, plus_minus, quantity, runs, spanned, speed_up, standing
 
 FORMATS = ("latex", "markdown", "csv", "json")
@@ -53,11 +53,8 @@ def _points(title: str, name: str) -> Exported:
 
 
 def _accuracy(row: Row) -> str:
-    return (
-        "n/a"
-        if row["synthetic"]
-        else plus_minus(row, _counted(row, "test_accuracy_percent").replace("average_test", "average"))
-    )
+    counted = "average_accuracy_percent" if row["streamed"] else "test_accuracy_percent"
+    return "n/a" if row["synthetic"] else plus_minus(row, counted)
 
 
 def _plain(title: str, name: str, digits: int) -> Exported:
@@ -145,8 +142,8 @@ def protocol(cells: pd.DataFrame, lines: pd.DataFrame) -> str:
     seeds = over if counts[-1] > 1 else "One seed, without intervals" if counts[-1] else "No run finished"
     images = sorted({int(some) for some in cells["test_images"].dropna() if some})
     tested = f"; accuracy on {' or '.join(f'{some:,}' for some in images)} test images" if images else ""
-    where = _told(cells, "environment_gpu") or _told(cells, "environment_cpu") or ["hardware not recorded"]
-    versions = [f"torch {', '.join(found)}" for found in [_told(cells, "environment_torch")] if found]
+    where = values_seen(cells, "environment_gpu") or values_seen(cells, "environment_cpu") or ["hardware not recorded"]
+    versions = [f"torch {', '.join(found)}" for found in [values_seen(cells, "environment_torch")] if found]
     streamed = ", in streams the mean over the chunks" if bool(lines["streamed"].any()) else ""
     return (
         f"{seeds}{tested}{streamed}. Points: percentage points of accuracy, "
@@ -154,10 +151,6 @@ def protocol(cells: pd.DataFrame, lines: pd.DataFrame) -> str:
         "FLOPs: two per multiply-add, those of building the activation store included; time: training with all that the rule "
         f"costs. Measured with ldbench on {'; '.join(where)}, {', '.join(versions) or 'versions not recorded'}."
     )
-
-
-def _told(cells: pd.DataFrame, column: str) -> list[str]:
-    return sorted(set(cells[column].dropna().map(clean)) - {""}) if column in cells else []
 
 
 def _texts(row: Record, names: Sequence[str]) -> list[str]:

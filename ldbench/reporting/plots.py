@@ -206,12 +206,8 @@ def lowest_shown(panels: Mapping[str, Mapping[str, Sequence[Saving]]]) -> float:
 def depth_figure(panels: Mapping[str, Mapping[str, Sequence[Saving]]], claims: Mapping[int, float], title: str) -> str:
     """What is saved against depth: a panel for each data set, in it a line for each label, and ``claims`` (layers -> percent)."""
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-    told, width, height, below = (
-        "claimed by the paper",
-        4.4,
-        2.6,
-        0.6 + 0.19 * math.ceil((len(labels) + 1) / len(panels)),
-    )
+    told, width, height = "claimed by the paper", 4.4, 2.6
+    below = 0.6 + 0.19 * math.ceil((len(labels) + 1) / len(panels))
     with rc_context(STYLE):
         figure = Figure(figsize=(width * len(panels), height + below + 0.35))
         whole, styles, shown = figure.get_figheight(), _styles(labels), dict[str, Any]()

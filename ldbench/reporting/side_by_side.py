@@ -21,9 +21,11 @@ from ldbench.reporting.comparisons import (
     SOFTWARE,
     Record,
     Variant,
+    machine,
     method_labels,
     records_of,
     total_flops,
+    values_seen,
     variant,
     variant_order,
 )
@@ -150,7 +152,7 @@ def _row(ours: Seeds, theirs: Seeds) -> Record:
     row |= columns("accuracy_difference_points", points)
     flops = ({seed: total_flops(runs[seed]) for seed in shared} for runs in (theirs, ours))
     row |= columns("flops_ratio", paired_ratio(*flops))
-    moved = any(_machine(a) != _machine(b) for a, b in zip(one, other, strict=True))
+    moved = any(machine(a) != machine(b) for a, b in zip(one, other, strict=True))
     for name, field in (("time_ratio", "train_seconds"), ("energy_ratio", "energy_joules")):
         ratio = paired_ratio(_values(theirs, shared, field), _values(ours, shared, field))
         row |= columns(name, ELSEWHERE if moved else ratio if ratio.n else UNMETERED)
@@ -164,24 +166,16 @@ def _values(runs: Seeds, seeds: Iterable[int], name: str) -> dict[int, float]:
     return {seed: float(runs[seed][name]) for seed in seeds if math.isfinite(runs[seed][name])}
 
 
-def _machine(record: Record) -> tuple[str, ...]:
-    return tuple(str(record.get(f"environment_{key}")) for key in HARDWARE)
-
-
 def _differing(kind: str, keys: Iterable[str], first: pd.DataFrame, second: pd.DataFrame) -> Iterator[str]:
     """One note that names what of the environment differs between the folders."""
     said = []
     for key in keys:
-        ours, theirs = (_seen(cells, f"environment_{key}") for cells in (first, second))
+        ours, theirs = (values_seen(cells, f"environment_{key}") for cells in (first, second))
         if ours != theirs:
             said.append(f"{key} {' and '.join(ours) or 'none'} -> {' and '.join(theirs) or 'none'}")
     if said:
         cure = "; times and energy are not compared" if kind == "hardware" else ""
         yield f"other {kind}: {'; '.join(said)}{cure}"
-
-
-def _seen(cells: pd.DataFrame, column: str) -> list[str]:
-    return sorted({clean(value) for value in cells[column].dropna()}) if column in cells else []
 
 
 def print_side_by_side(screen: Console, found: SideBySide) -> None:
